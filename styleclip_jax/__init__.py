@@ -1,0 +1,40 @@
+"""Text-driven editing of StyleGAN2 images in JAX."""
+
+from styleclip_jax import models
+from styleclip_jax.checkpoints import (
+    load_arcface,
+    load_clip,
+    load_generator,
+    load_mapper,
+    save_model,
+)
+from styleclip_jax.errors import InputError
+from styleclip_jax.losses import clip_loss, id_loss
+from styleclip_jax.mapper_training import (
+    MapperTrainConfig,
+    apply_mapper,
+    init_mapper_state,
+    make_mapper_train_step,
+)
+from styleclip_jax.optimization import EditResult, OptimizeConfig, edit_latents
+from styleclip_jax.text import load_tokenizer
+
+__all__ = [
+    "EditResult",
+    "InputError",
+    "MapperTrainConfig",
+    "OptimizeConfig",
+    "apply_mapper",
+    "clip_loss",
+    "edit_latents",
+    "id_loss",
+    "init_mapper_state",
+    "load_arcface",
+    "load_clip",
+    "load_generator",
+    "load_mapper",
+    "load_tokenizer",
+    "make_mapper_train_step",
+    "models",
+    "save_model",
+]

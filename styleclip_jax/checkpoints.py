@@ -1,0 +1,276 @@
+"""A model <-> a directory: ``config.json``, Orbax ``parameters/`` and, for CLIP, ``tokenizer/``.
+
+Paths may be local or on any file system that Orbax writes to, such as ``gs://``.
+"""
+
+import dataclasses
+import importlib.resources
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from jax.typing import DTypeLike
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
+from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.mapper import (
+    FullStyleSpaceMapper,
+    LevelsMapper,
+    MapperConfig,
+    SingleMapper,
+    WithoutToRGBStyleSpaceMapper,
+)
+from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
+
+AVATARS = epath.Path(str(importlib.resources.files("styleclip_jax") / "pretrained" / "avatars"))
+
+CONFIG_FILE = "config.json"
+PARAMETERS = "parameters"
+TOKENIZER = "tokenizer"
+MAPPER = "mapper"
+
+AnyModule = TypeVar("AnyModule", bound=nnx.Module)
+Mapper = LevelsMapper | SingleMapper | FullStyleSpaceMapper | WithoutToRGBStyleSpaceMapper
+
+_MAPPERS = (LevelsMapper, SingleMapper, FullStyleSpaceMapper, WithoutToRGBStyleSpaceMapper)
+_CONFIGS = {Generator: GeneratorConfig, CLIP: CLIPConfig, ArcFace: ArcFaceConfig} | {
+    mapper: MapperConfig for mapper in _MAPPERS
+}
+
+
+def flatten(model: nnx.Module) -> dict[str, jax.Array]:
+    """The model's arrays by dotted path, for example ``synthesis.convs.3.kernel``."""
+    return {
+        ".".join(map(str, path)): variable[...]
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+    }
+
+
+def build(
+    model_class: Callable[..., AnyModule],
+    config,
+    arrays: Callable[[dict[str, jax.ShapeDtypeStruct]], Mapping[str, Any]],
+    dtype: DTypeLike = jnp.float32,
+) -> AnyModule:
+    """A model whose arrays come from elsewhere; no initializer is run.
+
+    Args:
+        model_class: For example ``Generator``.
+        config: Its architecture.
+        arrays: Gets shape and dtype of every array by dotted path, returns the arrays.
+        dtype: Arithmetic of the model.
+    """
+    model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=dtype))
+    graph, state = nnx.split(model)
+    variables = {".".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
+    filled = arrays({name: variable.get_value() for name, variable in variables.items()})
+    for name, variable in variables.items():
+        variable.set_value(jnp.asarray(filled[name]))
+    return nnx.merge(graph, state)
+
+
+def save_model(
+    path: epath.PathLike,
+    model: Generator | CLIP | ArcFace | Mapper,
+    tokenizer_files: Mapping[str, bytes] | None = None,
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Writes a model to a new directory that :func:`load_generator` and its siblings read.
+
+    The configuration is written last, so a directory that a crash left unfinished does not load.
+    In a program of several processes any one of them calls this.
+
+    Args:
+        path: The directory; must not exist.
+        model: Any of this package's networks.
+        tokenizer_files: Contents by name of a CLIP's ``vocab.json`` and ``merges.txt``.
+        dtype: Store the parameters in this type, for example ``float16``; None: as they are.
+
+    Raises:
+        InputError: ``path`` exists.
+    """
+    path = epath.Path(path).expanduser()
+    if path.exists():
+        raise InputError(f"{path} already exists; choose another directory or remove it first")
+    arrays = {
+        name: np.asarray(array if dtype is None else array.astype(dtype))
+        for name, array in flatten(model).items()
+    }
+    path.mkdir(parents=True)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(_absolute(path / PARAMETERS), arrays)
+    for name, content in (tokenizer_files or {}).items():
+        (path / TOKENIZER).mkdir(exist_ok=True)
+        (path / TOKENIZER / name).write_bytes(content)
+    described = {
+        "model": type(model).__name__,
+        "config": dataclasses.asdict(model.config),
+        "sizes": _file_sizes(path / PARAMETERS),
+    }
+    unfinished = path / f"{CONFIG_FILE}.unfinished"
+    unfinished.write_text(json.dumps(described, indent=2) + "\n")
+    unfinished.rename(path / CONFIG_FILE)
+
+
+def load_generator(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.float32) -> Generator:
+    """Reads a StyleGAN2 generator.
+
+    Args:
+        path: A directory written by :func:`save_model` or by ``python -m ckpt_convert stylegan2``.
+            None: the avatars generator that ships with the package.
+        dtype: Arithmetic of the convolutions, float32 or bfloat16.
+
+    Raises:
+        InputError: There is no such checkpoint, it is damaged, or holds another kind of model.
+    """
+    return _load(path or AVATARS / "generator", (Generator,), dtype)
+
+
+def load_clip(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.float32) -> CLIP:
+    """Reads a CLIP; see :func:`load_generator`. None: the avatars CLIP."""
+    return _load(path or AVATARS / "clip", (CLIP,), dtype)
+
+
+def load_arcface(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> ArcFace:
+    """Reads an ArcFace IR-SE50; see :func:`load_generator`."""
+    return _load(path, (ArcFace,), dtype)
+
+
+def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:
+    """Reads a latent mapper of any type.
+
+    Args:
+        path: A directory written by :func:`save_model`, by ``python -m ckpt_convert mapper`` or by
+            ``train_mapper.py``, or the name of an avatars' mapper that comes with the package.
+        dtype: As for :func:`load_generator`; a mapper computes in float32 all the same.
+
+    Raises:
+        InputError: There is no such mapper, it is damaged, or another kind of model.
+    """
+    return _load(_find_mapper(epath.Path(path).expanduser()), _MAPPERS, dtype)
+
+
+def _find_mapper(path: epath.Path) -> epath.Path:
+    if (path / MAPPER / CONFIG_FILE).exists():
+        return path / MAPPER
+    if path.exists():
+        return path
+    ours = AVATARS / "mappers"
+    if (ours / path).exists():
+        return ours / path
+    names = sorted(mapper.name for mapper in ours.iterdir()) if ours.exists() else []
+    raise InputError(
+        f"there is no mapper {path}; give a directory of train_mapper.py or of python -m"
+        f" ckpt_convert mapper, or a name of these: {', '.join(names) or 'none'}"
+    )
+
+
+def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) -> Any:
+    path = epath.Path(path).expanduser()
+    model_class, config, sizes = _read_config(path, expected)
+    # Orbax notices only some damages, and reports them on many lines.
+    if sizes and _file_sizes(path / PARAMETERS) != sizes:
+        raise InputError(
+            f"the parameters in {path} cannot be read: files are missing or have other sizes than"
+            " were written; copy or convert the checkpoint again"
+        )
+
+    def restore(abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = {
+            name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+            for name, a in abstract.items()
+        }
+        try:
+            with _checkpointer() as checkpointer:
+                _check_shapes(path, checkpointer, target)
+                arrays = checkpointer.restore(_absolute(path / PARAMETERS), target)
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"the parameters in {path} cannot be read: {reason}") from error
+        # Not bound to a device, so that a model goes where the other arguments of a program are.
+        return {name: np.asarray(array) for name, array in arrays.items()}
+
+    return build(model_class, config, restore, dtype)
+
+
+def _check_shapes(
+    path: epath.Path,
+    checkpointer: ocp.StandardCheckpointer,
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+) -> None:
+    metadata = checkpointer.metadata(_absolute(path / PARAMETERS)).item_metadata
+    stored = {name: array.shape for name, array in (metadata or {}).items()}
+    wrong = [name for name, array in expected.items() if stored.get(name) != array.shape]
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"the parameters in {path} cannot be read: they do not fit {CONFIG_FILE};"
+            f" {len(wrong)} have other shapes, such as {name}, {stored.get(name)} instead of"
+            f" {expected[name].shape}"
+        )
+
+
+def _file_sizes(directory: epath.Path) -> dict[str, int]:
+    """Bytes of every file below a directory by its path; nothing where there is no directory."""
+    sizes = {}
+    for entry in directory.iterdir() if directory.exists() else ():
+        if entry.is_dir():
+            sizes |= {f"{entry.name}/{name}": n for name, n in _file_sizes(entry).items()}
+        else:
+            sizes[entry.name] = entry.stat().length
+    return sizes
+
+
+def _read_config(
+    path: epath.Path, expected: tuple[type, ...]
+) -> tuple[Callable[..., nnx.Module], object, dict[str, int] | None]:
+    """Class and configuration of a checkpoint, and the sizes of its files if it tells them."""
+    names = " or ".join(model.__name__ for model in expected)
+    try:
+        described = json.loads((path / CONFIG_FILE).read_text())
+        name, fields, sizes = described["model"], described["config"], described.get("sizes")
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is no checkpoint directory: it has no {CONFIG_FILE}; official PyTorch files"
+            " are converted first, with python -m ckpt_convert"
+        ) from None
+    except NotADirectoryError:
+        raise InputError(
+            f"{path} is a file, expected a checkpoint directory; official PyTorch files are"
+            " converted first, with python -m ckpt_convert"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path / CONFIG_FILE} is damaged: it does not describe a model") from None
+    by_name = {model.__name__: model for model in _CONFIGS}
+    if by_name.get(name) not in expected:
+        raise InputError(f"{path} holds a {name}, expected a {names}")
+    model_class = by_name[name]
+    try:
+        config = _CONFIGS[model_class](**fields)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path / CONFIG_FILE} does not describe a {name}: {error}") from None
+    return model_class, config, sizes
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """One that works for this process alone and waits for no other."""
+    process = jax.process_index()
+    return ocp.StandardCheckpointer(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"process_{process}",
+        )
+    )
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    return path if "://" in str(path) else epath.Path(path).resolve()

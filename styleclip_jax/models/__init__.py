@@ -1,0 +1,26 @@
+"""The networks, and the dataclasses that describe their architectures."""
+
+from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
+from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.mapper import (
+    FullStyleSpaceMapper,
+    LevelsMapper,
+    MapperConfig,
+    SingleMapper,
+    WithoutToRGBStyleSpaceMapper,
+)
+from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
+
+__all__ = [
+    "CLIP",
+    "ArcFace",
+    "ArcFaceConfig",
+    "CLIPConfig",
+    "FullStyleSpaceMapper",
+    "Generator",
+    "GeneratorConfig",
+    "LevelsMapper",
+    "MapperConfig",
+    "SingleMapper",
+    "WithoutToRGBStyleSpaceMapper",
+]

@@ -1,0 +1,223 @@
+"""CLIP with a vision transformer (Radford et al. 2021, arXiv 2103.00020; openai/CLIP model.py)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Architecture of a :class:`CLIP`; the defaults are ViT-B/32.
+
+    Attributes:
+        image_size: Width and height of the input in pixels, a multiple of ``patch_size``.
+        patch_size: Width and height of a patch in pixels.
+        vision_width: Width of the image transformer.
+        vision_layers: Depth of the image transformer.
+        vision_heads: Attention heads of the image transformer.
+        text_width: Width of the text transformer.
+        text_layers: Depth of the text transformer.
+        text_heads: Attention heads of the text transformer.
+        embed_dim: Width of the space that images and texts share.
+        context_length: Tokens of a text, start and end tokens included.
+        vocab_size: Number of tokens; the end-of-text token is the last one.
+    """
+
+    image_size: int = 224
+    patch_size: int = 32
+    vision_width: int = 768
+    vision_layers: int = 12
+    vision_heads: int = 12
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    embed_dim: int = 512
+    context_length: int = 77
+    vocab_size: int = 49408
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+
+    @classmethod
+    def vit_b32(cls) -> "CLIPConfig":
+        """OpenAI's ViT-B/32, the one StyleCLIP was published with."""
+        return cls()
+
+    @classmethod
+    def vit_b16(cls) -> "CLIPConfig":
+        """OpenAI's ViT-B/16."""
+        return cls(patch_size=16)
+
+    @classmethod
+    def vit_l14(cls) -> "CLIPConfig":
+        """OpenAI's ViT-L/14."""
+        return cls(
+            patch_size=14,
+            vision_width=1024,
+            vision_layers=24,
+            vision_heads=16,
+            text_width=768,
+            text_heads=12,
+            embed_dim=768,
+        )
+
+    @classmethod
+    def vit_l14_336(cls) -> "CLIPConfig":
+        """OpenAI's ViT-L/14@336px."""
+        return dataclasses.replace(cls.vit_l14(), image_size=336)
+
+
+def quick_gelu(x: Array) -> Array:
+    """The sigmoid approximation of GELU that OpenAI trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, causal for texts."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.heads = heads
+        self.causal = causal
+
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        batch, length, width = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
+        y = jax.nn.dot_product_attention(
+            qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], is_causal=self.causal
+        )
+        return self.out(y.reshape(batch, length, width))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, heads, causal=causal, rngs=rngs, dtype=dtype)
+        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.mlp_in = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
+        self.mlp_out = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp_out(quick_gelu(self.mlp_in(self.norm2(x))))
+
+
+class VisionTower(nnx.Module):
+    """Vision transformer; the class token's last state is projected to the shared space."""
+
+    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        width, patch = config.vision_width, (config.patch_size, config.patch_size)
+        tokens = 1 + (config.image_size // config.patch_size) ** 2
+        self.patch_embedding = nnx.Conv(
+            3, width, patch, strides=patch, padding="VALID", use_bias=False, dtype=dtype, rngs=rngs
+        )
+        scale = width**-0.5
+        self.class_embedding = nnx.Param(scale * jax.random.normal(rngs.params(), (width,)))
+        self.position_embedding = nnx.Param(
+            scale * jax.random.normal(rngs.params(), (tokens, width))
+        )
+        self.pre_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            Block(width, config.vision_heads, causal=False, rngs=rngs, dtype=dtype)
+            for _ in range(config.vision_layers)
+        )
+        self.post_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.projection = nnx.Linear(
+            width, config.embed_dim, use_bias=False, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, pixels: Float[Array, "batch size size 3"]) -> Float[Array, "batch embed"]:
+        x = self.patch_embedding(pixels)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        first = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[-1]))
+        x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
+        x = self.pre_norm(x + self.position_embedding[...].astype(x.dtype))
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.post_norm(x[:, 0]))
+
+
+class TextTower(nnx.Module):
+    """Causal transformer; the end-of-text token's last state is projected to the shared space."""
+
+    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        width = config.text_width
+        self.token_embedding = nnx.Embed(
+            config.vocab_size,
+            width,
+            embedding_init=nnx.initializers.normal(0.02),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.position_embedding = nnx.Param(
+            0.01 * jax.random.normal(rngs.params(), (config.context_length, width))
+        )
+        self.blocks = nnx.List(
+            Block(width, config.text_heads, causal=True, rngs=rngs, dtype=dtype)
+            for _ in range(config.text_layers)
+        )
+        self.final_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.projection = nnx.Linear(
+            width, config.embed_dim, use_bias=False, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed"]:
+        x = self.token_embedding(tokens)
+        x = x + self.position_embedding[...].astype(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        # The end-of-text token has the highest id, so argmax finds its first occurrence.
+        end = jnp.argmax(tokens, axis=-1)
+        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        return self.projection(self.final_norm(x))
+
+
+class CLIP(nnx.Module):
+    """Image and text encoders into one space; parity with Hugging Face's is tested to 1e-4.
+
+    Args:
+        config: The architecture.
+        rngs: Source of the initial weights.
+        dtype: Arithmetic of the towers; parameters and returned features stay float32.
+    """
+
+    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.config = config
+        self.vision = VisionTower(config, rngs=rngs, dtype=dtype)
+        self.text = TextTower(config, rngs=rngs, dtype=dtype)
+        self.logit_scale = nnx.Param(jnp.log(1 / 0.07))
+
+    def encode_image(
+        self, pixels: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch embed"]:
+        """Embeds pictures.
+
+        Args:
+            pixels: ``config.image_size`` pictures, normalized as CLIP was trained
+                (:func:`styleclip_jax.losses.clip_pixels` does it).
+
+        Returns:
+            Features, not of unit length.
+        """
+        return self.vision(pixels).astype(jnp.float32)
+
+    def encode_text(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed"]:
+        """Embeds texts.
+
+        Args:
+            tokens: Token ids between start and end token, padded to ``config.context_length``.
+
+        Returns:
+            Features, not of unit length.
+        """
+        return self.text(tokens).astype(jnp.float32)

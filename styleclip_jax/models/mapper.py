@@ -1,0 +1,218 @@
+"""The latent mappers of StyleCLIP: networks that learn, for one text, a change of the latent code.
+
+Patashnik et al., arXiv 2103.17249, section 5; the official file is ``mapper/latent_mappers.py``.
+
+Parameter trees; every ``Network`` is ``layers[0..3].kernel (in, out)`` and ``layers[0..3].bias
+(out,)``, raw as in the official files (``mapping.1`` to ``mapping.4`` there, kernels transposed)::
+
+    LevelsMapper                    coarse: Network   medium: Network   fine: Network
+                                    (official: course_mapping, medium_mapping, fine_mapping;
+                                    None for a group that is left out)
+    SingleMapper                    network: Network                         (official: mapping)
+    FullStyleSpaceMapper            networks[c]: Network                     (official: mapper_{c})
+    WithoutToRGBStyleSpaceMapper    networks[c]: Network, None at the ToRGB entries
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.models.stylegan2 import EqualizedLinear, StyleSpace, leaky_relu
+
+LEVELS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
+
+
+@dataclasses.dataclass(frozen=True)
+class MapperConfig:
+    """Shape of the latents that a mapper changes; the defaults fit the official 1024 px generator.
+
+    Attributes:
+        w_dim: Length of a w vector.
+        num_layers: Number of w vectors in a W+ latent.
+        style_dims: Lengths of the StyleSpace entries; needed by the StyleSpace mappers alone.
+        coarse: Whether ``LevelsMapper`` changes layers 0 to 3.
+        medium: Whether ``LevelsMapper`` changes layers 4 to 7.
+        fine: Whether ``LevelsMapper`` changes layers 8 and up.
+        depth: Linear layers of each network.
+        lr_multiplier: Factor of the networks' equalized learning rate.
+    """
+
+    w_dim: int = 512
+    num_layers: int = 18
+    style_dims: Sequence[int] = ()
+    coarse: bool = True
+    medium: bool = True
+    fine: bool = True
+    depth: int = 4
+    lr_multiplier: float = 0.01
+
+    def __post_init__(self) -> None:
+        # JSON knows no tuples, and the configuration has to stay hashable.
+        object.__setattr__(self, "style_dims", tuple(self.style_dims))
+
+
+class Network(nnx.Module):
+    """Pixel norm over axis 1, then equalized linear layers with leaky ReLU."""
+
+    def __init__(self, features: int, config: MapperConfig, *, rngs: nnx.Rngs):
+        self.layers = nnx.List(
+            EqualizedLinear(features, features, lr_multiplier=config.lr_multiplier, rngs=rngs)
+            for _ in range(config.depth)
+        )
+
+    def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+        # Axis 1 of a W+ latent are its layers, not its features. The published mappers were
+        # trained that way (PixelNorm in models/stylegan2/model.py).
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=1, keepdims=True) + 1e-8)
+        for layer in self.layers:
+            x = leaky_relu(layer(x))
+        return x
+
+
+class LevelsMapper(nnx.Module):
+    """One network each for the coarse, medium and fine layers of a W+ latent.
+
+    Args:
+        config: Shape of the latents; groups left out have no parameters and a zero residual.
+        rngs: Source of the initial weights.
+        dtype: Taken because every network has it; a mapper is small and computes in float32.
+
+    Raises:
+        InputError: No group is left.
+    """
+
+    space: ClassVar[str] = "w_plus"
+
+    def __init__(self, config: MapperConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        del dtype
+        self.config = config
+
+        def network(level: str) -> Network | None:
+            used = getattr(config, level) and LEVELS[level].start < config.num_layers
+            return Network(config.w_dim, config, rngs=rngs) if used else None
+
+        self.coarse = network("coarse")
+        self.medium = network("medium")
+        self.fine = network("fine")
+        if self.coarse is self.medium is self.fine is None:
+            raise InputError(
+                f"a mapper for {config.num_layers} layers without coarse, medium and fine group "
+                "has nothing to learn; keep at least one group"
+            )
+
+    def __call__(
+        self, w_plus: Float[Array, "batch layers w_dim"]
+    ) -> Float[Array, "batch layers w_dim"]:
+        """Returns the residual, to be added to ``w_plus`` after scaling.
+
+        Raises:
+            InputError: The latents are not of the mapper's shape.
+        """
+        _check_w_plus(w_plus, self.config)
+        residuals = []
+        for name, layers in LEVELS.items():
+            network = getattr(self, name)
+            group = w_plus[:, layers]
+            residuals.append(jnp.zeros_like(group) if network is None else network(group))
+        return jnp.concatenate(residuals, axis=1)
+
+
+class SingleMapper(nnx.Module):
+    """One network for all layers of a W+ latent; arguments as for ``LevelsMapper``."""
+
+    space: ClassVar[str] = "w_plus"
+
+    def __init__(self, config: MapperConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        del dtype
+        self.config = config
+        self.network = Network(config.w_dim, config, rngs=rngs)
+
+    def __call__(
+        self, w_plus: Float[Array, "batch layers w_dim"]
+    ) -> Float[Array, "batch layers w_dim"]:
+        """Returns the residual, to be added to ``w_plus`` after scaling.
+
+        Raises:
+            InputError: The latents are not of the mapper's shape.
+        """
+        _check_w_plus(w_plus, self.config)
+        return self.network(w_plus)
+
+
+class FullStyleSpaceMapper(nnx.Module):
+    """One network for each entry of StyleSpace; arguments as for ``LevelsMapper``."""
+
+    space: ClassVar[str] = "stylespace"
+
+    def __init__(self, config: MapperConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        del dtype
+        self.config = config
+        self.networks = nnx.List(
+            [
+                Network(dim, config, rngs=rngs) if self._is_changed(c) else None
+                for c, dim in enumerate(config.style_dims)
+            ]
+        )
+
+    def _is_changed(self, entry: int) -> bool:
+        del entry
+        return True
+
+    def __call__(self, styles: StyleSpace) -> StyleSpace:
+        """Returns the residual of every StyleSpace entry, to be added after scaling.
+
+        Raises:
+            InputError: The latents are not of the mapper's shape.
+        """
+        _check_styles(styles, self.config)
+        return tuple(
+            jnp.zeros_like(style) if network is None else network(style)
+            for style, network in zip(styles, self.networks, strict=True)
+        )
+
+
+class WithoutToRGBStyleSpaceMapper(FullStyleSpaceMapper):
+    """One network for each StyleSpace entry but the ToRGB ones, whose residual is zero."""
+
+    def _is_changed(self, entry: int) -> bool:
+        # The order is: first convolution, first ToRGB, then (up, convolution, ToRGB) repeated.
+        return entry % 3 != 1
+
+
+Mapper = LevelsMapper | SingleMapper | FullStyleSpaceMapper | WithoutToRGBStyleSpaceMapper
+
+MAPPER_TYPES: dict[str, type[Mapper]] = {
+    mapper_type.__name__: mapper_type
+    for mapper_type in (
+        LevelsMapper,
+        SingleMapper,
+        FullStyleSpaceMapper,
+        WithoutToRGBStyleSpaceMapper,
+    )
+}
+
+
+def _check_w_plus(latents: Array, config: MapperConfig) -> None:
+    expected = (config.num_layers, config.w_dim)
+    if latents.ndim != 3 or latents.shape[1:] != expected:
+        raise InputError(
+            f"this mapper was made for latents of shape (batch, {expected[0]}, {expected[1]}),"
+            f" these have {latents.shape}; use the generator that the mapper was trained with"
+        )
+
+
+def _check_styles(latents: StyleSpace, config: MapperConfig) -> None:
+    widths = tuple(style.shape[-1] for style in latents)
+    if widths != config.style_dims:
+        raise InputError(
+            f"this mapper was made for {len(config.style_dims)} StyleSpace arrays of widths"
+            f" {config.style_dims}, these are {len(widths)} of {widths}; use the generator that the"
+            " mapper was trained with"
+        )

@@ -1,0 +1,397 @@
+"""StyleGAN2 generator with skip connections (Karras et al. 2020, arXiv 1912.04958).
+
+``z -> mapping -> w -> w_plus -> affine -> styles -> synthesis -> image``; every arrow is a method,
+so that an edit can take place in W+ or in StyleSpace.
+
+Weights are kept raw, as in the official files; the equalized learning rate scales them at run time.
+Two identities make the synthesis fast without changing its result:
+
+* scaling the input channels of a convolution by the style equals scaling its kernel, so all
+  pictures of a batch share one kernel and no grouped convolution is needed;
+* a stride-2 transposed convolution is a 2x2 convolution that yields the four phases of the output
+  grid, and the blur that follows can be applied to the phases before they are interleaved.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+StyleSpace = tuple[Float[Array, "batch _"], ...]
+
+# The [1, 3, 3, 1] low-pass filter, normalized to a gain of 2 per axis: zeros inserted by a
+# two-fold upsampling halve the mean.
+_NEAR, _FAR = 0.75, 0.25
+
+
+class Buffer(nnx.Variable):
+    """Saved with the model but never trained: fixed noise and the mean latent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+    """Architecture of a :class:`Generator`.
+
+    Attributes:
+        resolution: Width and height of the image in pixels, a power of two from 8 to 1024.
+        z_dim: Width of the Gaussian latent ``z``.
+        w_dim: Width of the intermediate latent ``w``, and of the mapping network's layers.
+        mapping_layers: Depth of the mapping network.
+        channel_base: A layer at ``r`` pixels has ``min(channel_base // r, channel_max)`` channels.
+        channel_max: See ``channel_base``.
+        conv_clamp: Activations are clipped to ±conv_clamp (NVIDIA's files: 256), or never (None).
+        mapping_lr_multiplier: The mapping network's learning-rate multiplier, which scales its
+            weights and biases at run time.
+    """
+
+    resolution: int = 1024
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    channel_base: int = 32768
+    channel_max: int = 512
+    conv_clamp: float | None = None
+    mapping_lr_multiplier: float = 0.01
+
+    def __post_init__(self):
+        if self.resolution not in [2**n for n in range(3, 11)]:
+            raise ValueError(
+                f"resolution is {self.resolution}, expected a power of two from 8 to 1024"
+            )
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The resolutions of the synthesis network's blocks, from 4 pixels up."""
+        return tuple(2**n for n in range(2, int(math.log2(self.resolution)) + 1))
+
+    @property
+    def num_layers(self) -> int:
+        """Number of latent vectors in W+: 2 log2(resolution) - 2."""
+        return 2 * len(self.resolutions)
+
+    def channels(self, resolution: int) -> int:
+        """Channels of the activations at ``resolution`` pixels."""
+        return min(self.channel_base // resolution, self.channel_max)
+
+    @property
+    def style_dims(self) -> tuple[int, ...]:
+        """Widths of the StyleSpace entries in the official order."""
+        first = self.channels(4)
+        dims = [first, first]
+        for low, high in itertools.pairwise(self.resolutions):
+            dims += [self.channels(low), self.channels(high), self.channels(high)]
+        return tuple(dims)
+
+    @property
+    def rgb_style_indices(self) -> tuple[int, ...]:
+        """Positions of the ToRGB layers' styles in StyleSpace."""
+        return tuple(range(1, len(self.style_dims), 3))
+
+
+def leaky_relu(x: Array) -> Array:
+    """Leaky ReLU with slope 0.2 and gain sqrt(2), which keeps the variance."""
+    return jax.nn.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def convolve(x: Array, kernel: Array, padding: int) -> Array:
+    """2-D correlation of NHWC ``x`` with an HWIO ``kernel``, ``padding`` zeros on every side."""
+    pads = ((padding, padding), (padding, padding))
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _transposed_phases(kernel: Array, axis: int) -> tuple[Array, Array]:
+    """Two-tap kernels of the even and odd outputs of a stride-2 transposed convolution.
+
+    With taps ``k``, output ``2j`` is ``x[j-1] k[2] + x[j] k[0]`` and output ``2j+1`` is
+    ``x[j] k[1]``.
+    """
+    k0, k1, k2 = (lax.slice_in_dim(kernel, i, i + 1, axis=axis) for i in range(3))
+    even = jnp.concatenate([k2, k0], axis)
+    odd = jnp.concatenate([jnp.zeros_like(k1), k1], axis)
+    return even, odd
+
+
+def _blur_phases(even: Array, odd: Array, axis: int) -> tuple[Array, Array]:
+    """The [1, 3, 3, 1] blur of the interleaved signal ``even, odd``, as its two phases.
+
+    The inputs hold positions -1 to n+1 on ``axis``; the results positions 0 to n-1.
+    """
+    n = even.shape[axis] - 3
+
+    def shift(x: Array, by: int) -> Array:
+        return lax.slice_in_dim(x, by + 1, by + 1 + n, axis=axis)
+
+    blurred_even = _FAR * (shift(odd, -1) + shift(even, 1)) + _NEAR * (
+        shift(even, 0) + shift(odd, 0)
+    )
+    blurred_odd = _FAR * (shift(even, 0) + shift(odd, 1)) + _NEAR * (shift(odd, 0) + shift(even, 1))
+    return blurred_even, blurred_odd
+
+
+def _interleave(phases: list[list[Array]]) -> Array:
+    """Interleaves ``phases[row][column]``, each (B, H, W, C), to (B, 2H, 2W, C)."""
+    rows = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+    batch, height, _, width, _, channels = rows.shape
+    return rows.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def upsampling_convolve(x: Array, kernel: Array) -> Array:
+    """Stride-2 transposed 3x3 convolution, then the [1, 3, 3, 1] blur (StyleGAN2, section 2.1).
+
+    Args:
+        x: (B, H, W, C_in).
+        kernel: (3, 3, C_in, C_out).
+
+    Returns:
+        (B, 2H, 2W, C_out).
+    """
+    batch, height, width, channels_in = x.shape
+    channels_out = kernel.shape[-1]
+    by_phase = [_transposed_phases(rows, 1) for rows in _transposed_phases(kernel, 0)]
+    merged = jnp.stack([k for row in by_phase for k in row], axis=3)
+    merged = merged.reshape(2, 2, channels_in, 4 * channels_out)
+    y = convolve(x, merged, 2).reshape(batch, height + 3, width + 3, 4, channels_out)
+    rows = _blur_phases(y[:, :, :, :2], y[:, :, :, 2:], axis=1)
+    return _interleave([list(_blur_phases(row[..., 0, :], row[..., 1, :], axis=2)) for row in rows])
+
+
+def upsample_image(image: Array) -> Array:
+    """Two-fold upsampling of (B, H, W, C) with the [1, 3, 3, 1] filter, for the skip connection."""
+    padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def phases(x: Array, axis: int) -> list[Array]:
+        n = x.shape[axis] - 2
+        before, here, after = (lax.slice_in_dim(x, i, i + n, axis=axis) for i in range(3))
+        return [_FAR * before + _NEAR * here, _NEAR * here + _FAR * after]
+
+    return _interleave([phases(row, 2) for row in phases(padded, 1)])
+
+
+class EqualizedLinear(nnx.Module):
+    """Linear layer, its weights scaled by ``lr_multiplier / sqrt(in_features)`` at run time."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        kernel = jax.random.normal(rngs.params(), (in_features, out_features)) / lr_multiplier
+        self.kernel = nnx.Param(kernel)
+        self.bias = nnx.Param(jnp.full((out_features,), bias_init / lr_multiplier))
+        self.lr_multiplier = lr_multiplier
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        scale = self.lr_multiplier / math.sqrt(self.kernel.shape[0])
+        return x @ (self.kernel[...] * scale) + self.bias[...] * self.lr_multiplier
+
+
+class Mapping(nnx.Module):
+    """The mapping network: pixel norm, then ``mapping_layers`` equalized linear layers."""
+
+    def __init__(self, config: GeneratorConfig, *, rngs: nnx.Rngs):
+        widths = [config.z_dim] + [config.w_dim] * config.mapping_layers
+        self.layers = nnx.List(
+            EqualizedLinear(i, o, lr_multiplier=config.mapping_lr_multiplier, rngs=rngs)
+            for i, o in itertools.pairwise(widths)
+        )
+
+    def __call__(self, z: Float[Array, "batch z_dim"]) -> Float[Array, "batch w_dim"]:
+        x = z * lax.rsqrt(jnp.mean(jnp.square(z), axis=-1, keepdims=True) + 1e-8)
+        for layer in self.layers:
+            x = leaky_relu(layer(x))
+        return x
+
+
+class StyledConv(nnx.Module):
+    """Modulated and demodulated 3x3 convolution, fixed noise, bias, leaky ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        resolution: int,
+        *,
+        upsample: bool,
+        config: GeneratorConfig,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+    ):
+        self.affine = EqualizedLinear(config.w_dim, in_channels, bias_init=1.0, rngs=rngs)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (3, 3, in_channels, out_channels)))
+        self.bias = nnx.Param(jnp.zeros((out_channels,)))
+        self.noise = Buffer(jax.random.normal(rngs.params(), (resolution, resolution)))
+        self.noise_strength = nnx.Param(jnp.zeros(()))
+        self.upsample = upsample
+        self.clamp = config.conv_clamp
+        self.dtype = dtype
+
+    def __call__(
+        self, x: Float[Array, "batch _ _ inputs"], style: Float[Array, "batch inputs"]
+    ) -> Float[Array, "batch height width outputs"]:
+        kernel = self.kernel[...] * (1 / math.sqrt(9 * self.kernel.shape[2]))
+        norm = jnp.square(style) @ jnp.sum(jnp.square(kernel), axis=(0, 1))
+        demodulation = lax.rsqrt(norm + 1e-8)[:, None, None].astype(self.dtype)
+        kernel = kernel.astype(self.dtype)
+        x = x.astype(self.dtype) * style[:, None, None].astype(self.dtype)
+        x = upsampling_convolve(x, kernel) if self.upsample else convolve(x, kernel, 1)
+        noise = self.noise[..., None] * self.noise_strength[...]
+        x = leaky_relu(x * demodulation + (noise + self.bias[...]).astype(self.dtype))
+        return x if self.clamp is None else jnp.clip(x, -self.clamp, self.clamp)
+
+
+class ToRGB(nnx.Module):
+    """Modulated 1x1 convolution to three channels, without demodulation."""
+
+    def __init__(
+        self, in_channels: int, *, config: GeneratorConfig, rngs: nnx.Rngs, dtype: DTypeLike
+    ):
+        self.affine = EqualizedLinear(config.w_dim, in_channels, bias_init=1.0, rngs=rngs)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (in_channels, 3)))
+        self.bias = nnx.Param(jnp.zeros((3,)))
+        self.clamp = config.conv_clamp
+        self.dtype = dtype
+
+    def __call__(
+        self, x: Float[Array, "batch height width inputs"], style: Float[Array, "batch inputs"]
+    ) -> Float[Array, "batch height width 3"]:
+        # One (inputs, 3) kernel per picture is tiny; scaling the activations would not be.
+        kernel = self.kernel[...] * style[:, :, None] * (1 / math.sqrt(self.kernel.shape[0]))
+        rgb = jnp.einsum("bhwc,bcr->bhwr", x.astype(self.dtype), kernel.astype(self.dtype))
+        # The sum over resolutions stays in float32, as in the official mixed-precision code.
+        rgb = rgb.astype(jnp.float32) + self.bias[...]
+        return rgb if self.clamp is None else jnp.clip(rgb, -self.clamp, self.clamp)
+
+
+class Synthesis(nnx.Module):
+    """The synthesis network.
+
+    ``convs[0]`` and ``rgbs[0]`` at 4 pixels, then two convolutions and one ToRGB per resolution.
+    """
+
+    def __init__(self, config: GeneratorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.constant = nnx.Param(jax.random.normal(rngs.params(), (4, 4, config.channels(4))))
+        convs, rgbs, previous = [], [], config.channels(4)
+        for resolution in config.resolutions:
+            channels = config.channels(resolution)
+            for upsample in (False,) if resolution == 4 else (True, False):
+                convs.append(
+                    StyledConv(
+                        previous,
+                        channels,
+                        resolution,
+                        upsample=upsample,
+                        config=config,
+                        rngs=rngs,
+                        dtype=dtype,
+                    )
+                )
+                previous = channels
+            rgbs.append(ToRGB(channels, config=config, rngs=rngs, dtype=dtype))
+        self.convs = nnx.List(convs)
+        self.rgbs = nnx.List(rgbs)
+
+    def __call__(
+        self, styles: StyleSpace, resolution: int
+    ) -> Float[Array, "batch resolution resolution 3"]:
+        conv_styles = [s for i, s in enumerate(styles) if i % 3 != 1]
+        rgb_styles = styles[1::3]
+        x = jnp.broadcast_to(self.constant[...], (styles[0].shape[0], *self.constant.shape))
+        x = self.convs[0](x, conv_styles[0])
+        image = self.rgbs[0](x, rgb_styles[0])
+        for k in range(1, int(math.log2(resolution)) - 1):
+            for i in (2 * k - 1, 2 * k):
+                x = self.convs[i](x, conv_styles[i])
+            image = upsample_image(image) + self.rgbs[k](x, rgb_styles[k])
+        return image
+
+
+class Generator(nnx.Module):
+    """StyleGAN2 generator; parity with the official PyTorch code is tested to 1e-4.
+
+    Args:
+        config: The architecture.
+        rngs: Source of the initial weights.
+        dtype: Arithmetic of the convolutions; parameters, latents and images stay float32.
+    """
+
+    def __init__(self, config: GeneratorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.config = config
+        self.mapping = Mapping(config, rngs=rngs)
+        self.synthesis = Synthesis(config, rngs=rngs, dtype=dtype)
+        self.mean_w = Buffer(jnp.zeros((config.w_dim,)))
+
+    @property
+    def num_layers(self) -> int:
+        """Number of latent vectors in W+."""
+        return self.config.num_layers
+
+    def mean_latents(self, batch: int) -> Float[Array, "batch layers w_dim"]:
+        """The mean latent in W+, ``batch`` times; where generating from a text alone starts."""
+        return jnp.broadcast_to(self.mean_w[...], (batch, self.num_layers, self.config.w_dim))
+
+    def map(
+        self, z: Float[Array, "batch z_dim"], truncation: float | Float[Array, ""] = 1.0
+    ) -> Float[Array, "batch layers w_dim"]:
+        """Maps Gaussian latents to W+, pulled towards the mean latent.
+
+        Args:
+            z: Standard normal latents.
+            truncation: 1 leaves ``w`` as it is, 0 is the mean latent (StyleGAN, section B).
+
+        Returns:
+            The same ``w`` for every layer.
+        """
+        w = self.mapping(z)
+        w = self.mean_w[...] + truncation * (w - self.mean_w[...])
+        return jnp.broadcast_to(w[:, None], (w.shape[0], self.num_layers, w.shape[1]))
+
+    def styles(self, w_plus: Float[Array, "batch layers w_dim"]) -> StyleSpace:
+        """The StyleSpace coordinates of W+ latents, in the official order."""
+        convs, rgbs = self.synthesis.convs, self.synthesis.rgbs
+        styles = [convs[0].affine(w_plus[:, 0]), rgbs[0].affine(w_plus[:, 1])]
+        for k in range(1, len(rgbs)):
+            for i in (2 * k - 1, 2 * k):
+                styles.append(convs[i].affine(w_plus[:, i]))
+            styles.append(rgbs[k].affine(w_plus[:, 2 * k + 1]))
+        return tuple(styles)
+
+    def synthesize(
+        self, styles: StyleSpace, resolution: int | None = None
+    ) -> Float[Array, "batch resolution resolution 3"]:
+        """Draws the images of StyleSpace coordinates.
+
+        Args:
+            styles: One (B, C_i) array per layer; widths are ``config.style_dims``.
+            resolution: Stop at this lower resolution and return the skip output there, the same
+                picture at a fraction of the cost. None: full resolution.
+
+        Returns:
+            Images in about [-1, 1], not clipped.
+
+        Raises:
+            ValueError: ``resolution`` is not one of ``config.resolutions``.
+        """
+        resolution = self.config.resolution if resolution is None else resolution
+        if resolution not in self.config.resolutions:
+            raise ValueError(
+                f"resolution is {resolution}, expected one of {self.config.resolutions}"
+            )
+        return self.synthesis(styles, resolution)
+
+    def __call__(
+        self, w_plus: Float[Array, "batch layers w_dim"], resolution: int | None = None
+    ) -> Float[Array, "batch resolution resolution 3"]:
+        """Draws the images of W+ latents; see :meth:`synthesize`."""
+        return self.synthesize(self.styles(w_plus), resolution)

@@ -1,0 +1,136 @@
+"""Small random models, and scripts run as from the command line."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from absl import app, flags
+from jaxtyping import install_import_hook
+
+# Shapes in the package's signatures are checked wherever a test comes by; ints are floats too.
+install_import_hook(
+    "styleclip_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+from styleclip_jax.checkpoints import build, save_model  # noqa: E402
+from styleclip_jax.models import CLIP, CLIPConfig, Generator, GeneratorConfig  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+# Tests neither read nor fill the user's cache of compiled programs.
+jax.config.update("jax_enable_compilation_cache", False)
+
+GENERATOR = GeneratorConfig(
+    resolution=32, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8
+)
+CLIP_CONFIG = CLIPConfig(
+    image_size=32,
+    patch_size=16,
+    vision_width=32,
+    vision_layers=1,
+    vision_heads=2,
+    text_width=24,
+    text_layers=1,
+    text_heads=2,
+    embed_dim=16,
+    context_length=20,
+    vocab_size=190,
+)
+
+
+def tokenizer_files() -> dict[str, bytes]:
+    """A tokenizer of single ASCII characters."""
+    characters = [chr(code) for code in range(33, 127)]
+    tokens = [*characters, *(f"{character}</w>" for character in characters)]
+    vocab = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return {"vocab.json": json.dumps(vocab).encode(), "merges.txt": b"#version: 0.2\n"}
+
+
+def make_random_model(model_class, config, seed: int):
+    """A model whose every parameter matters, made without compiling initializers."""
+    random = np.random.default_rng(seed)
+
+    def fill(abstract):
+        arrays = {}
+        for name, array in abstract.items():
+            values = random.normal(size=array.shape)
+            if name.endswith("kernel") and model_class is CLIP:
+                values /= np.sqrt(np.prod(array.shape[:-1]))
+            elif name.endswith("var"):
+                values = values**2
+            elif name.startswith("mapping."):
+                values *= 100 if name.endswith("kernel") else 10
+            elif name.endswith(("bias", "scale", "strength")):
+                values = 0.1 * values + name.endswith(("affine.bias", "scale"))
+            arrays[name] = values.astype(np.float32)
+        return arrays
+
+    return build(model_class, config, fill)
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    """See :func:`make_random_model`."""
+    return make_random_model
+
+
+@pytest.fixture(scope="session")
+def generator() -> Generator:
+    """A random generator of 32 pixels."""
+    return make_random_model(Generator, GENERATOR, seed=1)
+
+
+@pytest.fixture(scope="session")
+def clip() -> CLIP:
+    """A random CLIP of 32 pixels."""
+    return make_random_model(CLIP, CLIP_CONFIG, seed=2)
+
+
+@pytest.fixture(scope="session")
+def generator_path(generator, tmp_path_factory) -> Path:
+    """The generator's checkpoint."""
+    path = tmp_path_factory.mktemp("checkpoints") / "generator"
+    save_model(path, generator)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip_path(clip, tmp_path_factory) -> Path:
+    """The CLIP's checkpoint, with a tokenizer of single characters."""
+    path = tmp_path_factory.mktemp("checkpoints") / "clip"
+    save_model(path, clip, tokenizer_files())
+    return path
+
+
+class Outcome(NamedTuple):
+    """How a script ended."""
+
+    code: int | str
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Runs a script of the repository in this process as ``python SCRIPT ARGUMENTS`` does."""
+
+    def run(script: str, *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        app.define_help_flags()
+        before = set(flags.FLAGS)
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+        finally:
+            # Scripts have flags in common.
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+        return Outcome(stopped.value.code or 0, *capsys.readouterr())
+
+    return run

@@ -1,0 +1,84 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seeded
+from flax import nnx
+
+from ckpt_convert import mapper as mapper_conversion
+from ckpt_convert.formats import SourceFile
+from styleclip_jax.errors import InputError
+from styleclip_jax.models.mapper import MAPPER_TYPES, LevelsMapper, MapperConfig
+
+GOLDEN = seeded.load("mapper")
+STYLE_DIMS = tuple(GOLDEN.settings["style_dimensions"])
+SMALL = MapperConfig(w_dim=4, num_layers=10, style_dims=(4, 4, 4, 2, 2))
+
+
+def official_mapper(name, layers=18):
+    """Our mapper with the weights that the official one had."""
+    weights = {f"state_dict.mapper.{key}": array for key, array in GOLDEN.weights(name).items()}
+    options = {"opts.stylegan_size": 2 ** (layers // 2 + 1)}
+    return mapper_conversion.convert(SourceFile(name, "pytorch", weights, options, {})).model
+
+
+def assert_close(ours, official):
+    assert np.abs(ours - official).max() <= 1e-4 * np.abs(official).max()
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN.settings["latent_mappers"]))
+def test_residuals_of_w_plus_are_the_official_ones(name):
+    kind, layers, left_out = GOLDEN.settings["latent_mappers"][name]
+    mapper = official_mapper(name, layers)
+    assert type(mapper).__name__ == kind
+    residual = jax.jit(type(mapper).__call__)(mapper, jnp.asarray(GOLDEN.input(f"w_plus.{layers}")))
+    assert_close(residual[..., ::4], GOLDEN[name])
+    assert [level for level in ("coarse", "medium", "fine") if level in left_out] == [
+        level for level in left_out if getattr(mapper, level) is None
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN.settings["style_mappers"]))
+def test_residuals_of_stylespace_are_the_official_ones(name):
+    mapper = official_mapper(name)
+    assert type(mapper).__name__ == GOLDEN.settings["style_mappers"][name]
+    styles = tuple(jnp.asarray(GOLDEN.input(f"style_{i}")) for i in range(len(STYLE_DIMS)))
+    residuals = jax.jit(type(mapper).__call__)(mapper, styles)
+    for i, residual in enumerate(residuals):
+        official = GOLDEN[f"{name}.residual_{i}"]
+        assert residual.shape == official.shape
+        if official.any():
+            assert_close(residual, official)
+        else:
+            assert not residual.any()
+
+
+def test_groups_that_are_left_out_have_no_parameters_and_no_residual():
+    config = MapperConfig(w_dim=4, num_layers=10, coarse=False, fine=False)
+    mapper = LevelsMapper(config, rngs=nnx.Rngs(0))
+    assert {path[0] for path, _ in nnx.to_flat_state(nnx.state(mapper))} == {"medium"}
+    residual = mapper(jnp.ones((1, 10, 4)))
+    assert not residual[:, :4].any() and not residual[:, 8:].any() and residual[:, 4:8].any()
+
+
+def test_a_generator_without_fine_layers_has_no_fine_network():
+    mapper = LevelsMapper(MapperConfig(w_dim=4, num_layers=8), rngs=nnx.Rngs(0))
+    assert mapper.fine is None
+    assert mapper(jnp.ones((2, 8, 4))).shape == (2, 8, 4)
+
+
+def test_a_mapper_with_nothing_to_learn_is_refused():
+    config = MapperConfig(num_layers=8, coarse=False, medium=False)
+    with pytest.raises(InputError, match="nothing to learn"):
+        LevelsMapper(config, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", sorted(MAPPER_TYPES))
+def test_latents_of_another_generator_are_refused(name):
+    mapper = MAPPER_TYPES[name](SMALL, rngs=nnx.Rngs(0))
+    w_plus, styles = jnp.ones((1, 18, 4)), (jnp.ones((1, 4)), jnp.ones((1, 4)))
+    wrong: Any = w_plus if mapper.space == "w_plus" else styles
+    with pytest.raises(InputError, match="use the generator that the mapper was trained with"):
+        mapper(wrong)

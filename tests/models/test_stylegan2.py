@@ -1,0 +1,154 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seeded
+import torch
+import torch.nn.functional as F
+
+from ckpt_convert import mapping, stylegan2
+from ckpt_convert.formats import SourceFile
+from styleclip_jax.checkpoints import build, flatten
+from styleclip_jax.models.stylegan2 import (
+    Generator,
+    GeneratorConfig,
+    upsample_image,
+    upsampling_convolve,
+)
+
+GOLDEN = seeded.load("stylegan2")
+GENERATORS = sorted(GOLDEN.settings["configs"])
+WITH_STYLES = [name for name in GENERATORS if name.startswith("rosinality")]
+BLUR = torch.tensor(np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64)
+
+
+@functools.cache
+def official_generator(name, dtype=jnp.float32):
+    """Our generator with the weights that the official one had."""
+    layout = stylegan2.ROSINALITY if name in WITH_STYLES else stylegan2.NVIDIA
+    weights = GOLDEN.weights(name)
+    if name in WITH_STYLES:
+        weights["latent_avg"] = GOLDEN.input(f"{name}.latent_avg")
+    source = SourceFile(name, "pytorch", weights, {}, {})
+    table = stylegan2.make_table(source, layout, "")
+    config = GeneratorConfig(**GOLDEN.settings["configs"][name])
+    model = mapping.fill(Generator, config, source, table, layout.ignored)
+    return build(Generator, config, lambda _: flatten(model), dtype)
+
+
+def assert_close(ours, official, tolerance=1e-4):
+    if official.ndim == 4:
+        official = official.transpose(0, 2, 3, 1)
+    assert np.abs(ours - official).max() <= tolerance * np.abs(official).max()
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_images_of_w_plus_are_the_official_ones(name):
+    w_plus = jnp.asarray(GOLDEN.input(f"{name}.w_plus"))
+    images = jax.jit(Generator.__call__)(official_generator(name), w_plus)
+    assert_close(images, GOLDEN[f"{name}.image"])
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_mapping_and_truncation_are_the_official_ones(name):
+    generator = official_generator(name)
+    z = jnp.asarray(GOLDEN.input(f"{name}.z"))
+    w_plus = jax.jit(Generator.map)(generator, z)
+    assert w_plus.shape == (2, generator.num_layers, generator.config.w_dim)
+    assert (w_plus == w_plus[:, :1]).all()
+    assert_close(w_plus[:, 0], GOLDEN[f"{name}.w_from_z"])
+    w_plus = jax.jit(Generator.map)(generator, z, GOLDEN.settings["truncation"])
+    assert_close(w_plus[:, 0], GOLDEN[f"{name}.truncated_w_from_z"])
+    images = jax.jit(Generator.__call__)(generator, w_plus)
+    assert_close(images, GOLDEN[f"{name}.truncated_image_from_z"])
+
+
+@pytest.mark.parametrize("name", WITH_STYLES)
+def test_stylespace_is_the_official_one(name):
+    generator = official_generator(name)
+    styles = jax.jit(Generator.styles)(generator, jnp.asarray(GOLDEN.input(f"{name}.w_plus")))
+    assert tuple(s.shape[1] for s in styles) == generator.config.style_dims
+    for i, style in enumerate(styles):
+        assert_close(style, GOLDEN[f"{name}.style_{i}"])
+
+
+@pytest.mark.parametrize("name", WITH_STYLES)
+def test_images_of_styles_are_the_official_ones(name):
+    generator = official_generator(name)
+    count = len(generator.config.style_dims)
+    styles = tuple(jnp.asarray(GOLDEN.input(f"{name}.style_{i}")) for i in range(count))
+    images = jax.jit(Generator.synthesize)(generator, styles)
+    assert_close(images, GOLDEN[f"{name}.image_from_styles"])
+
+
+def test_bfloat16_draws_nearly_the_same_image_in_float32():
+    w_plus = jnp.asarray(GOLDEN.input("nvidia_64.w_plus"))
+    images = jax.jit(Generator.__call__)(official_generator("nvidia_64", jnp.bfloat16), w_plus)
+    assert images.dtype == jnp.float32
+    expected = GOLDEN["nvidia_64.image"].transpose(0, 2, 3, 1)
+    error = np.sqrt(np.mean((images - expected) ** 2) / np.mean(expected**2))
+    assert 1e-4 < error < 2e-2
+
+
+def test_a_lower_resolution_is_the_picture_of_the_smaller_generator(generator):
+    config = GeneratorConfig(
+        resolution=16, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8
+    )
+    arrays = flatten(generator)
+    small = build(Generator, config, lambda abstract: {name: arrays[name] for name in abstract})
+    w_plus = jax.random.normal(jax.random.key(0), (2, 8, 16))
+    draw = jax.jit(Generator.__call__, static_argnames="resolution")
+    images = draw(generator, w_plus, resolution=16)
+    assert images.shape == (2, 16, 16, 3)
+    np.testing.assert_allclose(images, draw(small, w_plus[:, :6]), atol=1e-5)
+
+
+@pytest.mark.parametrize("resolution", [2, 24, 64])
+def test_a_resolution_that_the_generator_lacks_is_refused(generator, resolution):
+    with pytest.raises(ValueError, match=f"{resolution}.*32"):
+        generator(generator.mean_latents(1), resolution)
+
+
+def test_truncation_to_zero_is_the_mean_latent(generator):
+    w_plus = generator.map(jnp.ones((1, 12)), truncation=0.0)
+    np.testing.assert_allclose(w_plus, generator.mean_latents(1), atol=1e-6)
+
+
+def test_layers_and_style_widths_at_1024_pixels_are_the_official_ones():
+    config = GeneratorConfig()
+    assert config.num_layers == 18
+    assert len(config.style_dims) == 26
+    # STYLESPACE_DIMENSIONS of the official models/stylegan2/model.py.
+    assert config.style_dims == (512,) * 15 + (256,) * 3 + (128,) * 3 + (64,) * 3 + (32,) * 2
+    assert config.rgb_style_indices == tuple(range(1, 26, 3))
+
+
+@pytest.mark.parametrize("resolution", [0, 4, 48, 2048])
+def test_a_resolution_that_is_no_power_of_two_in_range_is_refused(resolution):
+    with pytest.raises(ValueError, match=str(resolution)):
+        GeneratorConfig(resolution=resolution)
+
+
+def test_upsampling_convolution_is_a_transposed_convolution_and_a_blur():
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(2, 5, 7, 3)), random.normal(size=(3, 3, 3, 4))
+    ours = upsampling_convolve(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+    y = F.conv_transpose2d(
+        torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(kernel).permute(2, 3, 0, 1), stride=2
+    )
+    blur = (4 * BLUR).expand(4, 1, 4, 4)
+    slow = F.conv2d(F.pad(y, (1, 1, 1, 1)), blur, groups=4).permute(0, 2, 3, 1)
+    assert ours.shape == (2, 10, 14, 4)
+    np.testing.assert_allclose(ours, slow, atol=1e-5)
+
+
+def test_image_upsampling_is_zero_insertion_and_a_blur():
+    image = np.random.default_rng(0).normal(size=(2, 5, 7, 3))
+    zeros = torch.zeros(2, 3, 10, 14, dtype=torch.float64)
+    zeros[:, :, ::2, ::2] = torch.tensor(image).permute(0, 3, 1, 2)
+    blur = (4 * BLUR).expand(3, 1, 4, 4)
+    slow = F.conv2d(F.pad(zeros, (2, 1, 2, 1)), blur, groups=3).permute(0, 2, 3, 1)
+    ours = upsample_image(jnp.asarray(image, jnp.float32))
+    np.testing.assert_allclose(ours, slow, atol=1e-6)

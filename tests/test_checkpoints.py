@@ -1,0 +1,163 @@
+import dataclasses
+import json
+import shutil
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.core import Tracer
+
+from styleclip_jax.checkpoints import (
+    flatten,
+    load_arcface,
+    load_clip,
+    load_generator,
+    save_model,
+)
+from styleclip_jax.errors import InputError
+from styleclip_jax.models import ArcFace, ArcFaceConfig
+
+
+def assert_same(model, other):
+    assert type(model) is type(other) and model.config == other.config
+    ours, theirs = flatten(model), flatten(other)
+    assert list(ours) == list(theirs)
+    for name in ours:
+        assert ours[name].dtype == theirs[name].dtype
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_a_generator_is_read_back_exactly(generator, generator_path):
+    loaded = load_generator(generator_path)
+    assert_same(loaded, generator)
+    w_plus = jax.random.normal(jax.random.key(0), (1, 8, 16))
+    draw = jax.jit(type(generator).__call__)
+    np.testing.assert_array_equal(draw(loaded, w_plus), draw(generator, w_plus))
+
+
+def test_a_clip_is_read_back_exactly(clip, clip_path):
+    assert_same(load_clip(clip_path), clip)
+
+
+def test_a_configuration_with_tuples_is_read_back_exactly(random_model, tmp_path):
+    arcface = random_model(ArcFace, ArcFaceConfig(stem_width=16, stages=((16, 1),)), seed=0)
+    save_model(tmp_path / "arcface", arcface)
+    loaded = load_arcface(tmp_path / "arcface")
+    assert_same(loaded, arcface)
+    assert hash(loaded.config) == hash(arcface.config)
+
+
+def test_parameters_stored_in_half_precision_are_read_in_single(generator, tmp_path):
+    save_model(tmp_path / "half", generator, dtype=jnp.float16)
+    ours, loaded = flatten(generator), flatten(load_generator(tmp_path / "half"))
+    for name, array in loaded.items():
+        assert array.dtype == jnp.float32
+        np.testing.assert_array_equal(array, ours[name].astype(jnp.float16).astype(jnp.float32))
+
+
+def test_bfloat16_is_for_arithmetic_and_not_for_parameters(generator_path):
+    generator = load_generator(generator_path, jnp.bfloat16)
+    assert generator.synthesis.convs[0].dtype == jnp.bfloat16
+    assert all(array.dtype == jnp.float32 for array in flatten(generator).values())
+
+
+def test_loading_runs_no_initializer(generator_path, clip_path, monkeypatch):
+    normal = jax.random.normal
+
+    def traced_normal(*arguments, **options):
+        values = normal(*arguments, **options)
+        assert isinstance(values, Tracer)
+        return values
+
+    monkeypatch.setattr(jax.random, "normal", traced_normal)
+    load_generator(generator_path)
+    load_clip(clip_path)
+
+
+def test_an_existing_directory_is_not_overwritten(generator, generator_path):
+    before = sorted(generator_path.rglob("*"))
+    with pytest.raises(InputError, match="already exists"):
+        save_model(generator_path, generator)
+    assert sorted(generator_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("where", ["parameters", "tokenizer", "configuration"])
+def test_what_a_crash_left_unfinished_does_not_load(clip, tmp_path, monkeypatch, where):
+    def crash(*_, **__):
+        raise KeyboardInterrupt
+
+    tokenizer_files = {"vocab.json": b"{}"}
+    if where == "parameters":
+        monkeypatch.setattr(ocp.StandardCheckpointer, "save", crash)
+    elif where == "tokenizer":
+        tokenizer_files = {"vocab.json": "text instead of bytes"}
+    else:
+        monkeypatch.setattr(json, "dumps", crash)
+    with pytest.raises((KeyboardInterrupt, TypeError)):
+        save_model(tmp_path / "clip", clip, cast(Any, tokenizer_files))
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_clip(tmp_path / "clip")
+
+
+def test_a_missing_directory_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.*ckpt_convert"):
+        load_generator(tmp_path / "nowhere")
+
+
+def test_a_file_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "ffhq.pkl").write_bytes(b"")
+    with pytest.raises(InputError, match=r"is a file.*ckpt_convert"):
+        load_generator(tmp_path / "ffhq.pkl")
+
+
+def test_another_kind_of_model_is_refused_by_name(generator_path, clip_path):
+    with pytest.raises(InputError, match="holds a CLIP, expected a Generator"):
+        load_generator(clip_path)
+    with pytest.raises(InputError, match="holds a Generator, expected a CLIP"):
+        load_clip(generator_path)
+
+
+@pytest.fixture
+def damaged(generator_path, tmp_path):
+    """A copy of the generator's checkpoint."""
+    return shutil.copytree(generator_path, tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"model": "Generator"}'])
+def test_a_damaged_configuration_is_refused(damaged, content):
+    (damaged / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        load_generator(damaged)
+
+
+@pytest.mark.parametrize(
+    "config", [{"colour": "red"}, {"resolution": 48}, {"resolution": "large"}, [], None]
+)
+def test_a_configuration_of_no_architecture_is_refused(damaged, config):
+    (damaged / "config.json").write_text(json.dumps({"model": "Generator", "config": config}))
+    with pytest.raises(InputError, match="does not describe a Generator"):
+        load_generator(damaged)
+
+
+def test_a_configuration_that_does_not_fit_the_parameters_is_refused(damaged, generator):
+    config = dataclasses.asdict(generator.config) | {"w_dim": 24}
+    (damaged / "config.json").write_text(json.dumps({"model": "Generator", "config": config}))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_generator(damaged)
+
+
+def test_truncated_parameters_are_refused(damaged):
+    files = [f for f in (damaged / "parameters").rglob("*") if f.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_generator(damaged)
+
+
+def test_missing_parameters_are_refused(damaged):
+    shutil.rmtree(damaged / "parameters")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_generator(damaged)

@@ -1,0 +1,72 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import seeded
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.text import Tokenizer, encode_texts, load_tokenizer
+
+START, END = 49406, 49407
+OFFICIAL = json.loads((seeded.DIRECTORY / "tokens.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """The part of OpenAI's tokenizer that the official examples need."""
+    symbols = list(bytes_to_unicode().values())
+    merges = json.loads((seeded.DIRECTORY / "vocabulary.json").read_text())
+    vocab = {symbol: i for i, symbol in enumerate([*symbols, *(f"{s}</w>" for s in symbols)])}
+    vocab |= {merge.replace(" ", ""): i for merge, i in merges}
+    vocab |= {"<|startoftext|>": START, "<|endoftext|>": END}
+    return Tokenizer(vocab, [merge for merge, _ in merges], context_length=77)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [e for e in OFFICIAL if e["text"].strip() and len(e["ids"]) <= 75],
+    ids=lambda example: ascii(example["text"][:40]),
+)
+def test_tokens_are_the_official_ones(tokenizer, example):
+    (tokens,) = tokenizer([example["text"]])
+    expected = [START, *example["ids"], END]
+    assert tokens.tolist() == expected + [0] * (77 - len(expected))
+
+
+def test_a_text_longer_than_the_context_is_refused(tokenizer):
+    texts = [e["text"] for e in OFFICIAL if len(e["ids"]) > 75]
+    assert texts
+    for text in texts:
+        with pytest.raises(InputError, match="at most 75 fit"):
+            tokenizer([text])
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_text_is_refused(tokenizer, text):
+    with pytest.raises(InputError, match="empty"):
+        tokenizer([text])
+
+
+def test_texts_are_encoded_alike_alone_and_in_a_batch(clip, clip_path):
+    tokenizer = load_tokenizer(clip_path)
+    together = encode_texts(clip, tokenizer, ["a hat", "glasses"])
+    assert together.shape == (2, 16)
+    (alone,) = encode_texts(clip, tokenizer, ["glasses"])
+    np.testing.assert_allclose(alone, together[1], atol=1e-5)
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(clip_path, tmp_path):
+    shutil.copytree(clip_path, tmp_path / "clip")
+    (tmp_path / "clip" / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(InputError, match="--tokenizer"):
+        load_tokenizer(tmp_path / "clip")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": "b"}', '{"a": 0}'])
+def test_a_damaged_tokenizer_is_refused(clip_path, tmp_path, content):
+    shutil.copytree(clip_path, tmp_path / "clip")
+    (tmp_path / "clip" / "tokenizer" / "vocab.json").write_text(content)
+    with pytest.raises(InputError, match="damaged"):
+        load_tokenizer(tmp_path / "clip")
