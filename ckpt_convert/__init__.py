@@ -1,0 +1,1 @@
+"""Official PyTorch weights -> this project's checkpoint directories, without PyTorch."""

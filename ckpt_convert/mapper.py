@@ -1,0 +1,149 @@
+"""Latent mappers that the official StyleCLIP code trained: ``mapper.*`` weights and ``opts``.
+
+Sources: ``mapper/latent_mappers.py``, ``mapper/styleclip_mapper.py`` and
+``mapper/training/coach.py`` of orpatashnik/StyleCLIP.
+"""
+
+import dataclasses
+import math
+import re
+
+from ckpt_convert.formats import SourceFile
+from ckpt_convert.mapping import (
+    Conversion,
+    Row,
+    count,
+    describe,
+    dimension,
+    expand,
+    fill,
+    linear_kernel,
+    unchanged,
+)
+from styleclip_jax.errors import InputError
+from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, MapperConfig
+
+# The official sequence starts with the pixel norm.
+LAYER = (
+    ("{name}.mapping.{n}.weight", "{network}.layers.{i}.kernel", linear_kernel),
+    ("{name}.mapping.{n}.bias", "{network}.layers.{i}.bias", unchanged),
+)
+GROUPS = {"coarse": "course_mapping", "medium": "medium_mapping", "fine": "fine_mapping"}
+IGNORED: dict[str, None] = {
+    # The frozen generator that the mapper was trained with.
+    r"(state_dict\.)?decoder\..*": None,
+}
+_DEFAULT_GENERATOR_SIZE = 1024
+
+
+def convert(source: SourceFile) -> Conversion:
+    """Makes a mapper of an official training checkpoint.
+
+    ``opts`` says the mapper's type and which groups were left out; where it says nothing, the keys
+    do.
+
+    Raises:
+        InputError: The file holds no mapper, or not the one that its ``opts`` describe.
+    """
+    prefix = _find_prefix(source)
+    type_name = _mapper_type(source, prefix)
+    config = infer_config(source, type_name, prefix)
+    table = make_table(type_name, config, prefix)
+    # The official code gives a small generator a fine mapper that no layer ever reaches.
+    unused = {
+        re.escape(prefix + GROUPS[group]) + r"\..*": None
+        for group, layers in LEVELS.items()
+        if layers.start >= config.num_layers
+    }
+    return Conversion(fill(MAPPER_TYPES[type_name], config, source, table, IGNORED | unused))
+
+
+def make_table(type_name: str, config: MapperConfig, prefix: str) -> list[Row]:
+    """The table of one mapper."""
+    networks = {
+        "LevelsMapper": {
+            GROUPS[group]: group
+            for group, layers in LEVELS.items()
+            if getattr(config, group) and layers.start < config.num_layers
+        },
+        "SingleMapper": {"mapping": "network"},
+        "FullStyleSpaceMapper": {
+            f"mapper_{c}": f"networks.{c}" for c in range(len(config.style_dims))
+        },
+        "WithoutToRGBStyleSpaceMapper": {
+            f"mapper_{c}": f"networks.{c}" for c in range(len(config.style_dims)) if c % 3 != 1
+        },
+    }
+    table = []
+    for name, network in networks[type_name].items():
+        for i in range(config.depth):
+            table += expand(LAYER, name=prefix + name, network=network, i=i, n=i + 1)
+    return table
+
+
+def infer_config(source: SourceFile, type_name: str, prefix: str) -> MapperConfig:
+    """The shape of the latents that a mapper changes.
+
+    Raises:
+        InputError: ``opts`` make no sense.
+    """
+    size = _option(source, "stylegan_size", _DEFAULT_GENERATOR_SIZE)
+    if not isinstance(size, int) or size < 8 or size & (size - 1):
+        raise InputError(f"{source.name}: opts.stylegan_size is {size!r}, expected a power of two")
+    num_layers = 2 * int(math.log2(size)) - 2
+    if type_name.endswith("StyleSpaceMapper"):
+        return MapperConfig(num_layers=num_layers, style_dims=_style_dims(source, prefix))
+    first = next(key for key in source.tensors if re.search(r"mapping\.\d+\.bias$", key))
+    config = MapperConfig(w_dim=dimension(source, first, 0, 512), num_layers=num_layers)
+    if type_name == "SingleMapper":
+        return config
+    left_out = {
+        group: _option(source, f"no_{group}_mapper", not _has(source, prefix + name))
+        for group, name in GROUPS.items()
+    }
+    return dataclasses.replace(config, **{group: not out for group, out in left_out.items()})
+
+
+def _style_dims(source: SourceFile, prefix: str) -> tuple[int, ...]:
+    """Widths of the StyleSpace entries.
+
+    An entry without a network is a ToRGB layer's, as wide as the one before it: both are the
+    styles of the same number of channels.
+    """
+    entries = count(source, f"{prefix}mapper_")
+    # The last entry is a ToRGB layer's.
+    entries += entries % 3 == 1
+    dims: list[int] = []
+    for c in range(entries):
+        dims.append(dimension(source, f"{prefix}mapper_{c}.mapping.1.bias", 0, (dims or [512])[-1]))
+    return tuple(dims)
+
+
+def _find_prefix(source: SourceFile) -> str:
+    for prefix in ("state_dict.mapper.", "mapper.", ""):
+        if any(re.match(re.escape(prefix) + r"\w+\.mapping\.\d+\.", key) for key in source.tensors):
+            return prefix
+    raise InputError(f"{source.name} holds no StyleCLIP mapper ({describe(source)})")
+
+
+def _mapper_type(source: SourceFile, prefix: str) -> str:
+    if _option(source, "work_in_stylespace", _has(source, f"{prefix}mapper_0")):
+        # The official training code has no option for the mapper with ToRGB layers.
+        with_rgb = _has(source, f"{prefix}mapper_1")
+        return "FullStyleSpaceMapper" if with_rgb else "WithoutToRGBStyleSpaceMapper"
+    found = "SingleMapper" if _has(source, f"{prefix}mapping") else "LevelsMapper"
+    type_name = _option(source, "mapper_type", found)
+    if type_name not in MAPPER_TYPES:
+        raise InputError(
+            f"{source.name}: opts.mapper_type is {type_name!r}, expected one of "
+            f"{', '.join(MAPPER_TYPES)}"
+        )
+    return type_name
+
+
+def _has(source: SourceFile, module: str) -> bool:
+    return any(key.startswith(f"{module}.") for key in source.tensors)
+
+
+def _option(source: SourceFile, name: str, default):
+    return source.values.get(f"opts.{name}", default)

@@ -1,0 +1,176 @@
+"""Applies a table of parameter names: official keys on the left, ours on the right.
+
+A table row is (source key, target path, transform). Fields in braces are filled in by
+:func:`expand`, once for every layer. Every key of a source has to be consumed by a row or be in the
+converter's list of ignored keys.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ckpt_convert.formats import SourceFile
+from styleclip_jax.checkpoints import build
+from styleclip_jax.errors import InputError
+
+_MAX_LISTED = 8
+
+
+class Row(NamedTuple):
+    """One entry of a table; several ``source`` keys, separated by spaces, make one target."""
+
+    source: str
+    target: str
+    transform: Callable[..., np.ndarray]
+
+    @property
+    def sources(self) -> list[str]:
+        """The source keys."""
+        return self.source.split()
+
+
+Table = Sequence[Row]
+# Patterns of keys that are not converted, and what their arrays have to satisfy, if anything.
+Ignored = Mapping[str, Callable[[np.ndarray], bool] | None]
+
+
+class Conversion(NamedTuple):
+    """A converted model, the files that go with it, and what the user should know."""
+
+    model: Any
+    tokenizer_files: Mapping[str, bytes] = {}
+    notes: Sequence[str] = ()
+
+
+def unchanged(x: np.ndarray) -> np.ndarray:
+    """As it is."""
+    return x
+
+
+def linear_kernel(x: np.ndarray) -> np.ndarray:
+    """(out, in) -> (in, out)."""
+    return np.transpose(x, (1, 0))
+
+
+def conv_kernel(x: np.ndarray) -> np.ndarray:
+    """(out, in, height, width) -> (height, width, in, out)."""
+    return np.transpose(x, (2, 3, 1, 0))
+
+
+def expand(rows: Iterable[tuple], **names: object) -> list[Row]:
+    """Fills the braces of a table."""
+    return [Row(source.format(**names), target.format(**names), f) for source, target, f in rows]
+
+
+def dimension(source: SourceFile, key: str, axis: int, default: int) -> int:
+    """The length of an axis; ``default`` where the key is missing, which a table reports later."""
+    shape = source.tensors[key].shape if key in source.tensors else ()
+    return shape[axis] if -len(shape) <= axis < len(shape) else default
+
+
+def count(source: SourceFile, prefix: str) -> int:
+    """One more than the highest number that follows ``prefix`` in a key."""
+    pattern = re.compile(re.escape(prefix) + r"(\d{1,3})\b")
+    matches = (pattern.match(key) for key in source.tensors)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
+def describe(source: SourceFile) -> str:
+    """What a file holds instead of the model that was expected."""
+    keys = list(source.tensors)
+    more = ", ..." if len(keys) > 3 else ""
+    return f"it holds {', '.join(map(repr, keys[:3]))}{more}" if keys else "it holds no tensors"
+
+
+def apply_table(
+    source: SourceFile,
+    table: Table,
+    ignored: Ignored,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+    """Renames and transforms a source's tensors.
+
+    Args:
+        source: The file.
+        table: Has one row for every path in ``shapes``.
+        ignored: Keys without a row.
+        shapes: The model's parameters.
+
+    Returns:
+        An array for every path in ``shapes``, in the source's precision.
+
+    Raises:
+        InputError: Keys are missing, unexpected or misshapen; the message lists them.
+    """
+    tensors = source.tensors
+    consumed = {key for row in table for key in row.sources}
+    missing = [key for row in table for key in row.sources if key not in tensors]
+    unexpected = [key for key in tensors if key not in consumed and not _is_ignored(key, ignored)]
+    misshapen, arrays = [], {}
+    for row in table:
+        if any(key not in tensors for key in row.sources):
+            continue
+        inputs = [tensors[key] for key in row.sources]
+        expected = shapes[row.target]
+        try:
+            arrays[row.target] = row.transform(*inputs)
+            fits = arrays[row.target].shape == expected
+        except (ValueError, IndexError):
+            fits = False
+        if not fits:
+            found = " ".join(str(x.shape) for x in inputs)
+            misshapen.append(f"{row.source} {found} for {row.target} {expected}")
+    problems = [
+        _listing(keys, what)
+        for keys, what in (
+            (missing, "missing"),
+            (unexpected, "unexpected"),
+            (misshapen, "of the wrong shape"),
+        )
+        if keys
+    ]
+    if problems:
+        raise InputError(f"{source.name} does not fit: {'; '.join(problems)}")
+    for pattern, check in ignored.items():
+        for key in tensors:
+            if check and re.fullmatch(pattern, key) and not check(tensors[key]):
+                raise InputError(f"{source.name}: {key} differs from the only supported value")
+    return arrays
+
+
+def parameter_shapes(model_class: Callable[..., nnx.Module], config: Any) -> dict[str, tuple]:
+    """The shapes of a model's parameters by dotted path."""
+    model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+    state = nnx.to_flat_state(nnx.state(model))
+    return {".".join(map(str, path)): variable.shape for path, variable in state}
+
+
+def fill(
+    model_class: Callable[..., nnx.Module],
+    config: Any,
+    source: SourceFile,
+    table: Table,
+    ignored: Ignored,
+) -> nnx.Module:
+    """A float32 model of the given architecture with a source's parameters; see `apply_table`."""
+
+    def arrays(abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        shapes = {path: a.shape for path, a in abstract.items()}
+        found = apply_table(source, table, ignored, shapes)
+        return {path: found[path].astype(a.dtype) for path, a in abstract.items()}
+
+    return build(model_class, config, arrays)
+
+
+def _is_ignored(key: str, ignored: Ignored) -> bool:
+    return any(re.fullmatch(pattern, key) for pattern in ignored)
+
+
+def _listing(keys: Sequence[str], what: str) -> str:
+    listed = ", ".join(keys[:_MAX_LISTED])
+    rest = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
+    return f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {what} ({listed}{rest})"

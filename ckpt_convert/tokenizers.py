@@ -1,0 +1,109 @@
+"""CLIP's tokenizer files: ``vocab.json`` and ``merges.txt``, from wherever they are found."""
+
+import gzip
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from styleclip_jax.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+SPECIAL_TOKENS = ("<|startoftext|>", END_OF_TEXT)
+
+
+def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, bytes]:
+    """Reads a tokenizer.
+
+    Args:
+        path: A Hugging Face directory or OpenAI's ``bpe_simple_vocab_16e6.txt.gz``.
+        vocab_size: Number of tokens that the text tower knows.
+
+    Returns:
+        Contents by file name: ``vocab.json``, ``merges.txt`` and, where the directory has one,
+        ``tokenizer_config.json``.
+
+    Raises:
+        InputError: There is no tokenizer, or it does not fit the text tower.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected a tokenizer")
+    if path.is_dir():
+        vocab, merges = _read_directory(path)
+    else:
+        vocab, merges = _read_openai(path, vocab_size)
+    _check(vocab, vocab_size, path)
+    files = {
+        "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
+    }
+    config = path / "tokenizer_config.json"
+    if config.is_file():
+        files[config.name] = config.read_bytes()
+    return files
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a Hugging Face directory brings its tokenizer along."""
+    return (directory / "vocab.json").is_file() or (directory / "tokenizer.json").is_file()
+
+
+def _read_directory(path: Path) -> tuple[Any, list[str]]:
+    try:
+        if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+            vocab = json.loads((path / "vocab.json").read_text("utf-8"))
+            lines = (path / "merges.txt").read_text("utf-8").split("\n")
+            return vocab, [line for line in lines if line and not line.startswith("#version")]
+        if (path / "tokenizer.json").is_file():
+            model = json.loads((path / "tokenizer.json").read_text("utf-8"))["model"]
+            merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+            return model["vocab"], merges
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"the tokenizer in {path} is damaged") from None
+    raise InputError(
+        f"{path} has no tokenizer: expected vocab.json and merges.txt, or tokenizer.json"
+    )
+
+
+def _read_openai(path: Path, vocab_size: int) -> tuple[dict[str, int], list[str]]:
+    """Builds the vocabulary as OpenAI's ``clip/simple_tokenizer.py`` does.
+
+    Its order: one symbol per byte, the same at the end of a word, the merges, two special tokens.
+    """
+    symbols = _byte_symbols()
+    num_merges = vocab_size - 2 * len(symbols) - len(SPECIAL_TOKENS)
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError):
+        raise InputError(
+            f"{path} is no tokenizer, or a damaged one; expected a Hugging Face directory or "
+            "OpenAI's bpe_simple_vocab_16e6.txt.gz"
+        ) from None
+    # The first line names the version; the file has many more merges than CLIP uses.
+    merges = lines[1 : num_merges + 1]
+    if len(merges) < num_merges or any(len(merge.split()) != 2 for merge in merges):
+        raise InputError(f"{path} has too few merges for a vocabulary of {vocab_size} tokens")
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols)]
+    tokens += [merge.replace(" ", "") for merge in merges]
+    return {token: i for i, token in enumerate([*tokens, *SPECIAL_TOKENS])}, merges
+
+
+def _byte_symbols() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in vocabulary order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(code) for code in [*printable, *range(256, 512 - len(printable))]]
+
+
+def _check(vocab: Any, vocab_size: int, path: Path) -> None:
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    if not ids or not all(isinstance(i, int) for i in ids):
+        raise InputError(f"the tokenizer in {path} is damaged")
+    # The text tower finds the end of a text as the highest id.
+    if vocab.get(END_OF_TEXT) != max(ids) or max(ids) >= vocab_size:
+        raise InputError(
+            f"the tokenizer in {path} has {max(ids) + 1} tokens, ending in "
+            f"{max(vocab, key=vocab.__getitem__)!r}; this CLIP knows {vocab_size}, the last one "
+            f"{END_OF_TEXT!r}"
+        )

@@ -1,0 +1,207 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import seeded
+import torch
+from safetensors.numpy import save_file
+
+import styleclip_jax.checkpoints as checkpoints
+from ckpt_convert import __main__ as command_line
+from ckpt_convert import formats, stylegan2
+from styleclip_jax.text import load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = seeded.load("stylegan2")
+
+
+@pytest.fixture
+def rosinality(tmp_path):
+    weights = {key: torch.tensor(value) for key, value in GOLDEN.weights("rosinality_64").items()}
+    path = tmp_path / "generator.pt"
+    torch.save({"g_ema": weights, "latent_avg": torch.ones(512)}, path)
+    return path
+
+
+@pytest.fixture
+def fails(capsys, tmp_path):
+    """Runs the command line, expects one line of error and an unchanged directory."""
+
+    def run(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        assert command_line.main([str(argument) for argument in arguments]) == 1
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run
+
+
+def test_a_converted_generator_is_loaded(rosinality, tmp_path, capsys):
+    destination = tmp_path / "checkpoints" / "generator"
+    assert command_line.main(["stylegan2", str(rosinality), str(destination)]) == 0
+    assert capsys.readouterr().out == f"wrote {destination}\n"
+    expected = stylegan2.convert(formats.read(rosinality)).model
+    loaded = checkpoints.load_generator(destination)
+    assert loaded.config == expected.config
+    for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def write_hugging_face_clip(path, vocab_size):
+    width, rng = 8, np.random.default_rng(0)
+    shapes = {
+        "logit_scale": (),
+        "visual_projection.weight": (6, width),
+        "text_projection.weight": (6, width),
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, 4, 4),
+        "vision_model.embeddings.position_embedding.weight": (5, width),
+        "text_model.embeddings.token_embedding.weight": (vocab_size, width),
+        "text_model.embeddings.position_embedding.weight": (7, width),
+    }
+    for norm in (
+        "vision_model.pre_layrnorm",
+        "vision_model.post_layernorm",
+        "text_model.final_layer_norm",
+    ):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    for tower in ("vision_model", "text_model"):
+        block = f"{tower}.encoder.layers.0"
+        for name, inputs, outputs in (
+            *((f"self_attn.{part}_proj", width, width) for part in ("q", "k", "v", "out")),
+            ("mlp.fc1", width, 4 * width),
+            ("mlp.fc2", 4 * width, width),
+        ):
+            shapes[f"{block}.{name}.weight"] = (outputs, inputs)
+            shapes[f"{block}.{name}.bias"] = (outputs,)
+        for norm in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)}
+    path.mkdir()
+    save_file(
+        {key: np.asarray(rng.normal(size=shape), np.float32) for key, shape in shapes.items()},
+        path / "model.safetensors",
+    )
+    return path
+
+
+def write_tokenizer(path, tokens):
+    path.mkdir(exist_ok=True)
+    tokens = [*tokens, "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    (path / "vocab.json").write_text(json.dumps(vocab))
+    (path / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    return path
+
+
+def test_a_clips_own_tokenizer_comes_along(tmp_path, capsys):
+    source = write_hugging_face_clip(tmp_path / "source", vocab_size=7)
+    write_tokenizer(source, ["a", "b", "a</w>", "b</w>", "ab</w>"])
+    assert command_line.main(["clip", str(source), str(tmp_path / "clip")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'clip'}\n"
+    assert checkpoints.load_clip(tmp_path / "clip").config.vocab_size == 7
+    tokens = load_tokenizer(tmp_path / "clip")(["ab a"])
+    assert tokens.tolist() == [[5, 4, 2, 6, 0, 0, 0]]
+
+
+def test_a_tokenizer_can_come_from_elsewhere(tmp_path):
+    source = write_hugging_face_clip(tmp_path / "source", vocab_size=4)
+    other = write_tokenizer(tmp_path / "other", ["a", "a</w>"])
+    arguments = ["clip", str(source), str(tmp_path / "clip"), "--tokenizer", str(other)]
+    assert command_line.main(arguments) == 0
+    assert (tmp_path / "clip" / "tokenizer" / "vocab.json").exists()
+
+
+def test_a_clip_without_tokenizer_converts_with_one_line_about_it(tmp_path, capsys):
+    source = write_hugging_face_clip(tmp_path / "source", vocab_size=7)
+    assert command_line.main(["clip", str(source), str(tmp_path / "clip")]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "--tokenizer" in line]
+    checkpoints.load_clip(tmp_path / "clip")
+
+
+def test_a_tokenizer_that_does_not_fit_leaves_nothing_behind(fails, tmp_path):
+    source = write_hugging_face_clip(tmp_path / "source", vocab_size=4)
+    other = write_tokenizer(tmp_path / "other", ["a"] * 5 + list("bcdefg"))
+    assert "knows 4" in fails("clip", source, tmp_path / "clip", "--tokenizer", other)
+
+
+def test_a_mapper_and_latents_are_converted(tmp_path):
+    tensors = {}
+    for n in range(1, 5):
+        tensors[f"mapper.mapping.mapping.{n}.weight"] = torch.ones(4, 4)
+        tensors[f"mapper.mapping.mapping.{n}.bias"] = torch.ones(4)
+    options = {"mapper_type": "SingleMapper", "stylegan_size": 16}
+    torch.save({"state_dict": tensors, "opts": options}, tmp_path / "a.pt")
+    assert command_line.main(["mapper", str(tmp_path / "a.pt"), str(tmp_path / "a")]) == 0
+    described = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert described["model"] == "SingleMapper"
+    assert described["config"]["num_layers"] == 6
+    torch.save(torch.ones(2, 6, 4), tmp_path / "faces.pt")
+    arguments = ["latents", str(tmp_path / "faces.pt"), str(tmp_path / "faces.npy")]
+    assert command_line.main(arguments) == 0
+    assert np.load(tmp_path / "faces.npy").shape == (2, 6, 4)
+
+
+def test_bad_input_ends_in_one_line_and_leaves_nothing(fails, rosinality, tmp_path):
+    destination = tmp_path / "out"
+    assert "does not exist" in fails("stylegan2", tmp_path / "missing.pt", destination)
+    assert "no CLIP" in fails("clip", rosinality, destination)
+    assert "no ArcFace" in fails("arcface", rosinality, destination)
+    assert "no StyleCLIP mapper" in fails("mapper", rosinality, destination)
+    assert "neither a tensor" in fails("latents", rosinality, destination)
+    assert "already exists" in fails("stylegan2", rosinality, tmp_path)
+    content = rosinality.read_bytes()
+    rosinality.write_bytes(content[: len(content) // 2])
+    assert "truncated" in fails("stylegan2", rosinality, destination)
+
+
+def test_a_wrong_command_line_ends_in_one_line(fails):
+    assert "invalid choice" in fails("stylegan", "a.pt", "b")
+    assert "required" in fails("stylegan2", "a.pt")
+    assert "--tokenizer" in fails("stylegan2", "a.pt", "b", "--tokenizer", "c")
+
+
+def test_a_failed_write_leaves_nothing(fails, rosinality, tmp_path, monkeypatch):
+    def full(path, *_):
+        path.mkdir()
+        (path / "parameters").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command_line, "save_model", full)
+    assert "No space left" in fails("stylegan2", rosinality, tmp_path / "out")
+
+
+def test_the_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    for command in ("stylegan2", "clip", "arcface", "mapper", "latents"):
+        assert f"python -m ckpt_convert {command} " in out
+
+
+def test_a_malicious_file_is_refused_as_a_program_without_pytorch(tmp_path):
+    canary = tmp_path / "canary"
+    program = f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode()
+    (tmp_path / "ffhq.pkl").write_bytes(program)
+    blocked = "import sys; sys.modules['torch'] = None; import runpy; sys.argv.pop(0);"
+    blocked += (
+        "sys.argv.insert(0, 'ckpt_convert'); runpy.run_module('ckpt_convert', None, '__main__')"
+    )
+    arguments = ["stylegan2", tmp_path / "ffhq.pkl", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "posix.system" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not canary.exists()
+    assert not (tmp_path / "out").exists()
