@@ -1,0 +1,312 @@
+r"""Edits images until they fit a text, or makes an image from a text alone.
+
+Gradient descent on StyleGAN2's latent code; CLIP tells how well the image fits. Results go to a new
+directory: a sheet of all images before and after, every image, the latents and metrics.json.
+
+Examples:
+  python optimize.py --description="a person with sunglasses"
+  python optimize.py --num_images=8 --seed=3 \
+      --description="a person with a beard" --description="a person with a red hat"
+  python optimize.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
+      --description="a person with purple hair" --latents=faces.npy --guide_resolution=256
+"""
+
+import importlib.metadata
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from styleclip_jax import command_line
+from styleclip_jax.checkpoints import load_arcface, load_clip, load_generator
+from styleclip_jax.errors import InputError
+from styleclip_jax.files import replace_file
+from styleclip_jax.images import sheet, write_gif, write_image
+from styleclip_jax.latents import (
+    Latents,
+    draw,
+    load_latents,
+    sample_latents,
+    save_latents,
+    squared_distance,
+)
+from styleclip_jax.losses import clip_loss
+from styleclip_jax.models import CLIP, ArcFace, Generator
+from styleclip_jax.optimization import EditResult, OptimizeConfig, edit_latents
+from styleclip_jax.text import encode_texts, load_tokenizer
+
+FLAGS = flags.FLAGS
+DEFAULTS = OptimizeConfig()
+
+flags.DEFINE_multi_string(
+    "description",
+    None,
+    "What the images should show, such as 'a person with sunglasses'. Repeat the flag for several"
+    " texts; each is applied to every image.",
+    required=True,
+)
+flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
+
+flags.DEFINE_string(
+    "generator",
+    None,
+    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
+    " come with the package.",
+)
+flags.DEFINE_string("clip", None, "Checkpoint directory of a CLIP. Default: the avatars' own.")
+flags.DEFINE_string("arcface", None, "Checkpoint directory of an ArcFace, for --id_lambda.")
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+)
+
+flags.DEFINE_string(
+    "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
+)
+flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "Another seed gives other random images.")
+flags.DEFINE_float(
+    "truncation",
+    0.7,
+    "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
+    lower_bound=0,
+)
+
+flags.DEFINE_enum(
+    "mode",
+    DEFAULTS.mode,
+    ["edit", "generate"],
+    "Edit images, or generate one from the text alone, starting from the mean image.",
+)
+flags.DEFINE_enum(
+    "space",
+    DEFAULTS.space,
+    ["w_plus", "stylespace"],
+    "What to change: the latent code of every layer, or the finer style channels behind it.",
+)
+flags.DEFINE_integer("steps", DEFAULTS.steps, "Number of steps: more change more.")
+flags.DEFINE_float(
+    "learning_rate", DEFAULTS.learning_rate, "Size of a step: larger ones change more."
+)
+flags.DEFINE_float(
+    "l2_lambda",
+    DEFAULTS.l2_lambda,
+    "How much the latents are held back: larger values keep more of the image.",
+)
+flags.DEFINE_float(
+    "id_lambda",
+    DEFAULTS.id_lambda,
+    "How much the person's identity is held: for realistic faces, with --arcface; try 0.005.",
+)
+flags.DEFINE_float(
+    "stop_loss", DEFAULTS.stop_loss, "Stop early when the losses of all images are below this."
+)
+flags.DEFINE_integer(
+    "patience",
+    DEFAULTS.patience,
+    "Stop early when no image's loss has improved for so many steps; 0: take all steps.",
+)
+flags.DEFINE_float(
+    "min_improvement", DEFAULTS.min_improvement, "What --patience counts as an improvement."
+)
+flags.DEFINE_integer(
+    "guide_resolution",
+    DEFAULTS.guide_resolution,
+    "Let CLIP see the image at this lower resolution, for example 256, which is several times"
+    " faster; the result has full resolution all the same.",
+)
+flags.DEFINE_enum(
+    "preprocess",
+    DEFAULTS.preprocess,
+    ["styleclip", "clip"],
+    "What CLIP sees: the image as the official StyleCLIP shows it, or as CLIP was trained.",
+)
+flags.DEFINE_integer(
+    "save_intermediate_every",
+    0,
+    "Save a picture every so many steps, and an animation of them; 0: none.",
+    lower_bound=0,
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Applies every text to all images, and writes the results."""
+    config = command_line.config_from_flags(OptimizeConfig)
+    check_flags(config)
+    with command_line.run_directory(FLAGS.results_dir) as directory:
+        generator = load_generator(FLAGS.generator, FLAGS.dtype)
+        clip = load_clip(FLAGS.clip, FLAGS.dtype)
+        tokenizer = load_tokenizer(FLAGS.clip)
+        arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
+        text_features = encode_texts(clip, tokenizer, FLAGS.description)
+
+        latents = first_latents(generator, config)
+        images = jax.jit(draw)(generator, latents)
+        write_images(directory / "before", images, latents)
+
+        columns, metrics = [images], []
+        for i, text in enumerate(FLAGS.description):
+            features = text_features[i : i + 1]
+            place = directory / directory_name(i, text)
+            begun = time.perf_counter()
+            result = edit(generator, clip, arcface, latents, features, config, text, place)
+            jax.block_until_ready(result)
+            seconds = time.perf_counter() - begun
+            write_images(place, result.images, result.latents)
+            columns.append(result.images)
+            metrics.append(
+                {"description": text, "directory": place.name, "seconds": seconds}
+                | measure(clip, features, config, latents, images, result)
+            )
+        labels = ["before" if config.mode == "edit" else "mean image", *FLAGS.description]
+        write_image(directory / "before_after.png", sheet(columns, labels))
+        write_metrics(directory / "metrics.json", metrics)
+    print(f"wrote {directory / 'before_after.png'} and all results beside it")
+
+
+def check_flags(config: OptimizeConfig) -> None:
+    """Raises InputError where flags contradict each other."""
+    if config.id_lambda and config.mode == "edit" and not FLAGS.arcface:
+        raise InputError(
+            f"--id_lambda={config.id_lambda} needs --arcface, the checkpoint of a face recognition"
+            " network (python -m ckpt_convert arcface)"
+        )
+    if config.mode == "generate" and (FLAGS.latents or FLAGS["num_images"].present):
+        raise InputError(
+            "--mode=generate makes one image, from the mean image; leave out --latents and"
+            " --num_images, or use --mode=edit"
+        )
+    if FLAGS.generator and not FLAGS.clip:
+        print(
+            "note: the CLIP that comes with the package knows nothing but avatars; give --clip too",
+            file=sys.stderr,
+        )
+
+
+def first_latents(generator: Generator, config: OptimizeConfig) -> Latents:
+    """The latents to start from, in the space of the optimization."""
+    if config.mode == "generate":
+        latents = generator.mean_latents(1)
+    elif FLAGS.latents:
+        latents = load_latents(FLAGS.latents, generator)
+    else:
+        latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+    if config.space == "stylespace" and not isinstance(latents, tuple):
+        latents = jax.jit(Generator.styles)(generator, latents)
+    return latents
+
+
+def edit(
+    generator: Generator,
+    clip: CLIP,
+    arcface: ArcFace | None,
+    latents: Latents,
+    features: Float[Array, "1 embed"],
+    config: OptimizeConfig,
+    text: str,
+    directory: Path,
+) -> EditResult:
+    """Applies a text to all images, with a progress bar and, if asked for, frames."""
+    frames = []
+    frames_every = FLAGS.save_intermediate_every
+    # The bar must not make an accelerator wait for the host at every step.
+    bar_every = 1 if jax.default_backend() == "cpu" else 25
+
+    def report(step: int, losses: Array, latents: Latents) -> None:
+        bar.update(step - bar.n)
+        bar.set_postfix(loss=f"{np.mean(losses):.3f}")
+        if frames_every and step % frames_every == 0:
+            images = jax.jit(draw)(generator, latents)
+            labels = [f"step {step}, loss {loss:.3f}" for loss in np.asarray(losses)]
+            frames.append(sheet(list(images[:, None]), labels))
+            write_image(directory / "frames" / f"{step:04}.png", frames[-1])
+
+    # No bar where standard error is a file (disable=None).
+    with tqdm(total=config.steps, desc=text, unit="step", disable=None) as bar:
+        result = edit_latents(
+            generator,
+            clip,
+            latents,
+            features,
+            config,
+            arcface,
+            on_progress=None if bar.disable and not frames_every else report,
+            progress_every=math.gcd(bar_every, frames_every),
+        )
+    if frames:
+        write_gif(directory / "steps.gif", frames)
+    return result
+
+
+def measure(
+    clip: CLIP,
+    features: Float[Array, "1 embed"],
+    config: OptimizeConfig,
+    latents: Latents,
+    images: Array,
+    result: EditResult,
+) -> dict:
+    """What metrics.json says about a text: a list of measurements per image."""
+    similarity = jax.jit(
+        lambda clip, images: 1 - clip_loss(clip, images, features, config.preprocess)
+    )
+    before, after = similarity(clip, images), similarity(clip, result.images)
+    distance = jnp.sqrt(squared_distance(result.latents, latents))
+    steps = int(result.steps)
+    return {
+        "steps": steps,
+        "images": [
+            {
+                "file": image_name(i),
+                "clip_similarity_before": float(before[i]),
+                "clip_similarity_after": float(after[i]),
+                "latent_distance": float(distance[i]),
+                "losses": np.asarray(result.losses[:steps, i]).tolist(),
+            }
+            for i in range(len(images))
+        ],
+    }
+
+
+def write_images(directory: Path, images: Array, latents: Latents) -> None:
+    """Writes images one by one, and their latents."""
+    for i, image in enumerate(images):
+        write_image(directory / image_name(i), image)
+    save_latents(directory / "latents", latents)
+
+
+def write_metrics(path: Path, metrics: list[dict]) -> None:
+    """Writes measurements, and what is needed to repeat the run."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    content = {
+        "descriptions": metrics,
+        "seed": FLAGS.seed,
+        "flags": {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(sys.argv[0])},
+        "device": jax.devices()[0].device_kind,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    with replace_file(path) as file:
+        file.write(json.dumps(content, indent=2).encode())
+
+
+def image_name(i: int) -> str:
+    """File name of an image."""
+    return f"{i:03}.png"
+
+
+def directory_name(i: int, text: str) -> str:
+    """Directory name of a text's results: a number, which makes it unique, and its words."""
+    return f"{i + 1}-{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}".strip("-")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,127 @@
+"""What all scripts share: how they start, how they fail, and where their results go."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
+
+import jax
+from absl import app, flags, logging
+
+from styleclip_jax.errors import InputError
+
+CACHE = Path("~/.cache/styleclip_jax")
+COMMAND_FILE = "command.txt"
+
+Config = TypeVar("Config")
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a script: parses its absl flags, calls ``main``, and exits.
+
+    Mistakes that the user can mend (:class:`InputError`, ``OSError``, a wrong flag) and losses that
+    are not finite (``FloatingPointError``) end in one line on stderr and exit code 1. Compiled
+    programs are kept in ``~/.cache/styleclip_jax``, or in ``JAX_COMPILATION_CACHE_DIR``, so that
+    the next run starts sooner.
+
+    Args:
+        main: Gets the program's name in a list, as with ``absl.app.run``.
+        argv: The command line; None: that of the process.
+    """
+
+    def main_with_short_errors(arguments: Sequence[str]) -> None:
+        try:
+            if not flags.FLAGS["verbosity"].present:
+                # Orbax tells much.
+                logging.set_verbosity(logging.WARNING)
+            keep_compiled_programs()
+            main(arguments)
+        except (InputError, FloatingPointError, OSError) as error:
+            _fail(error)
+
+    app.run(main_with_short_errors, argv=list(argv) if argv else None, flags_parser=_parse_flags)
+    sys.exit(0)
+
+
+def keep_compiled_programs() -> None:
+    """Switches JAX's persistent compilation cache on."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        arguments = flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(error)
+    if len(arguments) > 1:
+        _fail(
+            f"unexpected argument {arguments[1]!r}; a flag is written --name=value, and a value of"
+            " several words needs quotes"
+        )
+    return arguments
+
+
+def _fail(error: Exception | str) -> NoReturn:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(1)
+
+
+def config_from_flags(config_class: Callable[..., Config]) -> Config:
+    """Makes a configuration dataclass of the flags that have the names of its fields."""
+    fields = dataclasses.fields(cast(Any, config_class))
+    return config_class(**{field.name: flags.FLAGS[field.name].value for field in fields})
+
+
+def new_run_directory(path: str | os.PathLike[str]) -> Path:
+    """Makes a directory for the results of this run, and notes the command line in it.
+
+    Nothing is ever overwritten: where ``path`` is taken, the directory is ``path-2``, ``path-3``
+    and so on. Runs that start at the same time get different ones.
+
+    Args:
+        path: A directory that is absent or empty, or the one to make a numbered sibling of.
+
+    Raises:
+        InputError: The directory cannot be written.
+    """
+    path = Path(path).expanduser().resolve()
+    command = shlex.join(["python", *sys.argv]) + "\n"
+    for number in itertools.count(1):
+        directory = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                continue
+            with (directory / COMMAND_FILE).open("x") as file:
+                file.write(command)
+        except FileExistsError:
+            # Another run was faster, or a file has this name.
+            continue
+        except OSError as error:
+            raise InputError(
+                f"results cannot be written to {directory} ({error.strerror}); choose another"
+                " directory"
+            ) from None
+        return directory
+    raise AssertionError("the numbers do not end")
+
+
+@contextlib.contextmanager
+def run_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As :func:`new_run_directory`, for results that are worth nothing unless they are complete.
+
+    A failure removes what was written.
+    """
+    directory = new_run_directory(path)
+    try:
+        yield directory
+    except BaseException:
+        shutil.rmtree(directory)
+        raise

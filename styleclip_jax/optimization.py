@@ -1,0 +1,331 @@
+"""Latent optimization: gradient descent on the latent code of an image (StyleCLIP, section 4)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.latents import Latents, draw, squared_distance
+from styleclip_jax.losses import Preprocess, clip_loss, identity_features
+from styleclip_jax.models.arcface import ArcFace
+from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.stylegan2 import Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizeConfig:
+    """Settings of :func:`edit_latents`; the defaults are the official ones.
+
+    Attributes:
+        steps: Number of steps, or the most steps where the loss decides when to stop.
+        learning_rate: Adam's peak learning rate; see :func:`learning_rate_schedule`.
+        l2_lambda: Weight of the squared distance, summed over all entries, to the first latents.
+        id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
+        space: ``"w_plus"`` or ``"stylespace"``, where the ToRGB styles stay as they are.
+        mode: ``"edit"`` an image, or ``"generate"`` one from the text alone, without the distance
+            and identity terms.
+        stop_loss: An image is finished when its loss is below this; None: never.
+        patience: An image is finished when its loss has not improved by ``min_improvement`` for
+            this many steps; 0: never. The run stops when all images are finished.
+        min_improvement: See ``patience``.
+        guide_resolution: Let the losses see the generator's skip output at this lower resolution,
+            for a fraction of the cost. None: the full image.
+        preprocess: What CLIP sees; see :func:`styleclip_jax.losses.clip_pixels`.
+    """
+
+    steps: int = 300
+    learning_rate: float = 0.1
+    l2_lambda: float = 0.008
+    id_lambda: float = 0.0
+    space: Literal["w_plus", "stylespace"] = "w_plus"
+    mode: Literal["edit", "generate"] = "edit"
+    stop_loss: float | None = None
+    patience: int = 0
+    min_improvement: float = 1e-3
+    guide_resolution: int | None = None
+    preprocess: Preprocess = "styleclip"
+
+    def __post_init__(self) -> None:
+        for field, allowed in {
+            "space": ("w_plus", "stylespace"),
+            "mode": ("edit", "generate"),
+            "preprocess": ("styleclip", "clip"),
+        }.items():
+            if getattr(self, field) not in allowed:
+                raise InputError(
+                    f"{field} is {getattr(self, field)!r}, expected {' or '.join(allowed)}"
+                )
+        for field, least in {
+            "steps": 1,
+            "learning_rate": 0,
+            "l2_lambda": 0,
+            "id_lambda": 0,
+            "patience": 0,
+            "min_improvement": 0,
+        }.items():
+            if not getattr(self, field) >= least:
+                raise InputError(f"{field} is {getattr(self, field)}, expected at least {least}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EditResult:
+    """What :func:`edit_latents` returns.
+
+    Attributes:
+        latents: The edited latents, in the space of the optimization.
+        images: Their images (B, R, R, 3) in about [-1, 1], at full resolution.
+        losses: (steps, B), the loss of every image before every step; NaN after the last step run.
+        steps: Number of steps run.
+    """
+
+    latents: Latents
+    images: Float[Array, "batch resolution resolution 3"]
+    losses: Float[Array, "steps batch"]
+    steps: Int[Array, ""]
+
+
+class _Problem(NamedTuple):
+    """What stays the same over all steps."""
+
+    generator: Generator
+    clip: CLIP
+    arcface: ArcFace | None
+    text_features: Float[Array, "texts embed"]
+    start: Latents
+    identity: Float[Array, "batch features"] | None
+
+
+class _State(NamedTuple):
+    """What a step changes."""
+
+    step: Int[Array, ""]
+    latents: Latents
+    optimizer: optax.OptState
+    losses: Float[Array, "steps batch"]
+    best: Float[Array, " batch"]
+    best_step: Int[Array, " batch"]
+    stopped: Bool[Array, ""]
+
+
+def learning_rate_schedule(peak: float, steps: int) -> optax.Schedule:
+    """Linear from zero over the first 5 % of the steps, down by a cosine over the last 25 %.
+
+    Official ``optimization/run_optimization.py``, ``get_lr``; the first step's rate is zero there.
+    """
+
+    def schedule(step: ArrayLike) -> Float[Array, ""]:
+        t = jnp.asarray(step) / steps
+        ramp_down = 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(1, (1 - t) / 0.25))
+        return peak * ramp_down * jnp.minimum(1, t / 0.05)
+
+    return schedule
+
+
+def edit_latents(
+    generator: Generator,
+    clip: CLIP,
+    latents: Latents,
+    text_features: Float[Array, "texts embed"],
+    config: OptimizeConfig,
+    arcface: ArcFace | None = None,
+    *,
+    on_progress: Callable[[int, Float[Array, " batch"], Latents], None] | None = None,
+    progress_every: int = 10,
+) -> EditResult:
+    """Changes latents until their images fit a text, every image with a loss of its own.
+
+    On accelerators the whole run is one compiled loop. On a CPU, where XLA runs the convolutions of
+    a compiled loop on one thread, the same compiled step is called from the host.
+
+    Args:
+        generator: Draws the images.
+        clip: Judges them.
+        latents: W+ (B, L, w_dim); with ``space="stylespace"`` also StyleSpace coordinates.
+            With ``mode="generate"`` usually ``generator.mean_latents(B)``.
+        text_features: ``clip.encode_text`` of a text per image, (B, E), or of one for all, (1, E).
+        config: The settings; each distinct one compiles its own program.
+        arcface: Needed where ``config.id_lambda`` is not zero.
+        on_progress: Called every ``progress_every`` steps with the number of steps done, the losses
+            before the last one, and the latents. The device waits for it, so not too often.
+        progress_every: See ``on_progress``.
+
+    Returns:
+        Latents, images and losses.
+
+    Raises:
+        InputError: Shapes that do not fit, or an identity loss without an ArcFace.
+        FloatingPointError: A loss is not finite; the message names the step. Inside a caller's
+            ``jax.jit``, where values are unknown, the losses hold the NaN instead.
+    """
+    text_features = jnp.atleast_2d(text_features)
+    latents = _check(generator, clip, latents, text_features, config, arcface)
+    arcface = arcface if config.id_lambda and config.mode == "edit" else None
+    start, identity, state = _start(generator, arcface, latents, config)
+    problem = _Problem(generator, clip, arcface, text_features, start, identity)
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((problem, state))):
+        state = _advance(problem, state, config.steps, config)
+        return _finish(problem, state)
+
+    advance = _advance_from_host if jax.default_backend() == "cpu" else _advance
+    every = progress_every if on_progress else config.steps
+    for until in range(every, config.steps + every, every):
+        state = advance(problem, state, min(until, config.steps), config)
+        done = int(state.step)
+        if not np.isfinite(state.losses[done - 1]).all():
+            raise FloatingPointError(
+                f"the loss is not finite at step {done} of {config.steps}; a lower learning_rate"
+                " may help"
+            )
+        if on_progress:
+            on_progress(done, state.losses[done - 1], state.latents)
+        if state.stopped:
+            break
+    return _finish(problem, state)
+
+
+def _check(generator, clip, latents, text_features, config, arcface) -> Latents:
+    """Raises InputError where the arguments do not fit each other; returns float32 latents."""
+    architecture = generator.config
+    if isinstance(latents, tuple | list):
+        shapes = tuple(np.shape(s)[1:] for s in latents)
+        if shapes != tuple((n,) for n in architecture.style_dims):
+            raise InputError(
+                f"latents are {len(latents)} StyleSpace arrays of widths"
+                f" {[s[-1] if s else None for s in shapes]}, this generator has"
+                f" {list(architecture.style_dims)}"
+            )
+        if config.space != "stylespace":
+            raise InputError("latents are StyleSpace arrays, which need space='stylespace'")
+    elif np.shape(latents)[1:] != (architecture.num_layers, architecture.w_dim):
+        raise InputError(
+            f"latents have shape {np.shape(latents)}, this generator needs"
+            f" (images, {architecture.num_layers}, {architecture.w_dim})"
+        )
+    latents = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), latents)
+    if isinstance(latents, list):
+        latents = tuple(latents)
+    batch = jax.tree.leaves(latents)[0].shape[0]
+    if text_features.shape not in ((1, clip.config.embed_dim), (batch, clip.config.embed_dim)):
+        raise InputError(
+            f"text_features have shape {text_features.shape}, expected"
+            f" (1, {clip.config.embed_dim}) or ({batch}, {clip.config.embed_dim})"
+        )
+    if config.id_lambda and config.mode == "edit" and arcface is None:
+        raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace")
+    guides = architecture.resolutions
+    if config.guide_resolution is not None and config.guide_resolution not in guides:
+        raise InputError(f"guide_resolution is {config.guide_resolution}, expected one of {guides}")
+    return latents
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _start(generator, arcface, latents, config) -> tuple[Latents, Array | None, _State]:
+    if config.space == "stylespace" and not isinstance(latents, tuple):
+        latents = generator.styles(latents)
+    identity = None
+    if arcface is not None:
+        identity = identity_features(arcface, draw(generator, latents, config.guide_resolution))
+    batch = jax.tree.leaves(latents)[0].shape[0]
+    state = _State(
+        step=jnp.zeros((), jnp.int32),
+        latents=latents,
+        optimizer=_optimizer(config).init(latents),
+        # Explicit types: weak ones would become strong in the first step and compile it twice.
+        losses=jnp.full((config.steps, batch), jnp.nan, jnp.float32),
+        best=jnp.full((batch,), jnp.inf, jnp.float32),
+        best_step=jnp.zeros((batch,), jnp.int32),
+        stopped=jnp.zeros((), bool),
+    )
+    return latents, identity, state
+
+
+def _optimizer(config: OptimizeConfig) -> optax.GradientTransformation:
+    return optax.adam(learning_rate_schedule(config.learning_rate, config.steps))
+
+
+def _loss(latents: Latents, problem: _Problem, config: OptimizeConfig) -> Float[Array, " batch"]:
+    if isinstance(latents, tuple):
+        fixed = problem.generator.config.rgb_style_indices
+        latents = tuple(
+            jax.lax.stop_gradient(s) if i in fixed else s for i, s in enumerate(latents)
+        )
+    images = draw(problem.generator, latents, config.guide_resolution)
+    loss = clip_loss(problem.clip, images, problem.text_features, config.preprocess)
+    if config.mode == "generate":
+        return loss
+    loss = loss + config.l2_lambda * squared_distance(latents, problem.start)
+    if problem.arcface is not None and problem.identity is not None:
+        features = identity_features(problem.arcface, images)
+        loss = loss + config.id_lambda * (1 - jnp.sum(features * problem.identity, axis=-1))
+    return loss
+
+
+def _step(problem: _Problem, state: _State, config: OptimizeConfig) -> _State:
+    def total(latents):
+        losses = _loss(latents, problem, config)
+        return jnp.sum(losses), losses
+
+    gradients, losses = jax.grad(total, has_aux=True)(state.latents)
+    updates, optimizer = _optimizer(config).update(gradients, state.optimizer)
+    finite = jnp.isfinite(losses).all()
+    latents = jax.tree.map(
+        lambda old, update: jnp.where(finite, old + update, old), state.latents, updates
+    )
+    improved = losses < state.best - config.min_improvement
+    best_step = jnp.where(improved, state.step, state.best_step)
+    finished = jnp.zeros_like(improved)
+    if config.stop_loss is not None:
+        finished |= losses < config.stop_loss
+    if config.patience:
+        finished |= state.step - best_step >= config.patience
+    return _State(
+        step=state.step + 1,
+        latents=latents,
+        optimizer=optimizer,
+        losses=state.losses.at[state.step].set(losses),
+        best=jnp.where(improved, losses, state.best),
+        best_step=best_step,
+        stopped=finished.all() | ~finite,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _advance(
+    problem: _Problem, state: _State, until: Array | int, config: OptimizeConfig
+) -> _State:
+    """Steps to ``until`` in one compiled loop."""
+    return jax.lax.while_loop(
+        lambda state: (state.step < until) & ~state.stopped,
+        lambda state: _step(problem, state, config),
+        state,
+    )
+
+
+_step_from_host = jax.jit(_step, static_argnames="config")
+
+
+def _advance_from_host(
+    problem: _Problem, state: _State, until: int, config: OptimizeConfig
+) -> _State:
+    """Steps to ``until`` one by one; the same result as :func:`_advance`."""
+    for _ in range(int(state.step), until):
+        state = _step_from_host(problem, state, config)
+        if state.stopped:
+            break
+    return state
+
+
+@jax.jit
+def _finish(problem: _Problem, state: _State) -> EditResult:
+    images = draw(problem.generator, state.latents)
+    return EditResult(state.latents, images, state.losses, state.step)

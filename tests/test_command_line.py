@@ -1,0 +1,153 @@
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import pytest
+from absl import flags
+
+from styleclip_jax import command_line
+from styleclip_jax.errors import InputError
+
+SCRIPT = """
+from absl import flags
+from styleclip_jax import command_line
+from styleclip_jax.errors import InputError
+
+flags.DEFINE_enum("fail", "no", ["no", "input", "float", "os", "bug"], "How to end.")
+
+def main(_):
+    if flags.FLAGS.fail == "input":
+        raise InputError("the input\\nis bad")
+    if flags.FLAGS.fail == "float":
+        raise FloatingPointError("the loss is not finite at step 7")
+    if flags.FLAGS.fail == "os":
+        open("/nowhere/at/all")
+    if flags.FLAGS.fail == "bug":
+        raise TypeError("a bug")
+
+if __name__ == "__main__":
+    command_line.run(main)
+"""
+
+
+@pytest.fixture
+def run(run_script, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return lambda *arguments: run_script(str(tmp_path / "script.py"), *arguments)
+
+
+def test_success_is_silent_with_code_zero(run):
+    assert run() == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--fail=input", "error: the input is bad\n"),
+        ("--fail=float", "error: the loss is not finite at step 7\n"),
+        ("--fail=os", "error: [Errno 2] No such file or directory: '/nowhere/at/all'\n"),
+        ("--fail=perhaps", "error: flag --fail=perhaps: value should be one of <no|input|"),
+        ("--fial=no", "error: Unknown command line flag 'fial'. Did you mean: fail ?\n"),
+        ("no", "error: unexpected argument 'no'; a flag is written --name=value"),
+    ],
+)
+def test_failures_are_one_line_with_code_one(run, flag, message):
+    outcome = run(flag)
+    assert outcome.code == 1
+    assert outcome.err.startswith(message) and outcome.err.count("\n") == 1
+
+
+def test_bugs_are_not_hidden(run):
+    with pytest.raises(TypeError, match="a bug"):
+        run("--fail=bug")
+
+
+def test_a_process_of_its_own_fails_likewise(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", "--fail=input"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "HOME": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the input is bad\n"
+
+
+def test_compiled_programs_are_kept_where_the_user_says(monkeypatch):
+    set_options = {}
+    monkeypatch.setattr(jax.config, "update", set_options.__setitem__)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    command_line.keep_compiled_programs()
+    assert not set_options
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    command_line.keep_compiled_programs()
+    cache = set_options["jax_compilation_cache_dir"]
+    assert cache == "/home/somebody/.cache/styleclip_jax"
+
+
+def test_a_configuration_takes_the_flags_of_its_fields_names():
+    import dataclasses
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        colour: str = "red"
+        count: int = 1
+
+    try:
+        flags.DEFINE_string("colour", "blue", "")
+        flags.DEFINE_integer("count", 3, "")
+        flags.FLAGS(["test", "--count=4"])
+        assert command_line.config_from_flags(Config) == Config("blue", 4)
+    finally:
+        del flags.FLAGS.colour, flags.FLAGS.count
+        flags.FLAGS.unparse_flags()
+
+
+def test_run_directories_are_new_and_note_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["optimize.py", "--description=a hat"])
+    names = [command_line.new_run_directory(tmp_path / "results").name for _ in range(3)]
+    assert names == ["results", "results-2", "results-3"]
+    command = (tmp_path / "results-3" / "command.txt").read_text()
+    assert command == "python optimize.py '--description=a hat'\n"
+
+
+def test_an_empty_directory_is_used_and_a_file_is_not_touched(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert command_line.new_run_directory(tmp_path / "empty") == tmp_path / "empty"
+    (tmp_path / "taken").write_text("mine")
+    assert command_line.new_run_directory(tmp_path / "taken") == tmp_path / "taken-2"
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_runs_that_start_together_get_different_directories(tmp_path):
+    directories, barrier = [], threading.Barrier(8)
+
+    def start():
+        barrier.wait()
+        directories.append(command_line.new_run_directory(tmp_path / "results"))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(directories)) == 8
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written to .*file/results"):
+        command_line.new_run_directory(tmp_path / "file" / "results")
+    with pytest.raises(InputError, match="cannot be written to /proc/results"):
+        command_line.new_run_directory("/proc/results")
+
+
+def test_a_failed_run_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), command_line.run_directory(tmp_path / "results") as directory:
+        (directory / "half.png").write_text("")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,339 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+import seeded
+
+from ckpt_convert import arcface as arcface_conversion
+from ckpt_convert import clip as clip_conversion
+from ckpt_convert import stylegan2
+from ckpt_convert.formats import SourceFile
+from styleclip_jax import optimization
+from styleclip_jax.errors import InputError
+from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.losses import clip_loss
+from styleclip_jax.models import CLIP, Generator, GeneratorConfig
+from styleclip_jax.optimization import OptimizeConfig, edit_latents, learning_rate_schedule
+
+GOLDEN = seeded.load("optimization")
+CASES = GOLDEN.settings["cases"]
+
+
+class EnoughSteps(Exception):
+    """Ends an optimization early."""
+
+
+@functools.cache
+def official(name, convert):
+    """Our network with the weights that the official one had."""
+    weights = GOLDEN.weights(name)
+    if name == "generator":
+        weights["latent_avg"] = np.zeros(512, np.float32)
+    return convert(SourceFile(name, "pytorch", weights, {}, {})).model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_five_steps_are_the_official_ones(case):
+    arguments = CASES[case]
+    generator = official("generator", stylegan2.convert)
+    clip = official("clip", clip_conversion.convert)
+    arcface = official("arcface", arcface_conversion.convert) if arguments["id_lambda"] else None
+    start = jnp.asarray(GOLDEN.input(arguments["latents"]))
+    if arguments["mode"] == "free_generation":
+        start = jnp.broadcast_to(start[:, None], (1, generator.num_layers, 512))
+    text = jax.jit(CLIP.encode_text)(clip, jnp.asarray(GOLDEN.settings["tokens"]))
+    config = OptimizeConfig(
+        steps=arguments["step"],
+        learning_rate=arguments["lr"],
+        l2_lambda=arguments["l2_lambda"],
+        id_lambda=arguments["id_lambda"],
+        space="stylespace" if arguments["work_in_stylespace"] else "w_plus",
+        mode="edit" if arguments["mode"] == "edit" else "generate",
+    )
+    history, losses = [], []
+
+    def record(step, loss, latents):
+        history.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(latents)]))
+        losses.append(loss[0])
+        if step == 5:
+            raise EnoughSteps
+
+    with pytest.raises(EnoughSteps):
+        edit_latents(
+            generator, clip, start, text, config, arcface, on_progress=record, progress_every=1
+        )
+    np.testing.assert_allclose(losses, GOLDEN[f"{case}.losses"], rtol=1e-3)
+    ours, theirs = np.stack(history), GOLDEN[f"{case}.latents"]
+    every = 1 if config.space == "stylespace" else 4
+    assert relative_error(ours[:, ::every], theirs) <= 1e-3
+    assert relative_error(ours[-1], GOLDEN[f"{case}.final"]) <= 1e-3
+
+
+def relative_error(ours, theirs):
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+CONFIG = OptimizeConfig(steps=8)
+
+
+@pytest.fixture(scope="module")
+def generator(random_model):
+    """A generator of 16 pixels, because every setting compiles a program of its own."""
+    config = GeneratorConfig(
+        resolution=16, z_dim=12, w_dim=16, mapping_layers=2, channel_base=128, channel_max=8
+    )
+    return random_model(Generator, config, seed=1)
+
+
+@pytest.fixture(scope="module")
+def latents(generator):
+    return sample_latents(generator, 3, seed=0, truncation=1.0)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return jax.random.normal(jax.random.key(5), (3, 16))
+
+
+@pytest.fixture
+def in_one_loop(monkeypatch):
+    """Makes edit_latents take the path of accelerators."""
+    monkeypatch.setattr(optimization, "_advance_from_host", optimization._advance)
+
+
+def assert_same(result, other):
+    np.testing.assert_allclose(result.losses, other.losses, atol=1e-5)
+    assert result.steps == other.steps
+    pairs = zip(jax.tree.leaves(result.latents), jax.tree.leaves(other.latents), strict=True)
+    for one, another in pairs:
+        np.testing.assert_allclose(one, another, atol=1e-4)
+    np.testing.assert_allclose(result.images, other.images, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, dataclasses.replace(CONFIG, space="stylespace", patience=2, min_improvement=10)],
+)
+def test_the_compiled_loop_and_the_steps_from_the_host_agree(
+    generator, clip, latents, texts, config, request
+):
+    from_host = edit_latents(generator, clip, latents, texts, config)
+    request.getfixturevalue("in_one_loop")
+    assert_same(edit_latents(generator, clip, latents, texts, config), from_host)
+
+
+@pytest.mark.parametrize("space", ["w_plus", "stylespace"])
+def test_the_step_is_traced_once(generator, clip, latents, texts, space, monkeypatch):
+    traces = []
+
+    def counted(problem, state, config):
+        traces.append(config)
+        return optimization._step(problem, state, config)
+
+    step = jax.jit(counted, static_argnames="config")
+    monkeypatch.setattr(optimization, "_step_from_host", step)
+    config = OptimizeConfig(steps=4, space=space, patience=3)
+    for _ in range(2):
+        edit_latents(generator, clip, latents, texts, config)
+    assert len(traces) == 1
+
+
+def test_it_can_be_part_of_a_compiled_function(generator, clip, latents, texts):
+    edit = jax.jit(edit_latents, static_argnames="config")
+    compiled = edit(generator, clip, latents, texts, config=CONFIG)
+    assert_same(compiled, edit_latents(generator, clip, latents, texts, CONFIG))
+
+
+def test_the_same_input_gives_the_same_bits(generator, clip, latents, texts):
+    first, second = (edit_latents(generator, clip, latents, texts, CONFIG) for _ in range(2))
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_every_image_of_a_batch_is_edited_as_it_were_alone(generator, clip, latents, texts):
+    together = edit_latents(generator, clip, latents, texts, CONFIG)
+    assert together.losses.shape == (8, 3)
+    alone = edit_latents(generator, clip, latents[1:2], texts[1:2], CONFIG)
+    np.testing.assert_allclose(together.losses[:, 1:2], alone.losses, atol=1e-5)
+    np.testing.assert_allclose(together.latents[1:2], alone.latents, atol=1e-3)
+
+
+def test_the_edit_brings_the_images_closer_to_the_text(generator, clip, latents, texts):
+    config = OptimizeConfig(steps=30, l2_lambda=0.0)
+    result = edit_latents(generator, clip, latents, texts[:1], config)
+    before = clip_loss(clip, jax.jit(draw)(generator, latents), texts[:1])
+    np.testing.assert_allclose(result.losses[0], before, atol=1e-5)
+    assert (clip_loss(clip, result.images, texts[:1]) < before - 0.05).all()
+    np.testing.assert_allclose(result.images, jax.jit(draw)(generator, result.latents), atol=1e-5)
+
+
+def test_a_larger_l2_lambda_keeps_the_latents_closer(generator, clip, latents, texts):
+    moved = [
+        jnp.abs(edit_latents(generator, clip, latents, texts, config).latents - latents).sum()
+        for config in (CONFIG, dataclasses.replace(CONFIG, l2_lambda=1.0))
+    ]
+    assert moved[1] < 0.8 * moved[0]
+
+
+def test_stylespace_edits_leave_the_torgb_styles_alone(generator, clip, latents, texts):
+    styles = jax.jit(Generator.styles)(generator, latents)
+    config = dataclasses.replace(CONFIG, space="stylespace")
+    result = edit_latents(generator, clip, styles, texts, config)
+    for i, (before, after) in enumerate(zip(styles, result.latents, strict=True)):
+        assert (before == after).all() == (i in generator.config.rgb_style_indices)
+
+
+def test_generating_is_not_held_back(generator, clip, texts):
+    start = generator.mean_latents(1)
+    free, held = (
+        edit_latents(
+            generator, clip, start, texts[:1], OptimizeConfig(steps=8, mode=mode, l2_lambda=100.0)
+        )
+        for mode in ("generate", "edit")
+    )
+    final = clip_loss(clip, free.images, texts[:1])
+    # No distance enters the loss, so it is CLIP's alone.
+    assert final < free.losses[0] - 0.01
+    assert jnp.abs(held.latents - start).max() < jnp.abs(free.latents - start).max()
+
+
+def test_the_guide_resolution_is_for_the_losses_only(generator, clip, latents, texts):
+    config = dataclasses.replace(CONFIG, guide_resolution=8)
+    result = edit_latents(generator, clip, latents, texts, config)
+    assert result.images.shape == (3, 16, 16, 3)
+    guide = jax.jit(draw, static_argnames="resolution")(generator, latents, resolution=8)
+    np.testing.assert_allclose(result.losses[0], clip_loss(clip, guide, texts), atol=1e-5)
+
+
+def test_stops_when_all_losses_are_low_enough(generator, clip, latents, texts):
+    free = edit_latents(generator, clip, latents, texts, OptimizeConfig(steps=20, l2_lambda=0.0))
+    # The step at which the last image gets below, and not the first.
+    threshold = float(jnp.median(free.losses))
+    below = np.asarray(free.losses) < threshold
+    expected = next((i for i in range(20) if below[i].all()), None)
+    config = OptimizeConfig(steps=20, l2_lambda=0.0, stop_loss=threshold)
+    result = edit_latents(generator, clip, latents, texts, config)
+    assert result.steps == (20 if expected is None else expected + 1)
+    assert np.isnan(result.losses[int(result.steps) :]).all()
+    assert np.isfinite(result.losses[: int(result.steps)]).all()
+
+
+def test_stops_at_once_when_the_losses_are_low_from_the_start(generator, clip, latents, texts):
+    config = dataclasses.replace(CONFIG, stop_loss=10.0)
+    assert edit_latents(generator, clip, latents, texts, config).steps == 1
+
+
+@pytest.mark.parametrize(("patience", "min_improvement"), [(2, 0.03), (4, 10.0)])
+def test_stops_when_no_loss_improves_any_more(
+    generator, clip, latents, texts, patience, min_improvement
+):
+    config = OptimizeConfig(steps=30)
+    losses = np.asarray(edit_latents(generator, clip, latents, texts, config).losses)
+    expected = stalled_step(losses, patience, min_improvement)
+    assert expected is not None
+    config = dataclasses.replace(config, patience=patience, min_improvement=min_improvement)
+    assert edit_latents(generator, clip, latents, texts, config).steps == expected + 1
+
+
+def stalled_step(losses, patience, min_improvement):
+    """The obvious loop: the first step at which every image's loss has stalled."""
+    best, best_step = np.full(losses.shape[1], np.inf), np.zeros(losses.shape[1])
+    for step, current in enumerate(losses):
+        improved = current < best - min_improvement
+        best, best_step = np.where(improved, current, best), np.where(improved, step, best_step)
+        if (step - best_step >= patience).all():
+            return step
+    return None
+
+
+def test_the_default_is_a_constant_number_of_steps():
+    assert OptimizeConfig().stop_loss is None and OptimizeConfig().patience == 0
+
+
+@pytest.mark.parametrize("path", ["from the host", "in one loop"])
+def test_a_loss_that_is_not_finite_names_the_step(generator, clip, latents, texts, path, request):
+    if path == "in one loop":
+        request.getfixturevalue("in_one_loop")
+    config = OptimizeConfig(steps=20, learning_rate=1e38)
+    # The first step has rate zero, the second one jumps.
+    with pytest.raises(FloatingPointError, match="step 3 of 20"):
+        edit_latents(generator, clip, latents, texts, config)
+
+
+def test_progress_is_reported_with_losses_and_latents(generator, clip, latents, texts):
+    reports = []
+
+    def report(*arguments):
+        reports.append(arguments)
+
+    result = edit_latents(
+        generator, clip, latents, texts, CONFIG, on_progress=report, progress_every=3
+    )
+    assert [step for step, _, _ in reports] == [3, 6, 8]
+    for step, losses, _ in reports:
+        np.testing.assert_array_equal(losses, result.losses[step - 1])
+    np.testing.assert_array_equal(reports[-1][2], result.latents)
+
+
+def test_an_identity_loss_without_arcface_is_refused(generator, clip, latents, texts):
+    config = dataclasses.replace(CONFIG, id_lambda=0.5)
+    with pytest.raises(InputError, match="ArcFace"):
+        edit_latents(generator, clip, latents, texts, config)
+
+
+def test_the_learning_rate_ramps_up_and_down_as_officially():
+    schedule = learning_rate_schedule(0.1, 300)
+    for step in (0, 3, 15, 100, 224, 225, 280, 299):
+        # get_lr of the official optimization/run_optimization.py.
+        t = step / 300
+        ramp = 0.5 - 0.5 * math.cos(min(1, (1 - t) / 0.25) * math.pi)
+        np.testing.assert_allclose(schedule(step), 0.1 * ramp * min(1, t / 0.05), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": "w"}, "space is 'w', expected w_plus or stylespace"),
+        ({"mode": "draw"}, "mode is 'draw'"),
+        ({"preprocess": "none"}, "preprocess is 'none'"),
+        ({"steps": 0}, "steps is 0, expected at least 1"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"l2_lambda": -1.0}, "l2_lambda"),
+        ({"id_lambda": -1.0}, "id_lambda"),
+        ({"patience": -1}, "patience"),
+        ({"min_improvement": -1.0}, "min_improvement"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(monkeypatch, changes, message):
+    # Users run without the type checks of the tests.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(InputError, match=message):
+        OptimizeConfig(**changes)
+
+
+def test_latents_that_do_not_fit_are_refused(generator, clip, latents, texts):
+    with pytest.raises(InputError, match=r"\(3, 5, 16\).*\(images, 6, 16\)"):
+        edit_latents(generator, clip, latents[:, :5], texts, CONFIG)
+    styles = jax.jit(Generator.styles)(generator, latents)
+    with pytest.raises(InputError, match="stylespace"):
+        edit_latents(generator, clip, styles, texts, CONFIG)
+    config = dataclasses.replace(CONFIG, space="stylespace")
+    with pytest.raises(InputError, match="7 StyleSpace arrays"):
+        edit_latents(generator, clip, styles[:-1], texts, config)
+
+
+def test_text_features_that_do_not_fit_are_refused(generator, clip, latents, texts):
+    with pytest.raises(InputError, match=r"\(2, 16\), expected \(1, 16\) or \(3, 16\)"):
+        edit_latents(generator, clip, latents, texts[:2], CONFIG)
+
+
+def test_a_guide_resolution_that_the_generator_lacks_is_refused(generator, clip, latents, texts):
+    config = dataclasses.replace(CONFIG, guide_resolution=64)
+    with pytest.raises(InputError, match="guide_resolution is 64"):
+        edit_latents(generator, clip, latents, texts, config)

@@ -1,0 +1,258 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from styleclip_jax.checkpoints import save_model
+from styleclip_jax.latents import load_latents, sample_latents, save_latents
+from styleclip_jax.models import ArcFace, ArcFaceConfig
+
+
+@pytest.fixture
+def optimize(run_script, generator_path, clip_path, tmp_path):
+    """Runs optimize.py on the small models for few steps; flags may be overridden."""
+
+    def run(*arguments):
+        return run_script(
+            "optimize.py",
+            f"--generator={generator_path}",
+            f"--clip={clip_path}",
+            "--description=a hat",
+            "--steps=3",
+            "--num_images=2",
+            f"--results_dir={tmp_path / 'results'}",
+            *arguments,
+        )
+
+    return run
+
+
+def assert_refused(outcome, tmp_path, *words):
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+    for word in words:
+        assert word in outcome.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_are_complete(optimize, tmp_path, generator):
+    outcome = optimize("--description=glasses, red", "--save_intermediate_every=2")
+    assert outcome.code == 0, outcome.err
+    results = tmp_path / "results"
+    written = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
+    edits = ["1-a-hat", "2-glasses-red"]
+    assert written == {
+        "command.txt",
+        "before_after.png",
+        "metrics.json",
+        *(f"{d}/{f}" for d in ["before", *edits] for f in ("000.png", "001.png", "latents.npy")),
+        *(f"{d}/{f}" for d in edits for f in ("frames/0002.png", "steps.gif")),
+    }
+    with Image.open(results / "before" / "001.png") as image:
+        assert image.size == (32, 32)
+    # Three columns and two rows of at least 256 pixels.
+    with Image.open(results / "before_after.png") as sheet:
+        assert sheet.width > 3 * 256 and sheet.height > 2 * 256
+    latents = load_latents(results / "2-glasses-red" / "latents.npy", generator)
+    assert np.shape(latents) == (2, 8, 16)
+
+
+def test_metrics_tell_what_was_done_and_how_it_went(optimize, tmp_path):
+    optimize("--seed=5", "--steps=30", "--l2_lambda=0")
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert metrics["seed"] == 5
+    assert metrics["flags"]["steps"] == 30 and metrics["flags"]["truncation"] == 0.7
+    assert "jax" in metrics["versions"]
+    (edit,) = metrics["descriptions"]
+    assert edit["description"] == "a hat" and edit["seconds"] > 0 and edit["steps"] == 30
+    for image in edit["images"]:
+        assert len(image["losses"]) == 30
+        # Without other terms the loss is one minus the similarity.
+        assert image["losses"][0] == pytest.approx(1 - image["clip_similarity_before"], abs=1e-4)
+        assert image["clip_similarity_after"] > image["clip_similarity_before"]
+        assert image["latent_distance"] > 0
+
+
+def test_latent_distance_is_that_of_the_saved_latents(optimize, tmp_path):
+    optimize("--steps=10")
+    results = tmp_path / "results"
+    moved = np.load(results / "1-a-hat/latents.npy") - np.load(results / "before/latents.npy")
+    (edit,) = json.loads((results / "metrics.json").read_text())["descriptions"]
+    distances = [image["latent_distance"] for image in edit["images"]]
+    np.testing.assert_allclose(distances, np.sqrt(np.sum(moved**2, (1, 2))), rtol=1e-5)
+
+
+def test_an_existing_results_directory_is_never_overwritten(optimize, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "mine.txt").write_text("precious")
+    assert optimize("--steps=1").code == optimize("--steps=1").code == 0
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["mine.txt"]
+    assert (tmp_path / "results-2" / "metrics.json").exists()
+    assert (tmp_path / "results-3" / "metrics.json").exists()
+
+
+def test_the_same_seed_gives_the_same_images_and_another_one_does_not(optimize, tmp_path):
+    for seed in (7, 7, 8):
+        optimize(f"--seed={seed}")
+    first, same, other = (
+        (tmp_path / name / "1-a-hat" / "001.png").read_bytes()
+        for name in ("results", "results-2", "results-3")
+    )
+    assert first == same != other
+
+
+def test_given_latents_are_edited(optimize, tmp_path, generator):
+    latents = sample_latents(generator, 3, seed=1)
+    save_latents(tmp_path / "mine", latents)
+    assert optimize(f"--latents={tmp_path / 'mine.npy'}").code == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "results/before/latents.npy"), latents)
+
+
+def test_stylespace_is_edited_from_either_kind_of_latents(optimize, tmp_path, generator):
+    latents = sample_latents(generator, 2, seed=1)
+    save_latents(tmp_path / "mine", latents)
+    save_latents(tmp_path / "mine", jax.jit(type(generator).styles)(generator, latents))
+    for name in ("mine.npy", "mine.npz"):
+        assert optimize("--space=stylespace", f"--latents={tmp_path / name}").code == 0
+    results = [tmp_path / name / "1-a-hat" / "latents.npz" for name in ("results", "results-2")]
+    with np.load(results[0]) as one, np.load(results[1]) as other:
+        assert list(one) == [f"layer_{i:02}" for i in range(11)]
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], atol=1e-4)
+
+
+def test_generate_starts_from_the_mean_image(run_script, generator_path, clip_path, tmp_path):
+    outcome = run_script(
+        "optimize.py",
+        f"--generator={generator_path}",
+        f"--clip={clip_path}",
+        "--description=a hat",
+        "--mode=generate",
+        "--steps=2",
+        f"--results_dir={tmp_path / 'results'}",
+    )
+    assert outcome.code == 0, outcome.err
+    start = np.load(tmp_path / "results/before/latents.npy")
+    assert start.shape == (1, 8, 16)
+    assert (start == start[:, :1]).all()
+
+
+def test_bfloat16_edits_nearly_alike(optimize, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        assert optimize(f"--dtype={dtype}").code == 0
+    one, other = (
+        np.load(tmp_path / name / "1-a-hat/latents.npy") for name in ("results", "results-2")
+    )
+    assert 0 < np.abs(one - other).max() < 0.5
+
+
+def test_the_identity_can_be_held_with_an_arcface(optimize, tmp_path, random_model):
+    config = ArcFaceConfig(stem_width=16, stages=((16, 1),))
+    save_model(tmp_path / "arcface", random_model(ArcFace, config, seed=3))
+    flags = ("--l2_lambda=0", f"--arcface={tmp_path / 'arcface'}")
+    losses = []
+    for name, id_lambda in (("results", 0), ("results-2", 0.5)):
+        assert optimize(*flags, f"--id_lambda={id_lambda}").code == 0
+        (edit,) = json.loads((tmp_path / name / "metrics.json").read_text())["descriptions"]
+        losses.append([image["losses"] for image in edit["images"]])
+    # The first image is the one whose identity is held.
+    np.testing.assert_allclose(losses[0][0][0], losses[1][0][0], atol=1e-5)
+    assert not np.allclose(losses[0], losses[1], atol=1e-5)
+
+
+def test_stops_when_the_loss_stalls(optimize, tmp_path):
+    optimize("--steps=50", "--patience=3", "--min_improvement=10")
+    (edit,) = json.loads((tmp_path / "results/metrics.json").read_text())["descriptions"]
+    assert edit["steps"] == 4
+    assert all(len(image["losses"]) == 4 for image in edit["images"])
+
+
+def test_help_explains_the_flags_with_examples(run_script):
+    outcome = run_script("optimize.py", "--help")
+    assert "python optimize.py --description=" in outcome.out
+    assert "--guide_resolution" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--space=w", ("space", "stylespace")),
+        ("--mode=draw", ("mode", "generate")),
+        ("--dtype=int8", ("dtype", "bfloat16")),
+        ("--steps=many", ("steps", "many")),
+        ("--steps=0", ("steps", "0")),
+        ("--num_images=0", ("num_images", "0")),
+        ("--learning_rate=-1", ("learning_rate", "-1")),
+        ("--colour=red", ("colour",)),
+        ("sunglasses", ("sunglasses", "quotes")),
+        ("--guide_resolution=48", ("guide_resolution", "48", "32")),
+        ("--id_lambda=0.1", ("id_lambda", "--arcface")),
+        ("--mode=generate", ("--num_images",)),
+        ("--description=", ("empty",)),
+        ("--description=" + "a hat " * 20, ("tokens", "18", "shorten")),
+        ("--latents=nowhere.npy", ("nowhere.npy",)),
+        ("--generator=nowhere", ("nowhere", "ckpt_convert")),
+        ("--clip=nowhere", ("nowhere",)),
+    ],
+)
+def test_bad_flags_end_in_one_line(optimize, tmp_path, flag, words):
+    assert_refused(optimize(flag), tmp_path, *words)
+
+
+def test_a_missing_description_ends_in_one_line(run_script, tmp_path):
+    outcome = run_script("optimize.py", f"--results_dir={tmp_path / 'results'}")
+    assert_refused(outcome, tmp_path, "--description")
+
+
+def test_a_checkpoint_of_the_wrong_kind_ends_in_one_line(optimize, tmp_path, clip_path):
+    outcome = optimize(f"--generator={clip_path}")
+    assert_refused(outcome, tmp_path, str(clip_path), "CLIP", "Generator")
+
+
+def test_a_generator_in_place_of_a_clip_ends_in_one_line(optimize, tmp_path, generator_path):
+    assert_refused(optimize(f"--clip={generator_path}"), tmp_path, "Generator", "CLIP")
+
+
+def test_an_official_file_in_place_of_a_checkpoint_ends_in_one_line(optimize, tmp_path):
+    (tmp_path / "ffhq.pkl").write_bytes(b"\x80\x04N.")
+    assert_refused(optimize(f"--generator={tmp_path / 'ffhq.pkl'}"), tmp_path, "ckpt_convert")
+
+
+def test_a_truncated_checkpoint_ends_in_one_line(optimize, tmp_path, generator_path):
+    shutil.copytree(generator_path, tmp_path / "damaged")
+    for file in (tmp_path / "damaged" / "parameters").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    outcome = optimize(f"--generator={tmp_path / 'damaged'}")
+    assert_refused(outcome, tmp_path, "damaged", "cannot be read")
+
+
+def test_latents_with_nan_end_in_one_line(optimize, tmp_path):
+    np.save(tmp_path / "bad.npy", np.full((1, 8, 16), np.nan, np.float32))
+    assert_refused(optimize(f"--latents={tmp_path / 'bad.npy'}"), tmp_path, "bad.npy", "NaN")
+
+
+def test_latents_of_another_generator_end_in_one_line(optimize, tmp_path):
+    np.save(tmp_path / "bad.npy", np.zeros((1, 18, 512), np.float32))
+    outcome = optimize(f"--latents={tmp_path / 'bad.npy'}")
+    assert_refused(outcome, tmp_path, "(1, 18, 512)", "(N, 8, 16)")
+
+
+def test_an_unwritable_results_directory_ends_in_one_line_before_any_work(optimize, tmp_path):
+    (tmp_path / "file").write_text("")
+    # The generator does not exist either, but would be looked for later.
+    outcome = optimize(f"--results_dir={tmp_path / 'file' / 'results'}", "--generator=nowhere")
+    assert_refused(outcome, tmp_path, str(tmp_path / "file" / "results"), "cannot be written")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(optimize, tmp_path):
+    outcome = optimize("--steps=30", "--learning_rate=1e38", "--save_intermediate_every=1")
+    assert_refused(outcome, tmp_path, "not finite", "step 3 of 30", "learning_rate")
+
+
+def test_a_clip_without_a_tokenizer_ends_in_one_line(optimize, tmp_path, clip_path):
+    shutil.copytree(clip_path, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer"))
+    assert_refused(optimize(f"--clip={tmp_path / 'mute'}"), tmp_path, "tokenizer")
