@@ -1,0 +1,116 @@
+"""Brings the processes of several hosts together."""
+
+import contextlib
+import socket
+import time
+
+import jax
+
+from styleclip_jax.errors import InputError
+
+
+def initialize(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: float = 300.0,
+) -> None:
+    """Joins the processes of a program, before anything else of JAX runs.
+
+    Where nothing is given, JAX finds the others by itself on a TPU pod and under SLURM or Open MPI;
+    elsewhere there is one process. Otherwise there is a roll call first, on the coordinator's port,
+    because ``jax.distributed.initialize`` aborts the program when a process does not join, and does
+    not say which.
+
+    Args:
+        coordinator_address: ``host:port`` of process 0, the same for all processes.
+        num_processes: How many there are.
+        process_id: Number of this one, from 0.
+        timeout: Seconds to wait for the others.
+
+    Raises:
+        InputError: The arguments are incomplete, or a process did not join in time.
+    """
+    if (coordinator_address, num_processes, process_id) == (None, None, None):
+        _initialize_in_cluster(timeout)
+        return
+    if coordinator_address is None or num_processes is None or process_id is None:
+        raise InputError(
+            "--coordinator_address, --num_processes and --process_id belong together; give all"
+            " three, or none"
+        )
+    host, _, port = coordinator_address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(
+            f"--coordinator_address is {coordinator_address!r}, expected host:port, for example"
+            " 10.0.0.1:1234"
+        )
+    if not 0 <= process_id < num_processes:
+        raise InputError(f"--process_id is {process_id}, expected 0 to {num_processes - 1}")
+    if process_id == 0:
+        missing = _call_the_roll(int(port), num_processes, timeout)
+    else:
+        missing = _answer(host, int(port), process_id, timeout)
+    if missing:
+        raise InputError(
+            f"process {missing} of {num_processes} did not join at {coordinator_address} within"
+            f" {timeout:g} seconds; start all processes, with numbers 0 to {num_processes - 1}"
+        )
+    jax.distributed.initialize(
+        coordinator_address, num_processes, process_id, initialization_timeout=int(timeout)
+    )
+
+
+def _initialize_in_cluster(timeout: float) -> None:
+    try:
+        jax.distributed.initialize(initialization_timeout=int(timeout))
+    except (ValueError, RuntimeError) as error:
+        # What JAX says where it finds no cluster, and where it is in use, as in a notebook.
+        alone = ("coordinator_address should be defined", "must be called before any JAX calls")
+        if not any(reason in str(error) for reason in alone):
+            raise
+
+
+def _call_the_roll(port: int, num_processes: int, timeout: float) -> str:
+    """Collects the numbers of the other processes; tells all, and returns, which are missing."""
+    deadline = time.monotonic() + timeout
+    joined: dict[int, socket.socket] = {}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("", port)))
+        while len(joined) < num_processes - 1 and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            # Whatever else may knock at the port is no process of ours.
+            with contextlib.suppress(TimeoutError, ConnectionError, ValueError):
+                connection = stack.enter_context(server.accept()[0])
+                connection.settimeout(5)
+                number = int(_read_line(connection))
+                if 0 < number < num_processes:
+                    joined[number] = connection
+        missing = ", ".join(str(n) for n in range(1, num_processes) if n not in joined)
+        for connection in joined.values():
+            connection.sendall(f"{missing}\n".encode())
+    return missing
+
+
+def _answer(host: str, port: int, process_id: int, timeout: float) -> str:
+    """Tells process 0 that this one is there; returns which are missing."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        try:
+            connection = socket.create_connection((host, port), timeout=5)
+        except OSError:
+            time.sleep(0.2)
+            continue
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(f"{process_id}\n".encode())
+            # Process 0 may have started later, and waits as long.
+            connection.settimeout(timeout + 5)
+            line = _read_line(connection)
+            if line.endswith("\n"):
+                return line.strip()
+    return "0"
+
+
+def _read_line(connection: socket.socket) -> str:
+    with connection.makefile() as file:
+        return file.readline()

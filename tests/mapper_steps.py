@@ -1,0 +1,68 @@
+"""Takes ten training steps on all devices of all processes; a script that tests run.
+
+python tests/mapper_steps.py OUTPUT [COORDINATOR_ADDRESS NUM_PROCESSES PROCESS_ID]
+"""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import CLIP_CONFIG, GENERATOR, make_random_model
+
+from styleclip_jax import distributed
+from styleclip_jax.checkpoints import build, flatten
+from styleclip_jax.mapper_training import (
+    MapperTrainConfig,
+    batch_indices,
+    host_share,
+    init_mapper_state,
+    make_mapper_train_step,
+)
+from styleclip_jax.models import CLIP, Generator, LevelsMapper, MapperConfig
+
+MAPPER = MapperConfig(w_dim=GENERATOR.w_dim, num_layers=GENERATOR.num_layers)
+CONFIG = MapperTrainConfig(optimizer="ranger", learning_rate=1e3)
+BATCH_SIZE = 8
+STEPS = 10
+
+
+def make_mapper(config: MapperConfig) -> LevelsMapper:
+    """A mapper of random weights."""
+    random = np.random.default_rng(4)
+
+    def fill(abstract):
+        return {name: 100 * random.normal(size=x.shape) for name, x in abstract.items()}
+
+    return build(LevelsMapper, config, fill)
+
+
+def main(output: str, *address: str) -> None:
+    """Trains, and writes mapper and losses from the first process."""
+    if address:
+        distributed.initialize(address[0], int(address[1]), int(address[2]), 120)
+    random = np.random.default_rng(0)
+    latents = random.normal(size=(32, GENERATOR.num_layers, GENERATOR.w_dim)).astype(np.float32)
+    text_features = jnp.asarray(random.normal(size=(1, CLIP_CONFIG.embed_dim)), jnp.float32)
+
+    generator = make_random_model(Generator, GENERATOR, seed=1)
+    clip = make_random_model(CLIP, CLIP_CONFIG, seed=2)
+    mapper = make_mapper(MAPPER)
+    step = make_mapper_train_step(generator, clip, text_features, CONFIG)
+    state = init_mapper_state(mapper, CONFIG)
+    losses = []
+    for i in range(STEPS):
+        batch = latents[host_share(batch_indices(0, i, len(latents), BATCH_SIZE))]
+        state, metrics = step(state, batch)
+        losses.append(metrics["loss"])
+    if jax.process_index() == 0:
+        start, end = flatten(mapper), flatten(state.mapper)
+        results: dict[str, Any] = {
+            name: np.asarray(end[name]) - np.asarray(start[name]) for name in start
+        }
+        np.savez(output, **results, losses=np.array(losses), devices=jax.device_count())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

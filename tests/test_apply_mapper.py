@@ -1,0 +1,177 @@
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from styleclip_jax import checkpoints
+from styleclip_jax.checkpoints import save_model
+from styleclip_jax.latents import load_latents, sample_latents, save_latents
+from styleclip_jax.mapper_training import apply_mapper
+from styleclip_jax.models import Generator, LevelsMapper, MapperConfig
+from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
+
+
+def make_mapper(generator, kind: type[Mapper] = LevelsMapper, seed=0) -> Any:
+    config = MapperConfig(
+        w_dim=generator.config.w_dim,
+        num_layers=generator.config.num_layers,
+        style_dims=generator.config.style_dims,
+    )
+    return kind(config, rngs=nnx.Rngs(seed))
+
+
+@pytest.fixture
+def mapper(generator, tmp_path) -> LevelsMapper:
+    """A random mapper, saved as train_mapper.py does in the run ``beard``."""
+    mapper = make_mapper(generator)
+    save_model(tmp_path / "beard" / "mapper", mapper)
+    return mapper
+
+
+@pytest.fixture
+def apply(run_script, generator_path, tmp_path, mapper):
+    """Runs apply_mapper.py on the small models; flags may be added."""
+
+    def run(*arguments, mapper=tmp_path / "beard"):
+        return run_script(
+            "apply_mapper.py",
+            f"--generator={generator_path}",
+            f"--mapper={mapper}",
+            "--num_images=3",
+            f"--results_dir={tmp_path / 'results'}",
+            *arguments,
+        )
+
+    return run
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image, np.float32) / 127.5 - 1
+
+
+def assert_refused(outcome, tmp_path, *words):
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+    for word in words:
+        assert word in outcome.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_are_those_of_the_library(apply, tmp_path, generator, mapper):
+    outcome = apply("--seed=3")
+    assert outcome.code == 0, outcome.err
+    results = tmp_path / "results"
+    written = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
+    assert written == {
+        "command.txt",
+        "before_after.png",
+        "metrics.json",
+        *(
+            f"{directory}/{file}"
+            for directory in ("before", "strength_0.1")
+            for file in ("000.png", "001.png", "002.png", "latents.npy")
+        ),
+    }
+    latents = sample_latents(generator, 3, seed=3)
+    images, edited = apply_mapper(generator, mapper, latents, 0.1)
+    np.testing.assert_allclose(
+        load_latents(results / "strength_0.1" / "latents.npy", generator), edited, atol=1e-5
+    )
+    before = jax.jit(Generator.__call__)(generator, latents)
+    for directory, expected in (("before", before), ("strength_0.1", images)):
+        image = read(results / directory / "002.png")
+        assert np.abs(image - np.clip(expected[2], -1, 1)).max() <= 0.01
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics["strengths"]["strength 0.1"]["seconds_per_image"] > 0
+    assert metrics["flags"]["seed"] == 3
+
+
+def test_strengths_make_a_strip_from_negative_to_positive(apply, tmp_path):
+    assert apply("--strength=0.2", "--strength=-0.1").code == 0
+    results = tmp_path / "results"
+    names = ["strength_-0.1", "before", "strength_0.2"]
+    assert list(json.loads((results / "metrics.json").read_text())["strengths"]) == [
+        name.replace("_", " ") for name in names
+    ]
+    low, middle, high = (np.load(results / name / "latents.npy") for name in names)
+    np.testing.assert_allclose((high - middle) / 0.2, (low - middle) / -0.1, atol=1e-4)
+    with Image.open(results / "before_after.png") as sheet:
+        assert sheet.width > 3 * 256
+
+
+def test_several_mappers_add_up(apply, tmp_path, generator, mapper):
+    other = make_mapper(generator, seed=1)
+    save_model(tmp_path / "other", other)
+    assert apply(f"--mapper={tmp_path / 'other'}").code == 0
+    _, edited = apply_mapper(generator, [mapper, other], sample_latents(generator, 3, 0), 0.1)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "results" / "strength_0.1" / "latents.npy"), edited, atol=1e-5
+    )
+
+
+def test_more_images_than_a_batch_are_all_edited(apply, tmp_path, generator, mapper):
+    latents = sample_latents(generator, 10, seed=1)
+    save_latents(tmp_path / "mine", latents)
+    assert apply(f"--latents={tmp_path / 'mine.npy'}").code == 0
+    _, edited = apply_mapper(generator, mapper, latents, 0.1)
+    place = tmp_path / "results" / "strength_0.1"
+    np.testing.assert_allclose(np.load(place / "latents.npy"), edited, atol=1e-5)
+    assert (place / "009.png").exists() and not (place / "010.png").exists()
+
+
+def test_a_stylespace_mapper_is_applied(apply, tmp_path, generator):
+    save_model(tmp_path / "styles", make_mapper(generator, WithoutToRGBStyleSpaceMapper))
+    assert apply(mapper=tmp_path / "styles").code == 0
+    edited = load_latents(tmp_path / "results" / "strength_0.1" / "latents.npz", generator)
+    assert [style.shape[1] for style in edited] == list(generator.config.style_dims)
+
+
+def test_mappers_that_come_with_the_package_are_found_by_name(
+    apply, tmp_path, generator, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "AVATARS", checkpoints.epath.Path(tmp_path))
+    save_model(tmp_path / "mappers" / "sunglasses", make_mapper(generator))
+    assert apply(mapper="sunglasses").code == 0
+    outcome = apply(mapper="moonglasses")
+    assert outcome.code == 1
+    assert "there is no mapper moonglasses" in outcome.err and "sunglasses" in outcome.err
+
+
+def test_existing_results_are_never_overwritten(apply, tmp_path):
+    assert apply().code == apply().code == 0
+    assert (tmp_path / "results" / "metrics.json").exists()
+    assert (tmp_path / "results-2" / "metrics.json").exists()
+
+
+def test_a_mapper_for_another_generator_is_refused(apply, tmp_path):
+    other = LevelsMapper(MapperConfig(w_dim=16, num_layers=10), rngs=nnx.Rngs(0))
+    save_model(tmp_path / "other", other)
+    outcome = apply(mapper=tmp_path / "other")
+    assert_refused(outcome, tmp_path, "(batch, 10, 16)", "(3, 8, 16)")
+
+
+def test_another_model_in_place_of_the_mapper_is_refused(apply, tmp_path, generator_path):
+    assert_refused(apply(mapper=generator_path), tmp_path, "holds a Generator", "LevelsMapper")
+
+
+def test_mappers_of_different_spaces_are_refused(apply, tmp_path, generator):
+    save_model(tmp_path / "styles", make_mapper(generator, WithoutToRGBStyleSpaceMapper))
+    assert_refused(apply(f"--mapper={tmp_path / 'styles'}"), tmp_path, "cannot be added")
+
+
+@pytest.mark.parametrize(
+    ("latents", "reason"),
+    [
+        (np.zeros((0, 8, 16)), "empty"),
+        (np.zeros((2, 8, 512)), "(2, 8, 512)"),
+        (np.full((2, 8, 16), np.nan), "NaN"),
+    ],
+)
+def test_useless_latents_are_refused(apply, tmp_path, latents, reason):
+    np.save(tmp_path / "latents.npy", latents.astype(np.float32))
+    assert_refused(apply(f"--latents={tmp_path / 'latents.npy'}"), tmp_path, reason)

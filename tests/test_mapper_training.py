@@ -1,0 +1,336 @@
+import functools
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seeded
+from flax import nnx
+
+from ckpt_convert import arcface as arcface_conversion
+from ckpt_convert import clip as clip_conversion
+from ckpt_convert import mapper as mapper_conversion
+from ckpt_convert import mapping, stylegan2
+from ckpt_convert.formats import SourceFile
+from styleclip_jax.checkpoints import build, flatten
+from styleclip_jax.errors import InputError
+from styleclip_jax.mapper_training import (
+    MapperTrainConfig,
+    apply_mapper,
+    batch_indices,
+    check_finite,
+    describe_shares,
+    host_share,
+    init_mapper_state,
+    loss_shares,
+    make_mapper_evaluation,
+    make_mapper_train_step,
+    shard,
+    training_warnings,
+)
+from styleclip_jax.models import Generator, GeneratorConfig, LevelsMapper, MapperConfig
+from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = seeded.load("mapper_training")
+CASES = GOLDEN.settings["cases"]
+SMALL_GENERATOR = GeneratorConfig(resolution=32, w_dim=16, channel_base=256, channel_max=8)
+METRICS = {
+    "loss": "loss",
+    "loss_clip": "clip_loss",
+    "loss_id": "id_loss",
+    "loss_l2_latent": "latent_l2",
+}
+
+
+def source(name, prefix="", **values):
+    weights = {prefix + key: array for key, array in GOLDEN.weights(name).items()}
+    return SourceFile(name, "pytorch", weights, values, {})
+
+
+@functools.cache
+def official_networks() -> Any:
+    """Our generator, CLIP and ArcFace with the weights that the official ones had."""
+    config = GeneratorConfig(**GOLDEN.settings["generator"])
+    file = source("generator")
+    file.tensors["latent_avg"] = np.zeros(config.w_dim, np.float32)
+    table = stylegan2.make_table(file, stylegan2.ROSINALITY, "")
+    generator = mapping.fill(Generator, config, file, table, stylegan2.ROSINALITY.ignored)
+    clip = clip_conversion.convert(source("clip")).model
+    return generator, clip, arcface_conversion.convert(source("arcface")).model
+
+
+def official_mapper_source(case):
+    options = {"opts.stylegan_size": case["stylegan_size"]}
+    return source(case["mapper_type"], "state_dict.mapper.", **options)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_steps_are_the_official_ones(name):
+    case = CASES[name]
+    generator, clip, arcface = official_networks()
+    text_features = jax.jit(CLIP.encode_text)(clip, jnp.asarray(GOLDEN.settings["tokens"]))
+    config = MapperTrainConfig(
+        optimizer=case["optim_name"],
+        learning_rate=case["learning_rate"],
+        clip_lambda=case["clip_lambda"],
+        id_lambda=case["id_lambda"],
+        latent_l2_lambda=case["latent_l2_lambda"],
+        strength=GOLDEN.settings["strength"],
+    )
+    file = official_mapper_source(case)
+    mapper: Any = mapper_conversion.convert(file).model
+    state = init_mapper_state(mapper, config)
+    step = make_mapper_train_step(generator, clip, text_features, config, arcface)
+    latents = [np.split(GOLDEN.input(key), case["steps"]) for key in case["inputs"]]
+    history = []
+    for batch in zip(*latents, strict=True):
+        state, metrics = step(state, batch if case["work_in_stylespace"] else batch[0])
+        history.append(metrics)
+
+    for official, ours in METRICS.items():
+        if f"{name}.{official}" in GOLDEN.arrays:
+            losses = [metrics[ours] for metrics in history]
+            np.testing.assert_allclose(losses, GOLDEN[f"{name}.{official}"], rtol=1e-3)
+    before, after = flatten(mapper), flatten(state.mapper)
+    prefix = "state_dict.mapper."
+    every = 1 if case["work_in_stylespace"] else 16
+    for row in mapper_conversion.make_table(case["mapper_type"], mapper.config, prefix):
+        key = row.source.removeprefix(prefix)
+        update = row.transform(np.asarray(after[row.target] - before[row.target]))
+        norm = GOLDEN[f"{name}.update_norm.{key}"]
+        assert abs(np.linalg.norm(update) - norm) <= 1e-3 * norm
+        strided = update[::every, ::every] if update.ndim == 2 else update
+        official = GOLDEN[f"{name}.update.{key}"]
+        assert np.linalg.norm(strided - official) <= 1e-3 * np.linalg.norm(official)
+
+
+@pytest.fixture(scope="module")
+def steps_by_devices(tmp_path_factory) -> dict[str, dict]:
+    """Ten steps on 1, 2 and 4 devices, and on 4 devices of two processes; and compiled programs."""
+    directory = tmp_path_factory.mktemp("steps")
+    address = f"127.0.0.1:{free_port()}"
+    commands = {
+        "1": [1],
+        "2": [2],
+        "4": [4],
+        "2x2": [2, address, 2, 0],
+        "other": [2, address, 2, 1],
+    }
+    processes = {}
+    for name, (devices, *joining) in commands.items():
+        flags = [
+            f"--xla_force_host_platform_device_count={devices}",
+            f"--xla_dump_to={directory / name}",
+            "--xla_dump_hlo_as_text",
+            "--xla_dump_hlo_module_re=.*_fun",
+        ]
+        arguments = [directory / f"{name}.npz", *joining]
+        processes[name] = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "mapper_steps.py", *map(str, arguments)],
+            env={**os.environ, "XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    for process in processes.values():
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, output
+    results = {}
+    for name in ("1", "2", "4", "2x2"):
+        with np.load(directory / f"{name}.npz") as archive:
+            results[name] = dict(archive)
+        programs = (directory / name).glob("*after_optimizations.txt")
+        results[name]["programs"] = [path.read_text() for path in programs]
+    return results
+
+
+@pytest.mark.parametrize("name", ["2", "4", "2x2"])
+def test_steps_do_not_depend_on_the_number_of_devices_and_hosts(steps_by_devices, name):
+    alone, shared = steps_by_devices["1"], steps_by_devices[name]
+    assert shared["devices"] == math.prod(map(int, name.split("x")))
+    for key, update in alone.items():
+        if key not in ("devices", "programs"):
+            assert np.abs(shared[key] - update).max() <= 1e-5 * np.abs(update).max()
+
+
+def test_devices_exchange_one_message_per_step(steps_by_devices):
+    collectives = (
+        r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+|ragged\S*|send|recv)"
+        r"(-start)?\("
+    )
+    for name in ("4", "2x2"):
+        # One program, compiled once.
+        (program,) = steps_by_devices[name]["programs"]
+        assert [match[1] for match in re.finditer(collectives, program)] == ["all-reduce"]
+        parameters = sum(x.size for key, x in steps_by_devices[name].items() if "layers" in key)
+        # Gradients, and three losses.
+        assert f"f32[{parameters + 3}]" in program
+
+
+def small_mapper(kind: type[Mapper] = LevelsMapper, seed=0) -> Any:
+    config = MapperConfig(w_dim=16, num_layers=8, style_dims=SMALL_GENERATOR.style_dims)
+    return kind(config, rngs=nnx.Rngs(seed))
+
+
+def w_plus(count, seed=0):
+    values = np.random.default_rng(seed).normal(size=(count, 8, 16))
+    return jnp.asarray(values, jnp.float32)
+
+
+def text_features(clip):
+    return jnp.ones((1, clip.config.embed_dim)).at[0, ::2].set(-1.0)
+
+
+def test_a_step_leaves_the_first_mapper_as_it_was_and_its_state_is_ready_to_use(generator, clip):
+    config = MapperTrainConfig(optimizer="adam")
+    mapper = small_mapper()
+    before = {name: np.array(array) for name, array in flatten(mapper).items()}
+    step = make_mapper_train_step(generator, clip, text_features(clip), config)
+    evaluate = make_mapper_evaluation(generator, clip, text_features(clip), config)
+    state = init_mapper_state(mapper, config)
+    expected = evaluate(state.mapper, w_plus(2))
+    state, metrics = step(state, w_plus(2))
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+    assert int(state.step) == 1
+    for name, array in flatten(mapper).items():
+        np.testing.assert_array_equal(array, before[name])
+    images, _ = apply_mapper(generator, state.mapper, w_plus(2))
+    first_images, _ = apply_mapper(generator, mapper, w_plus(2))
+    assert np.abs(images - first_images).max() > 1e-4
+
+
+def test_training_lowers_the_loss(generator, clip):
+    config = MapperTrainConfig(optimizer="adam")
+    step = make_mapper_train_step(generator, clip, text_features(clip), config)
+    state = init_mapper_state(small_mapper(), config)
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, w_plus(2))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.01
+
+
+def test_a_step_in_bfloat16_keeps_parameters_and_losses_in_float32(generator, clip):
+    config = MapperTrainConfig(optimizer="adam")
+    results = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        networks: list[Any] = [
+            build(type(model), model.config, lambda _, m=model: flatten(m), dtype)
+            for model in (generator, clip)
+        ]
+        step = make_mapper_train_step(networks[0], networks[1], text_features(clip), config)
+        results[dtype] = step(init_mapper_state(small_mapper(), config), w_plus(2))
+    state, metrics = results[jnp.bfloat16]
+    assert {x.dtype for x in jax.tree.leaves((state.mapper, metrics))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(metrics["loss"], results[jnp.float32][1]["loss"], atol=0.02)
+
+
+def test_a_mapper_is_applied_with_any_strength_without_compiling_again(generator):
+    mapper = small_mapper()
+    compiled: Any = apply_mapper
+    before = compiled._cache_size()
+    for strength in (-0.2, 0.0, 0.1):
+        images, edited = apply_mapper(generator, mapper, w_plus(2), strength)
+        expected = w_plus(2) + strength * mapper(w_plus(2))
+        np.testing.assert_allclose(edited, expected, atol=1e-5)
+        np.testing.assert_allclose(images, generator(expected), atol=1e-3)
+    assert compiled._cache_size() == before + 1
+
+
+def test_residuals_of_several_mappers_are_added(generator):
+    one, other = small_mapper(seed=1), small_mapper(seed=2)
+    _, edited = apply_mapper(generator, [one, other], w_plus(2), 0.5)
+    expected = w_plus(2) + 0.5 * (one(w_plus(2)) + other(w_plus(2)))
+    np.testing.assert_allclose(edited, expected, atol=1e-5)
+
+
+def test_a_stylespace_mapper_edits_w_plus_latents_in_stylespace(generator):
+    mapper = small_mapper(WithoutToRGBStyleSpaceMapper)
+    images, edited = apply_mapper(generator, mapper, w_plus(2))
+    styles = generator.styles(w_plus(2))
+    for i, (before, after) in enumerate(zip(styles, edited, strict=True)):
+        assert (np.abs(after - before).max() < 1e-6) == (i % 3 == 1)
+    np.testing.assert_allclose(images, generator.synthesize(edited), atol=1e-3)
+
+
+def test_mappers_and_latents_of_different_spaces_are_refused(generator):
+    one, other = small_mapper(), small_mapper(WithoutToRGBStyleSpaceMapper)
+    with pytest.raises(InputError, match="cannot be added"):
+        apply_mapper(generator, [one, other], w_plus(2))
+    with pytest.raises(InputError, match="in w_plus, these are in stylespace"):
+        apply_mapper(generator, one, generator.styles(w_plus(2)))
+
+
+def test_two_texts_are_refused(generator, clip):
+    two: Any = jnp.ones((2, clip.config.embed_dim))
+    with pytest.raises(InputError, match="a mapper learns one text"):
+        make_mapper_train_step(generator, clip, two, MapperTrainConfig())
+
+
+def test_a_batch_that_does_not_divide_by_the_devices_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    with pytest.raises(InputError, match=r"batch of 6 does not divide by 4 devices; .* of 8"):
+        host_share(np.arange(6))
+    with pytest.raises(InputError, match="batch of 6 latents does not divide by 4"):
+        shard(w_plus(6))
+
+
+def test_an_epoch_deals_every_latent_once_in_an_order_of_its_own():
+    epochs = [
+        [i for step in range(4 * n, 4 * n + 4) for i in batch_indices(3, step, 9, 2)]
+        for n in range(3)
+    ]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    np.testing.assert_array_equal(batch_indices(3, 5, 9, 2), batch_indices(3, 5, 9, 2))
+    assert batch_indices(4, 0, 1000, 10).tolist() != batch_indices(3, 0, 1000, 10).tolist()
+
+
+def test_hosts_share_a_batch(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    np.testing.assert_array_equal(host_share(np.array([7, 5, 3, 1])), [3, 1])
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm", "parameter_norm"])
+def test_a_step_that_is_not_finite_is_reported_with_its_number(name):
+    metrics = dict.fromkeys(["loss", "gradient_norm", "parameter_norm"], jnp.ones(()))
+    check_finite(7, metrics)
+    with pytest.raises(FloatingPointError, match="is nan at step 7"):
+        check_finite(7, metrics | {name: jnp.array(jnp.nan)})
+
+
+def test_shares_of_the_loss_follow_the_weights():
+    config = MapperTrainConfig(clip_lambda=1.0, id_lambda=0.5, latent_l2_lambda=2.0)
+    metrics = {"loss": 1.0, "clip_loss": 0.6, "id_loss": 0.4, "latent_l2": 0.1}
+    shares = loss_shares(metrics, config)
+    assert shares == pytest.approx({"clip_loss": 0.6, "id_loss": 0.2, "latent_l2": 0.2})
+    terms = ["60.0% CLIP (1 x 0.6)", "20.0% identity (0.5 x 0.4)", "20.0% latent L2 (2 x 0.1)"]
+    assert describe_shares(metrics, config) == f"loss 1.0000: {', '.join(terms)}"
+
+
+def test_a_training_that_does_nothing_is_warned_of_by_name():
+    first = {"clip_loss": 0.8, "latent_l2": 0.01}
+    assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 0.01}, spread=1.0) == []
+    (flat,) = training_warnings(first, {"clip_loss": 0.799, "latent_l2": 0.01}, spread=1.0)
+    assert flat.startswith("clip-loss-flat:")
+    (still,) = training_warnings(first, {"clip_loss": 0.7, "latent_l2": 1e-6}, spread=1.0)
+    assert still.startswith("residual-near-zero:")
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

@@ -1,0 +1,294 @@
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from styleclip_jax.checkpoints import flatten, load_mapper
+from styleclip_jax.latents import save_latents
+
+ROOT = Path(__file__).parents[1]
+STEPS = 40
+# Ranger's steps are tiny where gradients are, as with these random networks.
+FLAGS = {
+    "description": "a person with a beard",
+    "batch_size": 4,
+    "learning_rate": 1e3,
+    "max_steps": STEPS,
+    "val_interval": 10,
+    "save_interval": 4,
+    "log_interval": 5,
+    "image_interval": 20,
+    "train_dataset_size": 18,
+    "test_dataset_size": 9,
+}
+
+
+@pytest.fixture(scope="session")
+def start(generator_path, clip_path, tmp_path_factory):
+    """Starts train_mapper.py in a process of its own."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def start(exp_dir: Path, devices: int = 1, **changes) -> subprocess.Popen:
+        flags = {"generator": generator_path, "clip": clip_path, "exp_dir": exp_dir}
+        flags |= FLAGS | changes
+        environment = {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        return subprocess.Popen(
+            [sys.executable, "train_mapper.py", *(f"--{k}={v}" for k, v in flags.items())],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    """Waits for the process; returns what it wrote to standard error."""
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == code, errors
+    return errors
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(start, tmp_path_factory) -> Path:
+    """A run from the first step to the last."""
+    directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    errors = finish(start(directory))
+    assert "loss" in errors and "% CLIP" in errors
+    return directory
+
+
+def measurements(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_state(directory: Path) -> dict[str, np.ndarray]:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory / "checkpoints" / str(STEPS) / "state")
+
+
+def mapper_parameters(directory: Path) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in flatten(load_mapper(directory)).items()}
+
+
+def assert_same_bits(one: dict, other: dict):
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        assert array.tobytes() == other[name].tobytes(), name
+
+
+def wait_for_step(directory: Path, step: int, process: subprocess.Popen) -> None:
+    """Until the run has recorded a step and has at least one checkpoint."""
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        log, checkpoints = directory / "metrics.jsonl", directory / "checkpoints"
+        written = log.exists() and f'"step": {step}, "split": "train"' in log.read_text()
+        if written and any(path.name.isdigit() for path in checkpoints.iterdir()):
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_a_run_leaves_mapper_measurements_pictures_and_flags(uninterrupted):
+    lines = measurements(uninterrupted)
+    steps = [(line["step"], line["split"]) for line in lines]
+    assert steps == sorted(set(steps), key=lambda x: (x[0], x[1] == "validation"))
+    assert {step for step, split in steps if split == "validation"} == {0, 10, 20, 30, 40}
+    assert {step for step, split in steps if split == "train"} == set(range(5, 41, 5))
+    validation = [line["loss"] for line in lines if line["split"] == "validation"]
+    assert min(validation) < validation[0] - 1e-3
+    assert all(array.any() for array in mapper_parameters(uninterrupted).values())
+    record = json.loads((uninterrupted / "config" / "flags.json").read_text())
+    assert record["flags"]["description"] == FLAGS["description"] and "jax" in record["versions"]
+    assert any((uninterrupted / "tensorboard").iterdir())
+    with Image.open(uninterrupted / "images" / "validation_000040.png") as picture:
+        assert picture.width > picture.height / 8 * 2
+    saved = sorted(int(path.name) for path in (uninterrupted / "checkpoints").iterdir())
+    best = 10 * min(range(1, 5), key=validation.__getitem__)
+    assert saved == sorted({32, 36, 40, best})
+
+
+def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted, tmp_path):
+    directory = tmp_path / "run"
+    process = start(directory)
+    wait_for_step(directory, 15, process)
+    process.send_signal(signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 39, "split": "train", "lo')
+
+    errors = finish(start(directory))
+    (resumed,) = map(int, re.findall(r"going on after step (\d+)", errors))
+    assert 0 < resumed < STEPS
+    assert_same_bits(last_state(directory), last_state(uninterrupted))
+    assert_same_bits(mapper_parameters(directory), mapper_parameters(uninterrupted))
+    assert measurements(directory) == measurements(uninterrupted)
+    # A run that has ended stays as it is.
+    assert f"going on after step {STEPS}" in finish(start(directory))
+    assert measurements(directory) == measurements(uninterrupted)
+
+
+def test_a_preempted_run_saves_before_it_stops(start, uninterrupted, tmp_path):
+    directory = tmp_path / "run"
+    process = start(directory, save_interval=1000)
+    while not (directory / "metrics.jsonl").exists() or len(measurements(directory)) < 2:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    errors = finish(process, 128 + signal.SIGTERM)
+    (stopped,) = map(int, re.findall(r"stopped by SIGTERM after step (\d+)", errors))
+    assert (directory / "checkpoints" / str(stopped)).exists()
+    assert f"going on after step {stopped}" in finish(start(directory, save_interval=1000))
+    assert_same_bits(last_state(directory), last_state(uninterrupted))
+    assert measurements(directory) == measurements(uninterrupted)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_two_hosts_train_as_one(start, uninterrupted, tmp_path):
+    directory = tmp_path / "run"
+    joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
+    processes = [start(directory, 2, **joining, process_id=i) for i in range(2)]
+    errors = [finish(process) for process in processes]
+    assert "% CLIP" in errors[0] and "% CLIP" not in errors[1]
+    ours, alone = measurements(directory), measurements(uninterrupted)
+    for one, other in zip(ours, alone, strict=True):
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
+    expected = mapper_parameters(uninterrupted)
+    for name, array in mapper_parameters(directory).items():
+        assert np.abs(array - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max()
+
+
+@pytest.fixture
+def train(run_script, generator_path, clip_path, tmp_path):
+    """Runs train_mapper.py in this process; flags may be overridden."""
+
+    def train(**changes):
+        flags = {"generator": generator_path, "clip": clip_path, "exp_dir": tmp_path / "run"}
+        flags |= FLAGS | changes
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            return run_script("train_mapper.py", *(f"--{k}={v}" for k, v in flags.items()))
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+    return train
+
+
+def assert_refused(outcome, *words):
+    errors = [line for line in outcome.err.splitlines() if not line.startswith("note: ")]
+    assert outcome.code == 1
+    assert len(errors) == 1 and errors[0].startswith("error: ")
+    for word in words:
+        assert word in errors[0]
+
+
+LATENTS = {
+    "empty": (np.zeros((0, 8, 16)), "empty"),
+    "of another generator": (np.zeros((4, 18, 512)), "(4, 18, 512)"),
+    "not finite": (np.full((4, 8, 16), np.nan), "NaN"),
+    "too few": (np.zeros((3, 8, 16)), "fewer than one batch"),
+}
+
+
+@pytest.mark.parametrize("flag", ["latents_train", "latents_test"])
+@pytest.mark.parametrize("name", LATENTS)
+def test_useless_latents_are_refused(train, tmp_path, name, flag):
+    latents, reason = LATENTS[name]
+    np.save(tmp_path / "latents.npy", latents.astype(np.float32))
+    outcome = train(**{flag: tmp_path / "latents.npy"})
+    assert_refused(outcome, "latents.npy", reason)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"id_lambda": 0.1}, ["--arcface"]),
+        ({"mapper_type": "FullStyleSpaceMapper"}, ["--space=stylespace"]),
+        ({"mapper_type": "SingleMapper", "no_fine_mapper": True}, ["--mapper_type=LevelsMapper"]),
+        ({"no_coarse_mapper": True, "no_medium_mapper": True}, ["nothing to learn"]),
+        ({"description": "a person with a very long beard"}, ["tokens", "shorten"]),
+        ({"coordinator_address": "127.0.0.1:1"}, ["--num_processes"]),
+        ({"optimizer": "sgd"}, ["ranger", "adam"]),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(train, tmp_path, changes, words):
+    assert_refused(train(**changes), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stylespace_latents_need_the_flag(train, tmp_path, generator):
+    styles = tuple(jnp.zeros((4, dim)) for dim in generator.config.style_dims)
+    save_latents(tmp_path / "latents", styles)
+    outcome = train(latents_train=tmp_path / "latents.npz")
+    assert_refused(outcome, "--space=stylespace")
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    assert_refused(train(), "batch of 4 does not divide by 3 devices", "6")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_host_that_never_joins_is_named(train, tmp_path):
+    joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 3}
+    outcome = train(**joining, process_id=0, join_timeout=1)
+    assert_refused(outcome, "process 1, 2 of 3 did not join")
+    outcome = train(**joining, process_id=2, join_timeout=1)
+    assert_refused(outcome, "process 0 of 3 did not join")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_flags_are_refused_with_the_difference(train, uninterrupted, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(uninterrupted, directory)
+    before = measurements(directory)
+    outcome = train(learning_rate=0.5, exp_dir=directory)
+    assert_refused(outcome, "--learning_rate was 1000.0 and is 0.5", "another --exp_dir")
+    assert measurements(directory) == before
+
+
+def test_a_directory_that_holds_something_else_is_refused(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("precious")
+    assert_refused(train(), "holds no run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_path):
+    outcome = train(optimizer="adam", learning_rate=1e12, save_interval=1, val_interval=1000)
+    assert outcome.code == 1
+    (message,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
+    (step,) = map(int, re.findall(r"at step (\d+)", message))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    saved = [int(path.name) for path in checkpoints.iterdir()]
+    assert saved and max(saved) < step
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(checkpoints / str(max(saved)) / "state")
+    assert all(np.isfinite(array).all() for array in state.values())
