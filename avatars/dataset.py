@@ -1,0 +1,69 @@
+"""Draws avatars: samples attributes and rasterizes Pablo Stanley's "avataaars" for them.
+
+    python -m avatars.dataset --count 40000 --seed 0 --out train.npz
+
+The file holds `images` uint8 (N, 64, 64, 3) and `attributes` int8 (N, slots), the slots in the
+order of `avatars.attributes.SLOTS`.
+"""
+
+import functools
+import importlib.resources
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import resvg_py
+from absl import flags
+from dicebear import Avatar, Style
+from jaxtyping import Int8, UInt8
+from PIL import Image
+
+from avatars import attributes as table
+from styleclip_jax.command_line import run
+
+FLAGS = flags.FLAGS
+RESOLUTION = 64
+
+
+@functools.cache
+def _style() -> Style:
+    definition = importlib.resources.files("dicebear_styles") / "avataaars.json"
+    return Style(json.loads(definition.read_text()))
+
+
+def render(
+    attributes: Int8[np.ndarray, " slots"], resolution: int = RESOLUTION
+) -> UInt8[np.ndarray, "resolution resolution 3"]:
+    """Draws one avatar, antialiased, as RGB."""
+    svg = str(Avatar(_style(), table.dicebear_options(attributes)))
+    png = resvg_py.svg_to_bytes(
+        svg_string=svg, width=resolution, height=resolution, skip_system_fonts=True
+    )
+    return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+
+
+def render_all(
+    attributes: Int8[np.ndarray, "count slots"],
+) -> UInt8[np.ndarray, "count 64 64 3"]:
+    """Draws many avatars on all processor cores."""
+    with multiprocessing.Pool(os.cpu_count()) as pool:
+        return np.stack(pool.map(render, attributes, chunksize=64))
+
+
+def main(_: Sequence[str]) -> None:
+    """Samples, draws and writes a data set."""
+    attributes = table.sample(FLAGS.count, FLAGS.seed)
+    out = Path(FLAGS.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, images=render_all(attributes), attributes=attributes)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("count", 40_000, "How many avatars to draw.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the attributes.")
+    flags.DEFINE_string("out", None, "The .npz file to write.", required=True)
+    run(main)

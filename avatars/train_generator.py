@@ -1,0 +1,253 @@
+"""Trains the avatars generator: `python -m avatars.train_generator --data train.npz --out DIR`.
+
+The space W of this generator is made, not found: every value of every attribute has an entry of
+`w` of its own, and a picture's `w` has ones at its values. What is trained is the synthesis
+network, by plain regression, because a small number of CPU hours buys far more with a
+reconstruction loss than with an adversary. It learns to draw the picture from `w`, while `w` is
+pulled towards the mean latent by a random truncation and disturbed by noise, partly of its own in
+every layer. So a whole neighbourhood of every face in W+ draws that face.
+
+The mapping network is written down instead of trained (:func:`choosing_mapping`). An entry of `z`
+belongs to each attribute, and quantiles of the normal distribution divide it into intervals, one
+per value, as wide as the value is frequent. Such a step function is exactly what two layers of
+leaky ReLUs can represent.
+
+The training is checkpointed every few minutes and resumes from the last checkpoint.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import scipy.stats
+from absl import flags
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from avatars.attributes import SLOTS
+from avatars.training import learning_rate_schedule, train
+from styleclip_jax import checkpoints
+from styleclip_jax.command_line import run
+from styleclip_jax.models import stylegan2
+
+FLAGS = flags.FLAGS
+
+CONFIG = stylegan2.GeneratorConfig(
+    resolution=64,
+    z_dim=64,
+    w_dim=96,
+    mapping_layers=2,
+    channel_base=1024,
+    channel_max=128,
+    mapping_lr_multiplier=1.0,
+)
+CARDINALITIES = tuple(len(values) for values in SLOTS.values())
+PROBABILITIES = tuple(np.array([v.weight for v in values.values()]) for values in SLOTS.values())
+# Indicators have a standard deviation of about 0.4, far from the unit variance that equalized
+# layers expect of their input. During training the synthesis network sees w times this gain.
+LATENT_GAIN = 2.4
+# The finished generator's indicators have this height, for which the learning rate and the L2
+# weight that `optimize.py` has by default suit its latents; the affine layers make up for it.
+LATENT_SCALE = 1.4
+# Of the steps of the mapping network: one thousandth of the thresholds' range is in between.
+STEEPNESS = 256.0
+# Eyes and mouth, a tenth of the picture, hold half of the attributes.
+FACE_WEIGHT = 8.0
+FACE = (slice(22, 46), slice(20, 44))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: Array, kernel: Array, padding: int) -> Array:
+    """`stylegan2.convolve` with a weight gradient that a CPU computes several times faster.
+
+    It is one matrix product per tap instead of a convolution with a picture-sized kernel.
+    """
+    return stylegan2_convolve(x, kernel, padding)
+
+
+def _convolve_forward(x, kernel, padding):
+    return stylegan2_convolve(x, kernel, padding), (x, kernel)
+
+
+def _convolve_backward(padding, residuals, gradient):
+    x, kernel = residuals
+    _, pullback = jax.vjp(lambda x: stylegan2_convolve(x, kernel, padding), x)
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    _, height, width, _ = gradient.shape
+    taps = [
+        [
+            jnp.einsum("bhwi,bhwo->io", padded[:, u : u + height, v : v + width], gradient)
+            for v in range(kernel.shape[1])
+        ]
+        for u in range(kernel.shape[0])
+    ]
+    return pullback(gradient)[0], jnp.stack([jnp.stack(row) for row in taps])
+
+
+stylegan2_convolve = stylegan2.convolve
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def indicators(attributes: Int[Array, "batch slots"]) -> Float[Array, "batch w_dim"]:
+    """Ones at the values that pictures have, slot after slot; zeros where `w` is unused."""
+    columns = [jax.nn.one_hot(attributes[:, i], n) for i, n in enumerate(CARDINALITIES)]
+    unused = jnp.zeros((len(attributes), CONFIG.w_dim - sum(CARDINALITIES)))
+    return jnp.concatenate([*columns, unused], axis=-1)
+
+
+def reconstruction_loss(images: Array, targets: Array) -> Array:
+    """L1 and squared error of pixels, L1 of quarter-size pictures and of differences."""
+    weight = jnp.ones((64, 64, 1)).at[FACE].set(FACE_WEIGHT)
+    difference = images - targets
+    coarse = difference.reshape(difference.shape[0], 16, 4, 16, 4, 3).mean((2, 4))
+    return (
+        (weight * jnp.abs(difference)).mean()
+        + (weight * jnp.square(difference)).mean()
+        + jnp.abs(coarse).mean()
+        + (weight[1:] * jnp.abs(jnp.diff(difference, axis=1))).mean()
+        + (weight[:, 1:] * jnp.abs(jnp.diff(difference, axis=2))).mean()
+    )
+
+
+def disturbed(w, mean_w, key) -> Float[Array, "batch layers w_dim"]:
+    """W+ latents that shall still draw what `w` stands for."""
+    truncation_key, shared_key, layer_key = jax.random.split(key, 3)
+    truncation = jax.random.uniform(truncation_key, (len(w), 1), minval=0.6, maxval=1.1)
+    w = mean_w + truncation * (w - mean_w)
+    shared = jax.random.normal(shared_key, (len(w), 1, CONFIG.w_dim))
+    of_layers = jax.random.normal(layer_key, (len(w), CONFIG.num_layers, CONFIG.w_dim))
+    return w[:, None] + FLAGS.latent_noise * (shared + of_layers)
+
+
+def synthesis_step(network, ema, opt_state, mean_w, batch, key, *, optimizer):
+    """One update of the synthesis network; returns the moving average of its weights too."""
+    images, attributes = batch
+    w_plus = disturbed(indicators(attributes), mean_w, key)
+    targets = images.astype(jnp.float32) / 127.5 - 1
+    graph, trainable, rest = nnx.split(network, nnx.Param, ...)
+
+    def loss_fn(trainable):
+        images = nnx.merge(graph, trainable, rest)(LATENT_GAIN * w_plus)
+        return reconstruction_loss(images, targets), jnp.abs(images - targets).mean()
+
+    gradients, error = jax.grad(loss_fn, has_aux=True)(trainable)
+    updates, opt_state = optimizer.update(gradients, opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    ema = optax.incremental_update(trainable, ema, 0.002)
+    return nnx.merge(graph, trainable, rest), ema, opt_state, error
+
+
+def quantile_cuts() -> list[tuple[int, float, int]]:
+    """The steps of the mapping: position in `z`, threshold, and the entry of `w` that begins."""
+    cuts, first = [], 0
+    for slot, p in enumerate(PROBABILITIES):
+        edges = scipy.stats.norm.ppf(np.cumsum(p / p.sum())[:-1])
+        cuts += [(slot, edge, first + 1 + i) for i, edge in enumerate(edges)]
+        first += len(p)
+    return cuts
+
+
+def choosing_mapping(mapping: stylegan2.Mapping) -> None:
+    """Writes down the mapping network: `w` has ones at the values in whose intervals `z` lies.
+
+    With ``a = STEEPNESS (z - threshold)``, ``lrelu(a + 1/2) - lrelu(a - 1/2)`` is 0.2 below the
+    threshold and 1 above it, up to the gain. Two units of the first layer make one such step; the
+    second layer adds and subtracts steps. Its own activation leaves `w`, never negative, alone.
+    """
+    first, second = mapping.layers
+    kernels = np.zeros(first.kernel.shape), np.zeros(second.kernel.shape)
+    biases = np.zeros(CONFIG.w_dim), np.zeros(CONFIG.w_dim)
+    starts = np.cumsum((0, *CARDINALITIES[:-1]))
+    biases[1][starts] = 1  # below all its thresholds, a slot has its first value
+    for i, (entry, threshold, begins) in enumerate(quantile_cuts()):
+        pair = [2 * i, 2 * i + 1]
+        kernels[0][entry, pair] = STEEPNESS
+        # Whole numbers and halves survive the float16 of the file.
+        biases[0][pair] = np.array([0.5, -0.5]) - np.round(STEEPNESS * threshold)
+        for column, sign in ((begins, 1), (begins - 1, -1)):
+            kernels[1][pair, column] += np.array([1, -1]) * sign / (0.8 * np.sqrt(2))
+            biases[1][column] -= sign * 0.25
+    scale = LATENT_SCALE / np.sqrt(2)  # of the activation
+    for layer, kernel, bias in zip((first, second), kernels, biases, strict=True):
+        equalized = np.sqrt(len(kernel))
+        gain = scale if layer is second else 1
+        layer.kernel[...] = jnp.asarray(gain * equalized * kernel, jnp.float32)
+        layer.bias[...] = jnp.asarray(gain * bias, jnp.float32)
+
+
+def train_synthesis(
+    network: stylegan2.Generator,
+    images: np.ndarray,
+    attributes: np.ndarray,
+    manager: ocp.CheckpointManager,
+) -> stylegan2.Generator:
+    """Trains; returns the generator with the moving average of the weights."""
+    mean_w = mean_indicators()
+    key = jax.random.key(FLAGS.seed)
+    optimizer = optax.adam(learning_rate_schedule(FLAGS.learning_rate, FLAGS.steps), 0.9, 0.99)
+    step_fn = jax.jit(partial(synthesis_step, optimizer=optimizer), donate_argnums=(0, 1, 2))
+
+    def one_step(state, step):
+        generator = np.random.default_rng([FLAGS.seed, step])
+        picked = generator.integers(len(images), size=FLAGS.batch_size)
+        batch = images[picked], attributes[picked]
+        *state, error = step_fn(*state, mean_w, batch, jax.random.fold_in(key, step))
+        return tuple(state), error
+
+    params = nnx.state(network, nnx.Param)
+    state = (network, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    network, ema, _ = train(state, FLAGS.steps, one_step, manager, "synthesis")
+    nnx.update(network, ema)
+    return network
+
+
+def mean_indicators() -> Float[Array, " w_dim"]:
+    """The mean of `indicators` over the data: every value's probability."""
+    probabilities = np.concatenate([p / p.sum() for p in PROBABILITIES])
+    return jnp.pad(jnp.asarray(probabilities), (0, CONFIG.w_dim - len(probabilities)))
+
+
+def scale_affines(network: stylegan2.Generator, factor: float) -> None:
+    """Makes the synthesis network expect latents that are smaller by `factor`."""
+    for layer in (*network.synthesis.convs, *network.synthesis.rgbs):
+        layer.affine.kernel[...] *= factor
+
+
+def main(_: Sequence[str]) -> None:
+    """Trains and writes the generator."""
+    out = pathlib.Path(FLAGS.out).absolute()
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    stylegan2.convolve = convolve
+    with np.load(FLAGS.data) as data:
+        images, attributes = data["images"], data["attributes"]
+    if FLAGS.init:
+        network = checkpoints.load_generator(FLAGS.init)
+        scale_affines(network, LATENT_SCALE / LATENT_GAIN)
+    else:
+        network = stylegan2.Generator(CONFIG, rngs=nnx.Rngs(FLAGS.seed))
+    with ocp.CheckpointManager(out / "synthesis", options=options) as manager:
+        generator = train_synthesis(network, images, attributes, manager)
+    scale_affines(generator, LATENT_GAIN / LATENT_SCALE)
+    choosing_mapping(generator.mapping)
+    generator.mean_w[...] = LATENT_SCALE * mean_indicators()
+    checkpoints.save_model(out / "generator", generator, dtype=jnp.float16)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data", None, "Pictures and attributes, written by avatars.dataset.")
+    flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished generator.")
+    flags.DEFINE_string("init", None, "Start from this generator, made by an earlier training.")
+    flags.DEFINE_integer("steps", 9000, "Training steps.")
+    flags.DEFINE_integer("batch_size", 32, "Pictures per step.")
+    flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate of Adam.")
+    flags.DEFINE_float(
+        "latent_noise", 0.12, "Standard deviation of the noise on w, and of that on every layer's."
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.")
+    flags.mark_flags_as_required(["data", "out"])
+    run(main)
