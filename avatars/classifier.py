@@ -185,17 +185,29 @@ def _in_batches(
     return features, logits
 
 
-def predict(
+def probabilities(
     classifier: Classifier, images: Float[Array | np.ndarray, "count 64 64 3"]
-) -> dict[str, Int[np.ndarray, " count"]]:
-    """Returns for every slot the index into `avatars.attributes.LABELS[slot]` seen in each picture.
+) -> dict[str, Float[np.ndarray, "count labels"]]:
+    """Returns for every slot how probable each of `avatars.attributes.LABELS[slot]` is.
 
     Args:
         classifier: a trained classifier.
         images: pictures in [-1, 1], at least one.
     """
     logits = np.split(_in_batches(classifier, images)[1], _SPLITS, axis=-1)
-    return {slot: logit.argmax(axis=-1) for slot, logit in zip(LABELS, logits, strict=True)}
+    return {
+        slot: np.asarray(jax.nn.softmax(logit)) for slot, logit in zip(LABELS, logits, strict=True)
+    }
+
+
+def predict(
+    classifier: Classifier, images: Float[Array | np.ndarray, "count 64 64 3"]
+) -> dict[str, Int[np.ndarray, " count"]]:
+    """Returns for every slot the index into `avatars.attributes.LABELS[slot]` seen in each picture.
+
+    See :func:`probabilities`.
+    """
+    return {slot: p.argmax(axis=-1) for slot, p in probabilities(classifier, images).items()}
 
 
 def features(
