@@ -1,11 +1,11 @@
 """Trains the avatars generator: `python -m avatars.train_generator --data train.npz --out DIR`.
 
 The space W of this generator is made, not found: every value of every attribute has an entry of
-`w` of its own, and a picture's `w` has ones at its values. What is trained is the synthesis
-network, by plain regression, because a small number of CPU hours buys far more with a
-reconstruction loss than with an adversary. It learns to draw the picture from `w`, while `w` is
-pulled towards the mean latent by a random truncation and disturbed by noise, partly of its own in
-every layer. So a whole neighbourhood of every face in W+ draws that face.
+`w` of its own, which is positive in pictures that have it and negative in others. What is trained
+is the synthesis network, by plain regression, because a small number of CPU hours buys far more
+with a reconstruction loss than with an adversary. It learns to draw the picture from `w`, while `w`
+is pulled towards the mean latent by a random truncation and disturbed by noise, partly of its own
+in every layer. So a whole neighbourhood of every face in W+ draws that face.
 
 The mapping network is written down instead of trained (:func:`choosing_mapping`). An entry of `z`
 belongs to each attribute, and quantiles of the normal distribution divide it into intervals, one
@@ -48,6 +48,9 @@ CONFIG = stylegan2.GeneratorConfig(
 )
 CARDINALITIES = tuple(len(values) for values in SLOTS.values())
 PROBABILITIES = tuple(np.array([v.weight for v in values.values()]) for values in SLOTS.values())
+# Taken off the indicators, so that signs tell values apart also where `w` is truncated: mappers see
+# little more than signs, because their pixel norm is over the layers of W+.
+OFFSET = 0.35
 # Indicators have a standard deviation of about 0.4, far from the unit variance that equalized
 # layers expect of their input. During training the synthesis network sees w times this gain.
 LATENT_GAIN = 2.4
@@ -93,10 +96,19 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def indicators(attributes: Int[Array, "batch slots"]) -> Float[Array, "batch w_dim"]:
-    """Ones at the values that pictures have, slot after slot; zeros where `w` is unused."""
+    """The `w` of pictures: 1 - OFFSET at their values, -OFFSET at all others, 0 where unused."""
     columns = [jax.nn.one_hot(attributes[:, i], n) for i, n in enumerate(CARDINALITIES)]
-    unused = jnp.zeros((len(attributes), CONFIG.w_dim - sum(CARDINALITIES)))
-    return jnp.concatenate([*columns, unused], axis=-1)
+    return _padded(jnp.concatenate(columns, axis=-1) - OFFSET)
+
+
+def mean_indicators() -> Float[Array, " w_dim"]:
+    """The mean of `indicators` over the data."""
+    probabilities = np.concatenate([p / p.sum() for p in PROBABILITIES])
+    return _padded(jnp.asarray(probabilities) - OFFSET)
+
+
+def _padded(w: Array) -> Array:
+    return jnp.concatenate([w, jnp.zeros((*w.shape[:-1], CONFIG.w_dim - w.shape[-1]))], axis=-1)
 
 
 def pixel_weights(images: np.ndarray, attributes: np.ndarray) -> Float[Array, "64 64 1"]:
@@ -166,31 +178,35 @@ def quantile_cuts() -> list[tuple[int, float, int]]:
 
 
 def choosing_mapping(mapping: stylegan2.Mapping) -> None:
-    """Writes down the mapping network: `w` has ones at the values in whose intervals `z` lies.
+    """Writes down the mapping network: `w` is that of the values in whose intervals `z` lies.
 
     With ``a = STEEPNESS (z - threshold)``, ``lrelu(a + 1/2) - lrelu(a - 1/2)`` is 0.2 below the
-    threshold and 1 above it, up to the gain. Two units of the first layer make one such step; the
-    second layer adds and subtracts steps. Its own activation leaves `w`, never negative, alone.
+    threshold and 1 above it, up to the gain. Two units of the first layer make one such step, and
+    the second layer makes indicators of steps, so that its activation gives the values of `w`.
     """
     first, second = mapping.layers
+    used = sum(CARDINALITIES)
     kernels = np.zeros(first.kernel.shape), np.zeros(second.kernel.shape)
     biases = np.zeros(CONFIG.w_dim), np.zeros(CONFIG.w_dim)
-    starts = np.cumsum((0, *CARDINALITIES[:-1]))
-    biases[1][starts] = 1  # below all its thresholds, a slot has its first value
+    biases[1][np.cumsum((0, *CARDINALITIES[:-1]))] = 1  # a slot has its first value at first
     for i, (entry, threshold, begins) in enumerate(quantile_cuts()):
         pair = [2 * i, 2 * i + 1]
         kernels[0][entry, pair] = STEEPNESS
         # Whole numbers and halves survive the float16 of the file.
         biases[0][pair] = np.array([0.5, -0.5]) - np.round(STEEPNESS * threshold)
         for column, sign in ((begins, 1), (begins - 1, -1)):
-            kernels[1][pair, column] += np.array([1, -1]) * sign / (0.8 * np.sqrt(2))
+            kernels[1][pair, column] = np.array([1, -1]) * sign / (0.8 * np.sqrt(2))
             biases[1][column] -= sign * 0.25
-    scale = LATENT_SCALE / np.sqrt(2)  # of the activation
-    for layer, kernel, bias in zip((first, second), kernels, biases, strict=True):
-        equalized = np.sqrt(len(kernel))
-        gain = scale if layer is second else 1
-        layer.kernel[...] = jnp.asarray(gain * equalized * kernel, jnp.float32)
-        layer.bias[...] = jnp.asarray(gain * bias, jnp.float32)
+    # From 0 or 1 to what the last leaky ReLU turns into -OFFSET or 1 - OFFSET.
+    low, high = -OFFSET / 0.2, 1 - OFFSET
+    kernels[1][:] *= high - low
+    biases[1][:used] = low + (high - low) * biases[1][:used]
+    for layer, kernel, bias, scale in (
+        (first, kernels[0], biases[0], 1),
+        (second, kernels[1], biases[1], LATENT_SCALE / np.sqrt(2)),
+    ):
+        layer.kernel[...] = jnp.asarray(scale * np.sqrt(len(kernel)) * kernel, jnp.float32)
+        layer.bias[...] = jnp.asarray(scale * bias, jnp.float32)
 
 
 def train_synthesis(
@@ -217,12 +233,6 @@ def train_synthesis(
     network, ema, _ = train(state, FLAGS.steps, one_step, manager, "synthesis")
     nnx.update(network, ema)
     return network
-
-
-def mean_indicators() -> Float[Array, " w_dim"]:
-    """The mean of `indicators` over the data: every value's probability."""
-    probabilities = np.concatenate([p / p.sum() for p in PROBABILITIES])
-    return jnp.pad(jnp.asarray(probabilities), (0, CONFIG.w_dim - len(probabilities)))
 
 
 def scale_affines(network: stylegan2.Generator, factor: float) -> None:
