@@ -256,10 +256,10 @@ def measure(
     result: EditResult,
 ) -> dict:
     """What metrics.json says about a text: a list of measurements per image."""
-    similarity = jax.jit(
-        lambda clip, images: 1 - clip_loss(clip, images, features, config.preprocess)
+    distances = jax.jit(clip_loss, static_argnames="preprocess")
+    before, after = (
+        1 - distances(clip, x, features, config.preprocess) for x in (images, result.images)
     )
-    before, after = similarity(clip, images), similarity(clip, result.images)
     distance = jnp.sqrt(squared_distance(result.latents, latents))
     steps = int(result.steps)
     return {

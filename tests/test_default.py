@@ -1,0 +1,78 @@
+"""The first command of the README, on the models that come with the package."""
+
+import json
+import socket
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+from PIL import Image
+
+from styleclip_jax.checkpoints import AVATARS
+
+ROOT = Path(__file__).parents[1]
+TEXT = "a person with sunglasses"
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """Refuses every connection and every look-up of a host, and lists them."""
+    attempts = []
+
+    def refuse(*arguments, **_):
+        attempts.append(arguments)
+        raise OSError("there is no network")
+
+    for method in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, method, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return attempts
+
+
+def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path, connections):
+    results = tmp_path / "results"
+    outcome = run_script(
+        "optimize.py",
+        f"--description={TEXT}",
+        f"--results_dir={results}",
+        "--num_images=2",
+        "--steps=12",
+    )
+    assert outcome.code == 0, outcome.err
+    assert not connections
+    assert "before_after.png" in outcome.out
+    with Image.open(results / "before_after.png") as sheet:
+        assert sheet.width > 2 * 256 and sheet.height > 2 * 256
+
+    directory = results / "1-a-person-with-sunglasses"
+    for name in ("000.png", "001.png"):
+        before, after = (np.asarray(Image.open(d / name)) for d in (results / "before", directory))
+        assert before.shape == after.shape and min(before.shape[:2]) >= 64
+        assert (before != after).any()
+    before, after = (np.load(d / "latents.npy") for d in (results / "before", directory))
+    assert before.shape == after.shape and len(before) == 2
+    assert (before != after).any(axis=(1, 2)).all()
+
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics["flags"]["generator"] is metrics["flags"]["clip"] is None
+    (edit,) = metrics["descriptions"]
+    assert edit["description"] == TEXT and edit["steps"] == 12
+    assert len(edit["images"]) == 2
+    for image in edit["images"]:
+        assert image["clip_similarity_after"] > image["clip_similarity_before"]
+
+
+def test_a_wheel_brings_the_models_along(tmp_path):
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {entry.filename: entry.file_size for entry in archive.infolist()}
+    models = {}
+    for model in ("generator", "clip"):
+        for file in Path(AVATARS, model).rglob("*"):
+            if file.is_file():
+                models[str(file.relative_to(ROOT))] = file.stat().st_size
+    assert sum(name.endswith("/config.json") for name in models) == 2
+    assert models.items() <= packed.items()
+    assert sum(models.values()) <= 16 * 2**20
