@@ -34,7 +34,7 @@ from styleclip_jax.checkpoints import MAPPER, load_arcface, load_clip, load_gene
 from styleclip_jax.errors import InputError
 from styleclip_jax.experiment import Checkpoints, Measurements, Preemption, Progress, claim
 from styleclip_jax.images import before_after_sheet
-from styleclip_jax.latents import draw, load_latents, sample_latents
+from styleclip_jax.latents import load_latents, sample_latents
 from styleclip_jax.mapper_training import (
     MapperTrainConfig,
     apply_mapper,
@@ -216,40 +216,45 @@ def main(_: Sequence[str]) -> None:
                 measurements.scalars(0, "validation", progress.first)
                 say(f"before the first step, {describe_shares(progress.first, config)}")
             preemption = Preemption()
-            previous = None
-            for step in steps(resumed or 0, progress):
-                batch = training_batch(train_latents, step)
-                state, metrics = train_step(state, batch)
-                # The device is not kept waiting: the step before is over by now.
-                if previous is not None:
-                    check_finite(step - 1, previous)
-                previous = metrics
-                preempted = preemption.reached(step)
-                validates = step % FLAGS.val_interval == 0 or step == FLAGS.max_steps
+            with progress_bar(resumed or 0) as bar:
+                read = functools.partial(read_metrics, measurements, bar)
+                unread = None
+                for step in steps(resumed or 0, bar, progress):
+                    batch = training_batch(train_latents, step)
+                    state, metrics = train_step(state, batch)
+                    # The device is not kept waiting: the step before is over by now.
+                    if unread:
+                        read(*unread)
+                    unread = step, metrics
 
-                if step % FLAGS.log_interval == 0:
-                    measurements.scalars(step, "train", as_floats(metrics))
-                if step % FLAGS.image_interval == 0:
-                    draw_batch = functools.partial(before_after, generator, state.mapper, batch)
-                    measurements.picture(step, "train", draw_batch)
-                if validates:
-                    check_finite(step, metrics)
-                    losses = validate(evaluate, state.mapper, test_latents)
-                    measurements.scalars(step, "validation", losses)
-                    draw_test = functools.partial(
-                        before_after, generator, state.mapper, test_latents
-                    )
-                    measurements.picture(step, "validation", draw_test)
-                    for warning in training_warnings(progress.first, losses, spread(test_latents)):
-                        say(f"warning: {warning}")
-                    if progress.record(step, losses["loss"]):
-                        export(state.mapper, directory / MAPPER)
-                if validates or preempted or step % FLAGS.save_interval == 0:
-                    check_finite(step, metrics)
-                    checkpoints.save(step, state, progress, progress.loss if validates else None)
-                if preempted:
-                    say(f"stopped by SIGTERM after step {step}; the same line goes on from there")
-                    sys.exit(128 + signal.SIGTERM)
+                    preempted = preemption.reached(step)
+                    draws = step % FLAGS.image_interval == 0
+                    validates = step % FLAGS.val_interval == 0 or step == FLAGS.max_steps
+                    saves = validates or preempted or step % FLAGS.save_interval == 0
+                    if draws or saves:
+                        read(*unread)
+                        unread = None
+                    if draws:
+                        sheet = functools.partial(before_after, generator, state.mapper, batch)
+                        measurements.picture(step, "train", sheet)
+                    if validates:
+                        losses = validate(evaluate, state.mapper, test_latents)
+                        measurements.scalars(step, "validation", losses)
+                        sheet = functools.partial(
+                            before_after, generator, state.mapper, test_latents
+                        )
+                        measurements.picture(step, "validation", sheet)
+                        spread = deviation(test_latents)
+                        for warning in training_warnings(progress.first, losses, spread):
+                            say(f"warning: {warning}")
+                        if progress.record(step, losses["loss"]):
+                            export(state.mapper, directory / MAPPER)
+                    if saves:
+                        validation_loss = progress.loss if validates else None
+                        checkpoints.save(step, state, progress, validation_loss)
+                    if preempted:
+                        say(f"stopped by SIGTERM after step {step}; the same line goes on from it")
+                        sys.exit(128 + signal.SIGTERM)
     say(
         f"wrote {directory / MAPPER}, the mapper after step {progress.best_step} with validation"
         f" loss {progress.best_loss:.4f}"
@@ -319,20 +324,36 @@ def recorded_flags() -> dict[str, Any]:
     return {flag.name: flag.value for flag in defined if flag.name not in MACHINE_FLAGS}
 
 
-def steps(first: int, progress: Progress) -> Iterator[int]:
-    """The numbers of the steps to take, with a progress bar, until the training is finished."""
-    with tqdm(
+def progress_bar(first: int) -> tqdm:
+    """A progress bar, on one host's terminal."""
+    return tqdm(
         total=FLAGS.max_steps,
         initial=first,
         desc=FLAGS.description,
         unit="step",
         disable=None if jax.process_index() == 0 else True,
-    ) as bar:
-        for step in range(first + 1, FLAGS.max_steps + 1):
-            if progress.finished(FLAGS.stop_loss, FLAGS.patience):
-                break
-            yield step
-            bar.update()
+    )
+
+
+def steps(first: int, bar: tqdm, progress: Progress) -> Iterator[int]:
+    """The numbers of the steps to take, until the training is finished."""
+    for step in range(first + 1, FLAGS.max_steps + 1):
+        if progress.finished(FLAGS.stop_loss, FLAGS.patience):
+            break
+        yield step
+        bar.update()
+
+
+def read_metrics(
+    measurements: Measurements, bar: tqdm, step: int, metrics: Mapping[str, Any]
+) -> None:
+    """Waits for the metrics of a step; checks, shows and records them."""
+    metrics = as_floats(metrics)
+    check_finite(step, metrics)
+    losses = {name: value for name, value in metrics.items() if not name.endswith("norm")}
+    bar.set_postfix(losses, refresh=False)
+    if step % FLAGS.log_interval == 0:
+        measurements.scalars(step, "train", metrics)
 
 
 def training_batch(latents: Any, step: int) -> Any:
@@ -354,13 +375,24 @@ def validate(evaluate: Callable, mapper: Mapper, latents: Any) -> dict[str, floa
 
 
 def before_after(generator: Generator, mapper: Mapper, latents: Any) -> Image.Image:
-    """A sheet of the first images, before and after."""
-    latents = jax.tree.map(lambda x: x[:SHEET_ROWS], latents)
-    images, _ = apply_mapper(generator, mapper, latents, FLAGS.strength)
-    return before_after_sheet(jax.jit(draw)(generator, latents), images, FLAGS.description)
+    """A sheet of the first images, before and after.
+
+    They are drawn a few at a time, so that one compiled program does for all sheets of a run.
+    """
+    few = min(SHEET_ROWS, FLAGS.batch_size // jax.process_count())
+    rows = min(SHEET_ROWS, len(jax.tree.leaves(latents)[0])) // few * few
+
+    def images(strength: float) -> np.ndarray:
+        parts = []
+        for i in range(0, rows, few):
+            part = jax.tree.map(operator.itemgetter(slice(i, i + few)), latents)
+            parts.append(apply_mapper(generator, mapper, part, strength)[0])
+        return np.concatenate(parts)
+
+    return before_after_sheet(images(0.0), images(FLAGS.strength), FLAGS.description)
 
 
-def spread(latents: Any) -> float:
+def deviation(latents: Any) -> float:
     """Standard deviation between latents."""
     return float(np.mean([x.std(axis=0).mean() for x in jax.tree.leaves(latents)]))
 
@@ -377,7 +409,7 @@ def export(mapper: Mapper, path: epath.Path) -> None:
 
 def as_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Numbers that JSON can hold."""
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
 def say(message: str) -> None:

@@ -63,7 +63,7 @@ def claim(directory: epath.Path, flags: Mapping[str, Any]) -> None:
                 f"{directory} holds a run with other flags: {'; '.join(differences)}. Give the"
                 " same flags to go on with it, or another --exp_dir"
             )
-    elif directory.exists() and any(directory.iterdir()):
+    elif directory.exists() and any(x.name != path.parent.name for x in directory.iterdir()):
         raise InputError(f"{directory} is not empty and holds no run; give another --exp_dir")
     # All have looked before one writes.
     multihost_utils.sync_global_devices("claim")

@@ -264,7 +264,7 @@ def _local_sharding(spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.local_devices()), (_DEVICES,)), spec)
 
 
-def check_finite(step: int, metrics: Mapping[str, Float[Array, ""]]) -> None:
+def check_finite(step: int, metrics: Mapping[str, float]) -> None:
     """Raises FloatingPointError unless all that the step computed is finite.
 
     A loss that is finite can have a gradient that is not, and that an update that is not.
@@ -272,7 +272,7 @@ def check_finite(step: int, metrics: Mapping[str, Float[Array, ""]]) -> None:
     for name, value in metrics.items():
         if not np.isfinite(value):
             raise FloatingPointError(
-                f"the {name.replace('_', ' ')} is {float(value)} at step {step}; the checkpoints of"
+                f"the {name.replace('_', ' ')} is {value} at step {step}; the checkpoints of"
                 " earlier steps are sound, but the training needs other settings, for example a"
                 " lower --learning_rate, in another --exp_dir"
             )

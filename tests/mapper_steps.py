@@ -54,7 +54,9 @@ def main(output: str, *address: str) -> None:
     losses = []
     for i in range(STEPS):
         batch = latents[host_share(batch_indices(0, i, len(latents), BATCH_SIZE))]
-        state, metrics = step(state, batch)
+        # Everything but the batch, which is put there explicitly, is on all devices already.
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, batch)
         losses.append(metrics["loss"])
     if jax.process_index() == 0:
         start, end = flatten(mapper), flatten(state.mapper)
