@@ -55,25 +55,51 @@ flags.DEFINE_multi_string(
     " texts; each is applied to every image.",
     required=True,
 )
-flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
+flags.DEFINE_string(
+    "results_dir",
+    "results",
+    "New directory for the results; where it exists, results-2 and so on is taken.",
+)
 
 flags.DEFINE_string(
     "generator",
     None,
-    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
-    " come with the package.",
+    "The network that draws the images: the directory that python -m ckpt_convert stylegan2 wrote."
+    " Default: the avatars that come with the package.",
 )
-flags.DEFINE_string("clip", None, "Checkpoint directory of a CLIP. Default: the avatars' own.")
-flags.DEFINE_string("arcface", None, "Checkpoint directory of an ArcFace, for --id_lambda.")
+flags.DEFINE_string(
+    "clip",
+    None,
+    "The network that judges how well image and text fit: the directory that python -m"
+    " ckpt_convert clip wrote. Default: one that knows avatars and nothing else.",
+)
+flags.DEFINE_string(
+    "arcface",
+    None,
+    "The network that recognizes a person, which --id_lambda needs: the directory that python -m"
+    " ckpt_convert arcface wrote.",
+)
 flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Precision of the arithmetic: bfloat16 is faster on GPUs and TPUs, float32 more exact.",
 )
 
 flags.DEFINE_string(
-    "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
+    "latents",
+    None,
+    "The images to edit, as the numbers (latents) that the generator draws them from: a file that"
+    " python -m ckpt_convert latents or an earlier run wrote. Default: random images.",
 )
 flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Another seed gives other random images.")
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Another seed gives other random images.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 flags.DEFINE_float(
     "truncation",
     0.7,
@@ -91,16 +117,24 @@ flags.DEFINE_enum(
     "space",
     DEFAULTS.space,
     ["w_plus", "stylespace"],
-    "What to change: the latent code of every layer, or the finer style channels behind it.",
+    "What to change: w_plus, the latents of every layer, or stylespace, the finer style channels"
+    " that are made of them.",
 )
-flags.DEFINE_integer("steps", DEFAULTS.steps, "Number of steps: more change more.")
+flags.DEFINE_integer(
+    "steps",
+    DEFAULTS.steps,
+    "Number of steps, or the most steps where --stop_loss or --patience ends the run: more of them"
+    " change the image more and take longer.",
+)
 flags.DEFINE_float(
-    "learning_rate", DEFAULTS.learning_rate, "Size of a step: larger ones change more."
+    "learning_rate",
+    DEFAULTS.learning_rate,
+    "Size of a step: larger ones change the image more; too large ones spoil it.",
 )
 flags.DEFINE_float(
     "l2_lambda",
     DEFAULTS.l2_lambda,
-    "How much the latents are held back: larger values keep more of the image.",
+    "How much the image is held to what it was: larger values change it less.",
 )
 flags.DEFINE_float(
     "id_lambda",
@@ -108,15 +142,19 @@ flags.DEFINE_float(
     "How much the person's identity is held: for realistic faces, with --arcface; try 0.005.",
 )
 flags.DEFINE_float(
-    "stop_loss", DEFAULTS.stop_loss, "Stop early when the losses of all images are below this."
+    "stop_loss",
+    DEFAULTS.stop_loss,
+    "Stop early when every image's loss, the number that the run makes smaller, is below this.",
 )
 flags.DEFINE_integer(
     "patience",
     DEFAULTS.patience,
-    "Stop early when no image's loss has improved for so many steps; 0: take all steps.",
+    "Stop early when no image's loss has become smaller for so many steps; 0: take all steps.",
 )
 flags.DEFINE_float(
-    "min_improvement", DEFAULTS.min_improvement, "What --patience counts as an improvement."
+    "min_improvement",
+    DEFAULTS.min_improvement,
+    "By how much a loss has to become smaller before --patience starts to count anew.",
 )
 flags.DEFINE_integer(
     "guide_resolution",

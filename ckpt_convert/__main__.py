@@ -113,9 +113,15 @@ def main(arguments: list[str]) -> int:
     try:
         convert(parse_arguments(arguments))
     except (InputError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("interrupted")
     return 0
+
+
+def _fail(error: Exception | str) -> int:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

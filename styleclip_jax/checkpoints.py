@@ -174,7 +174,7 @@ def _find_mapper(path: epath.Path) -> epath.Path:
 
 def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) -> Any:
     path = epath.Path(path).expanduser()
-    model_class, config, sizes = _read_config(path, expected)
+    model_class, fields, sizes = _read_config(path, expected)
     # Orbax notices only some damages, and reports them on many lines.
     if sizes and _file_sizes(path / PARAMETERS) != sizes:
         raise InputError(
@@ -198,7 +198,15 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
         # Not bound to a device, so that a model goes where the other arguments of a program are.
         return {name: np.asarray(array) for name, array in arrays.items()}
 
-    return build(model_class, config, restore, dtype)
+    try:
+        return build(model_class, _CONFIGS[model_class](**fields), restore, dtype)
+    except InputError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{path / CONFIG_FILE} does not describe a {model_class.__name__}: {reason}"
+        ) from error
 
 
 def _check_shapes(
@@ -231,9 +239,9 @@ def _file_sizes(directory: epath.Path) -> dict[str, int]:
 
 def _read_config(
     path: epath.Path, expected: tuple[type, ...]
-) -> tuple[Callable[..., nnx.Module], object, dict[str, int] | None]:
-    """Class and configuration of a checkpoint, and the sizes of its files if it tells them."""
-    names = " or ".join(model.__name__ for model in expected)
+) -> tuple[Callable[..., nnx.Module], Any, dict[str, int] | None]:
+    """A checkpoint's class, its configuration, and the sizes of its files if it tells them."""
+    classes = {model.__name__: model for model in expected}
     try:
         described = json.loads((path / CONFIG_FILE).read_text())
         name, fields, sizes = described["model"], described["config"], described.get("sizes")
@@ -249,15 +257,9 @@ def _read_config(
         ) from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path / CONFIG_FILE} is damaged: it does not describe a model") from None
-    by_name = {model.__name__: model for model in _CONFIGS}
-    if by_name.get(name) not in expected:
-        raise InputError(f"{path} holds a {name}, expected a {names}")
-    model_class = by_name[name]
-    try:
-        config = _CONFIGS[model_class](**fields)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path / CONFIG_FILE} does not describe a {name}: {error}") from None
-    return model_class, config, sizes
+    if name not in list(classes):
+        raise InputError(f"{path} holds a {name}, expected a {' or '.join(classes)}")
+    return classes[name], fields, sizes
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,16 +21,19 @@ from styleclip_jax.errors import InputError
 CACHE = Path("~/.cache/styleclip_jax")
 COMMAND_FILE = "command.txt"
 
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+
 Config = TypeVar("Config")
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a script: parses its absl flags, calls ``main``, and exits.
 
-    Mistakes that the user can mend (:class:`InputError`, ``OSError``, a wrong flag) and losses that
-    are not finite (``FloatingPointError``) end in one line on stderr and exit code 1. Compiled
-    programs are kept in ``~/.cache/styleclip_jax``, or in ``JAX_COMPILATION_CACHE_DIR``, so that
-    the next run starts sooner.
+    Mistakes that the user can mend (:class:`InputError`, ``OSError``, a wrong flag), losses that
+    are not finite (``FloatingPointError``), too little memory and an interruption (Ctrl-C, or
+    SIGTERM) end in one line on stderr and exit code 1. Compiled programs are kept in
+    ``~/.cache/styleclip_jax``, or in ``JAX_COMPILATION_CACHE_DIR``, so that the next run starts
+    sooner.
 
     Args:
         main: Gets the program's name in a list, as with ``absl.app.run``.
@@ -41,9 +46,17 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
                 # Orbax tells much.
                 logging.set_verbosity(logging.WARNING)
             keep_compiled_programs()
+            # As Ctrl-C, so that what a run has begun is removed.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             main(arguments)
         except (InputError, FloatingPointError, OSError) as error:
             _fail(error)
+        except KeyboardInterrupt:
+            _fail("interrupted")
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and _OUT_OF_MEMORY not in str(error):
+                raise
+            _fail("there is not enough memory; take fewer images at a time")
 
     app.run(main_with_short_errors, argv=list(argv) if argv else None, flags_parser=_parse_flags)
     sys.exit(0)
@@ -65,6 +78,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             f"unexpected argument {arguments[1]!r}; a flag is written --name=value, and a value of"
             " several words needs quotes"
         )
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if flags.FLAGS[name].present and value == "":
+            _fail(f"--{name} is empty; give it a value, or leave it out")
+        if isinstance(value, float) and not math.isfinite(value):
+            _fail(f"--{name} is {value}, expected a finite number")
     return arguments
 
 
@@ -99,8 +118,8 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
             directory.mkdir(parents=True, exist_ok=True)
             if any(directory.iterdir()):
                 continue
-            with (directory / COMMAND_FILE).open("x") as file:
-                file.write(command)
+            with (directory / COMMAND_FILE).open("xb") as file:
+                file.write(os.fsencode(command))
         except FileExistsError:
             # Another run was faster, or a file has this name.
             continue

@@ -5,9 +5,8 @@ file with one array (N, C_i) per layer, named ``layer_00``, ``layer_01`` and so 
 order.
 """
 
+import io
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import jax
@@ -107,15 +106,16 @@ def save_latents(path: str | os.PathLike[str], latents: Latents) -> None:
 
 def _read(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file:
-            # Pickled objects are refused: they could run code.
-            content = np.load(file, allow_pickle=False)
-            return content if isinstance(content, np.ndarray) else dict(content)
+        file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a directory, expected a .npy or .npz file") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    try:
+        # Pickled objects are refused: they could run code.
+        content = np.load(file, allow_pickle=False)
+        return content if isinstance(content, np.ndarray) else dict(content)
+    except Exception:  # NumPy, zipfile and zlib have many for damaged files.
         raise InputError(
             f"{path} holds no latents, or is damaged; expected a .npy file of W+ latents or an .npz"
             " file of StyleSpace arrays; official .pt files are converted with"
@@ -131,7 +131,7 @@ def _check(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
         raise InputError(f"{name} is empty, expected at least one latent {wanted}")
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{name} has type {array.dtype}, expected floating-point numbers")
-    if not np.isfinite(array).all():
+    if not (np.abs(array) <= np.finfo(np.float32).max).all():
         raise InputError(f"{name} has NaN or infinite values; make the latents again")
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
 
-from styleclip_jax.checkpoints import AVATARS, TOKENIZER
+from styleclip_jax.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.clip import CLIP
 
-_SPECIAL_TOKENS = {"<|startoftext|>", "<|endoftext|>"}
+_START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 class Tokenizer:
@@ -44,9 +44,9 @@ class Tokenizer:
         """
         tokens = np.zeros((len(texts), self.context_length), np.int32)
         for row, text in zip(tokens, texts, strict=True):
-            if not text.strip():
-                raise InputError("the text is empty; describe the picture you want to see")
             ids = self._tokenizer(_clean(text))["input_ids"]
+            if len(ids) == 2:
+                raise InputError("the text is empty; describe the picture you want to see")
             if len(ids) > self.context_length:
                 raise InputError(
                     f"the text has {len(ids) - 2} tokens, at most {self.context_length - 2} fit;"
@@ -73,9 +73,10 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
     path = epath.Path(path or AVATARS / "clip").expanduser()
     folder = path / TOKENIZER
     try:
-        context_length = json.loads((path / "config.json").read_text())["config"]["context_length"]
-        vocab = dict(json.loads((folder / "vocab.json").read_text()))
-        lines = (folder / "merges.txt").read_text().splitlines()
+        config = json.loads((path / CONFIG_FILE).read_text())["config"]
+        context_length, vocab_size = config["context_length"], config["vocab_size"]
+        vocab = dict(json.loads((folder / "vocab.json").read_text("utf-8")))
+        lines = (folder / "merges.txt").read_text("utf-8").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{path} has no tokenizer (vocab.json and merges.txt in {TOKENIZER}/); convert the"
@@ -83,10 +84,22 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"the tokenizer in {folder} is damaged") from None
-    if not all(isinstance(i, int) for i in vocab.values()) or not _SPECIAL_TOKENS <= set(vocab):
-        raise InputError(f"the tokenizer in {folder} is damaged")
     merges = [line for line in lines if line and not line.startswith("#version")]
+    if not _fit(vocab, merges, vocab_size):
+        raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP")
     return Tokenizer(vocab, merges, context_length)
+
+
+def _fit(vocab: dict[str, Any], merges: Sequence[str], vocab_size: int) -> bool:
+    """Whether these are tokens of a CLIP, all in its vocabulary, the end of a text the last one."""
+    ids = list(vocab.values())
+    pairs = [merge.split() for merge in merges]
+    return (
+        all(type(i) is int and 0 <= i < vocab_size for i in ids)
+        and _START in vocab
+        and vocab.get(_END) == max(ids)
+        and all(len(pair) == 2 and {*pair, "".join(pair)} <= vocab.keys() for pair in pairs)
+    )
 
 
 def encode_texts(

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -126,6 +127,12 @@ def damaged(generator_path, tmp_path):
     return shutil.copytree(generator_path, tmp_path / "damaged")
 
 
+def test_a_kind_of_model_that_does_not_exist_is_refused(damaged):
+    (damaged / "config.json").write_text('{"model": ["Generator"], "config": {}}')
+    with pytest.raises(InputError, match=r"holds a \['Generator'\], expected a Generator"):
+        load_generator(damaged)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"model": "Generator"}'])
 def test_a_damaged_configuration_is_refused(damaged, content):
     (damaged / "config.json").write_text(content)
@@ -134,9 +141,21 @@ def test_a_damaged_configuration_is_refused(damaged, content):
 
 
 @pytest.mark.parametrize(
-    "config", [{"colour": "red"}, {"resolution": 48}, {"resolution": "large"}, [], None]
+    "config",
+    [
+        {"colour": "red"},
+        {"resolution": 48},
+        {"resolution": "large"},
+        {"mapping_layers": "two"},
+        {"w_dim": None},
+        {"mapping_lr_multiplier": 0},
+        [],
+        None,
+    ],
 )
-def test_a_configuration_of_no_architecture_is_refused(damaged, config):
+def test_a_configuration_of_no_architecture_is_refused(damaged, config, monkeypatch):
+    # Users run without the type checks of the tests.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     (damaged / "config.json").write_text(json.dumps({"model": "Generator", "config": config}))
     with pytest.raises(InputError, match="does not describe a Generator"):
         load_generator(damaged)

@@ -11,11 +11,18 @@ from styleclip_jax import command_line
 from styleclip_jax.errors import InputError
 
 SCRIPT = """
+import os
+import signal
+
+import jax
 from absl import flags
 from styleclip_jax import command_line
 from styleclip_jax.errors import InputError
 
-flags.DEFINE_enum("fail", "no", ["no", "input", "float", "os", "bug"], "How to end.")
+WAYS = ["no", "input", "float", "os", "ctrl-c", "kill", "memory", "device memory", "device", "bug"]
+flags.DEFINE_enum("fail", "no", WAYS, "How to end.")
+flags.DEFINE_string("path", None, "A file.")
+flags.DEFINE_float("rate", 1.0, "A number.")
 
 def main(_):
     if flags.FLAGS.fail == "input":
@@ -24,6 +31,16 @@ def main(_):
         raise FloatingPointError("the loss is not finite at step 7")
     if flags.FLAGS.fail == "os":
         open("/nowhere/at/all")
+    if flags.FLAGS.fail == "ctrl-c":
+        raise KeyboardInterrupt
+    if flags.FLAGS.fail == "kill":
+        os.kill(os.getpid(), signal.SIGTERM)
+    if flags.FLAGS.fail == "memory":
+        raise MemoryError
+    if flags.FLAGS.fail == "device memory":
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    if flags.FLAGS.fail == "device":
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
     if flags.FLAGS.fail == "bug":
         raise TypeError("a bug")
 
@@ -48,7 +65,14 @@ def test_success_is_silent_with_code_zero(run):
         ("--fail=input", "error: the input is bad\n"),
         ("--fail=float", "error: the loss is not finite at step 7\n"),
         ("--fail=os", "error: [Errno 2] No such file or directory: '/nowhere/at/all'\n"),
+        ("--fail=ctrl-c", "error: interrupted\n"),
+        ("--fail=kill", "error: interrupted\n"),
+        ("--fail=memory", "error: there is not enough memory; take fewer images at a time\n"),
+        ("--fail=device memory", "error: there is not enough memory"),
         ("--fail=perhaps", "error: flag --fail=perhaps: value should be one of <no|input|"),
+        ("--path=", "error: --path is empty; give it a value, or leave it out\n"),
+        ("--rate=nan", "error: --rate is nan, expected a finite number\n"),
+        ("--rate=-inf", "error: --rate is -inf, expected a finite number\n"),
         ("--fial=no", "error: Unknown command line flag 'fial'. Did you mean: fail ?\n"),
         ("no", "error: unexpected argument 'no'; a flag is written --name=value"),
     ],
@@ -62,6 +86,8 @@ def test_failures_are_one_line_with_code_one(run, flag, message):
 def test_bugs_are_not_hidden(run):
     with pytest.raises(TypeError, match="a bug"):
         run("--fail=bug")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        run("--fail=device")
 
 
 def test_a_process_of_its_own_fails_likewise(tmp_path):

@@ -99,6 +99,7 @@ def test_a_failed_write_leaves_the_old_file(generator, w_plus, tmp_path, monkeyp
         (np.zeros((1, 8, 16), np.int32), "int32, expected floating-point"),
         (np.full((1, 8, 16), np.nan, np.float32), "NaN"),
         (np.full((1, 8, 16), np.inf, np.float32), "infinite"),
+        (np.full((1, 8, 16), 1e300), "infinite"),
     ],
 )
 def test_arrays_that_are_no_latents_of_this_generator_are_refused(
@@ -158,6 +159,21 @@ def test_truncated_files_are_refused(generator, w_plus, styles, tmp_path, kind, 
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(InputError, match="damaged"):
         load_latents(path, generator)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_a_file_damaged_anywhere_is_refused_or_read(generator, w_plus, styles, tmp_path, kind):
+    save_latents(tmp_path / "faces", w_plus if kind == "npy" else styles)
+    content, refused = (tmp_path / f"faces.{kind}").read_bytes(), 0
+    for position in [*range(0, 128), *range(128, len(content), len(content) // 100)]:
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        (tmp_path / "damaged").write_bytes(damaged)
+        try:
+            load_latents(tmp_path / "damaged", generator)
+        except InputError:
+            refused += 1
+    assert refused > 20
 
 
 class Attack:

@@ -43,7 +43,7 @@ def test_a_text_longer_than_the_context_is_refused(tokenizer):
             tokenizer([text])
 
 
-@pytest.mark.parametrize("text", ["", "  \n"])
+@pytest.mark.parametrize("text", ["", "  \n", "&nbsp;", "\ufeff"])
 def test_an_empty_text_is_refused(tokenizer, text):
     with pytest.raises(InputError, match="empty"):
         tokenizer([text])
@@ -65,8 +65,25 @@ def test_a_checkpoint_without_tokenizer_is_refused(clip_path, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": "b"}', '{"a": 0}'])
-def test_a_damaged_tokenizer_is_refused(clip_path, tmp_path, content):
+def test_a_damaged_vocabulary_is_refused(clip_path, tmp_path, content):
     shutil.copytree(clip_path, tmp_path / "clip")
     (tmp_path / "clip" / "tokenizer" / "vocab.json").write_text(content)
+    with pytest.raises(InputError, match="damaged"):
+        load_tokenizer(tmp_path / "clip")
+
+
+@pytest.mark.parametrize("change", [{"b": -1}, {"b": 190}, {"b": 0.5}, {"<|endoftext|>": 3}])
+def test_a_vocabulary_of_another_clip_is_refused(clip_path, tmp_path, change):
+    shutil.copytree(clip_path, tmp_path / "clip")
+    file = tmp_path / "clip" / "tokenizer" / "vocab.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match="another CLIP"):
+        load_tokenizer(tmp_path / "clip")
+
+
+@pytest.mark.parametrize("merges", ["a", "a b c", "a b", "zz a"])
+def test_merges_of_what_is_no_token_are_refused(clip_path, tmp_path, merges):
+    shutil.copytree(clip_path, tmp_path / "clip")
+    (tmp_path / "clip" / "tokenizer" / "merges.txt").write_text(merges)
     with pytest.raises(InputError, match="damaged"):
         load_tokenizer(tmp_path / "clip")

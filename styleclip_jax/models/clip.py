@@ -44,6 +44,12 @@ class CLIPConfig:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+        for width, heads in (
+            (self.vision_width, self.vision_heads),
+            (self.text_width, self.text_heads),
+        ):
+            if width % heads:
+                raise ValueError(f"{heads} attention heads do not divide the width {width}")
 
     @classmethod
     def vit_b32(cls) -> "CLIPConfig":

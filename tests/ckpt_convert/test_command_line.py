@@ -168,14 +168,23 @@ def test_a_wrong_command_line_ends_in_one_line(fails):
     assert "--tokenizer" in fails("stylegan2", "a.pt", "b", "--tokenizer", "c")
 
 
-def test_a_failed_write_leaves_nothing(fails, rosinality, tmp_path, monkeypatch):
-    def full(path, *_):
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (OSError(28, "No space left on device"), "No space left"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_a_write_that_ends_midway_leaves_nothing(
+    fails, rosinality, tmp_path, monkeypatch, failure, message
+):
+    def fail(path, *_):
         path.mkdir()
         (path / "parameters").mkdir()
-        raise OSError(28, "No space left on device")
+        raise failure
 
-    monkeypatch.setattr(command_line, "save_model", full)
-    assert "No space left" in fails("stylegan2", rosinality, tmp_path / "out")
+    monkeypatch.setattr(command_line, "save_model", fail)
+    assert message in fails("stylegan2", rosinality, tmp_path / "out")
 
 
 def test_the_help_shows_examples(capsys):

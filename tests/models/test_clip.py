@@ -142,3 +142,9 @@ def test_presets_have_as_many_parameters_as_the_published_models(preset, image_s
 def test_an_image_size_that_patches_do_not_fill_is_refused():
     with pytest.raises(ValueError, match=r"30.*16"):
         CLIPConfig(image_size=30, patch_size=16)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_a_number_of_heads_that_does_not_divide_the_width_is_refused(tower):
+    with pytest.raises(ValueError, match=r"5 attention heads.*64"):
+        CLIPConfig(**{f"{tower}_width": 64, f"{tower}_heads": 5})
