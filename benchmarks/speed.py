@@ -3,11 +3,18 @@
 A time means little without the machine's speed, so each stands beside the time that the same number
 of floating point operations takes in a large float32 matrix product in the same process.
 
+forward_R             images from W+ latents, R pixels high and wide
+step_R                a step of latent optimization, with CLIP ViT-B/32
+step_R_guide_S        the same, with CLIP looking at S pixels
+mapper_step_R         a step of a LevelsMapper's training: Ranger, CLIP ViT-B/32, identity loss
+mapper_apply_R        an edit with a mapper
+
 Examples:
   python benchmarks/speed.py
   python benchmarks/speed.py --measure=forward_1024,step_1024_guide_256 --dtype=bfloat16
 """
 
+import functools
 import itertools
 import json
 import resource
@@ -16,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +31,35 @@ from absl import app, flags
 from flax import nnx
 
 from styleclip_jax.losses import clip_loss
+from styleclip_jax.mapper_training import (
+    MapperTrainConfig,
+    apply_mapper,
+    init_mapper_state,
+    make_mapper_train_step,
+    replicate,
+)
+from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.mapper import LevelsMapper, MapperConfig
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
 from styleclip_jax.optimization import OptimizeConfig, edit_latents
 
 FLAGS = flags.FLAGS
-MEASUREMENTS = ("forward_256", "forward_1024", "step_256", "step_1024", "step_1024_guide_256")
-flags.DEFINE_list("measure", list(MEASUREMENTS), "What to measure, of the default's names.")
+MEASUREMENTS = (
+    "forward_256",
+    "forward_1024",
+    "step_256",
+    "step_1024",
+    "step_1024_guide_256",
+    "mapper_step_256",
+    "mapper_step_1024",
+    "mapper_apply_256",
+    "mapper_apply_1024",
+)
+flags.DEFINE_list("measure", list(MEASUREMENTS), "What to measure; the resolutions may be others.")
 flags.DEFINE_integer("repeats", 5, "Timed repetitions after one that is not timed.")
-flags.DEFINE_integer("batch_size", 1, "Images at once.")
+flags.DEFINE_integer("batch_size", 1, "Images at once, but where a mapper is trained.")
+flags.DEFINE_integer("mapper_batch", 2, "Images at once where a mapper is trained.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks.")
 
 MATRIX_SIZE = 4096
@@ -46,13 +74,6 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds)
-
-
-def flops_of(function: Callable, *args) -> float:
-    """Floating point operations of a compiled function, as XLA counts them."""
-    analysis = jax.jit(function).lower(*args).compile().cost_analysis()
-    assert analysis is not None, "XLA does not count operations on this platform"
-    return analysis["flops"]
 
 
 def matrix_product_seconds(flops: float) -> float:
@@ -70,21 +91,31 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def forward(resolution: int) -> tuple[float, float]:
-    """Seconds and operations of drawing images."""
-    generator, latents = random_generator(resolution)
+class Measured(NamedTuple):
+    """A time, and what took it.
+
+    Attributes:
+        seconds: Median time.
+        program: What was timed, before XLA optimizes it: what it has to compute is counted in it.
+    """
+
+    seconds: float
+    program: jax.stages.Lowered
+
+
+def forward(resolution: int) -> Measured:
+    """Draws images."""
+    generator, latents = random_generator(resolution, FLAGS.batch_size)
     draw = jax.jit(lambda generator, latents: generator(latents))
     seconds = median_seconds(lambda: draw(generator, latents), FLAGS.repeats)
-    return seconds, flops_of(lambda generator, latents: generator(latents), generator, latents)
+    return Measured(seconds, draw.lower(generator, latents))
 
 
-def step(resolution: int, guide_resolution: int | None) -> tuple[float, float]:
-    """Seconds and operations of one step of latent optimization with CLIP ViT-B/32."""
-    generator, latents = random_generator(resolution)
-    clip = CLIP(CLIPConfig.vit_b32(), rngs=nnx.Rngs(1), dtype=jnp.dtype(FLAGS.dtype))
-    text_features = jax.random.normal(jax.random.key(2), (1, clip.config.embed_dim))
-    # An accelerator is asked rarely, as in a real run.
-    every = 1 if jax.default_backend() == "cpu" else 20
+def step(resolution: int, guide_resolution: int | None) -> Measured:
+    """Takes one step of latent optimization with CLIP ViT-B/32."""
+    generator, latents = random_generator(resolution, FLAGS.batch_size)
+    clip, text_features = random_clip()
+    every = steps_between_reports()
     config = OptimizeConfig(steps=(1 + FLAGS.repeats) * every, guide_resolution=guide_resolution)
     times = []
     edit_latents(
@@ -101,33 +132,101 @@ def step(resolution: int, guide_resolution: int | None) -> tuple[float, float]:
     def loss(latents, generator, clip):
         return clip_loss(clip, generator(latents, guide_resolution), text_features).sum()
 
-    return seconds, flops_of(jax.grad(loss), latents, generator, clip)
+    return Measured(seconds, jax.jit(jax.grad(loss)).lower(latents, generator, clip))
 
 
-def random_generator(resolution: int) -> tuple[Generator, jax.Array]:
+def mapper_step(resolution: int) -> Measured:
+    """Takes one step of a mapper's training with the default settings, on all devices."""
+    generator, latents = random_generator(resolution, FLAGS.mapper_batch)
+    clip, text_features = random_clip()
+    arcface = ArcFace(ArcFaceConfig(), rngs=nnx.Rngs(3), dtype=jnp.dtype(FLAGS.dtype))
+    networks = replicate((generator, clip, arcface))
+    config = MapperTrainConfig()
+
+    def make_step(generator, clip, arcface):
+        return make_mapper_train_step(generator, clip, text_features, config, arcface)
+
+    train_step = make_step(*networks)
+    state = init_mapper_state(random_mapper(generator), config)
+    # In the host's memory, as where training reads its batches.
+    latents = jax.device_get(latents)
+    every = steps_between_reports()
+
+    def run() -> object:
+        nonlocal state
+        for _ in range(every):
+            state, metrics = train_step(state, latents)
+        return metrics
+
+    seconds = median_seconds(run, FLAGS.repeats) / every
+    # The networks as arguments: as constants they would become part of the program's text.
+    whole = jax.jit(lambda networks, state, latents: make_step(*networks)(state, latents))
+    return Measured(seconds, whole.lower(networks, state, latents))
+
+
+def mapper_apply(resolution: int) -> Measured:
+    """Edits images with a mapper."""
+    generator, latents = random_generator(resolution, FLAGS.batch_size)
+    arguments: Any = (generator, random_mapper(generator), latents, 0.1)
+    seconds = median_seconds(lambda: apply_mapper(*arguments), FLAGS.repeats)
+    return Measured(seconds, apply_mapper.lower(*arguments))
+
+
+def steps_between_reports() -> int:
+    """An accelerator is asked rarely, as in a real run."""
+    return 1 if jax.default_backend() == "cpu" else 20
+
+
+def random_generator(resolution: int, batch_size: int) -> tuple[Generator, jax.Array]:
     """An official-size generator with random weights, and latents for it."""
     config = GeneratorConfig(resolution=resolution)
     generator = Generator(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(FLAGS.dtype))
-    z = jax.random.normal(jax.random.key(0), (FLAGS.batch_size, config.z_dim))
+    z = jax.random.normal(jax.random.key(0), (batch_size, config.z_dim))
     return generator, jax.jit(Generator.map)(generator, z)
 
 
-def measure(name: str) -> dict:
-    """Runs one measurement, for example ``step_1024_guide_256``."""
-    kind, resolution, *guide = name.replace("guide_", "").split("_")
-    if kind == "forward":
-        seconds, flops = forward(int(resolution))
-    else:
-        seconds, flops = step(int(resolution), int(guide[0]) if guide else None)
+def random_clip() -> tuple[CLIP, jax.Array]:
+    """A ViT-B/32 with random weights, and the features of a text."""
+    clip = CLIP(CLIPConfig.vit_b32(), rngs=nnx.Rngs(1), dtype=jnp.dtype(FLAGS.dtype))
+    return clip, jax.random.normal(jax.random.key(2), (1, clip.config.embed_dim))
+
+
+def random_mapper(generator: Generator) -> LevelsMapper:
+    """A mapper with random weights for the latents of a generator."""
+    shape = generator.config
+    config = MapperConfig(w_dim=shape.w_dim, num_layers=shape.num_layers)
+    return LevelsMapper(config, rngs=nnx.Rngs(4))
+
+
+def measurement(name: str) -> Callable[[], Measured]:
+    """What is behind a name, for example ``step_1024_guide_256``."""
+    guide = None
+    if "_guide_" in name:
+        name, guide = name.split("_guide_")
+    kind, resolution = name.rsplit("_", 1)
+    kinds: dict[str, Callable[[int], Measured]] = {
+        "forward": forward,
+        "step": functools.partial(step, guide_resolution=int(guide) if guide else None),
+        "mapper_step": mapper_step,
+        "mapper_apply": mapper_apply,
+    }
+    return functools.partial(kinds[kind], int(resolution))
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Runs one measurement."""
+    seconds, program = measurement(name)()
     memory = peak_memory_gb()
-    product_seconds = matrix_product_seconds(flops)
+    analysis = program.cost_analysis()
+    assert analysis is not None, "XLA does not count operations on this platform"
+    product_seconds = matrix_product_seconds(analysis["flops"])
     return {
         "name": name,
         "seconds": seconds,
-        "gflop": flops / 1e9,
+        "gflop": analysis["flops"] / 1e9,
         "ratio_to_matrix_product": seconds / product_seconds,
         "peak_memory_gb": memory,
-        "batch_size": FLAGS.batch_size,
+        "batch_size": FLAGS.mapper_batch if name.startswith("mapper_step") else FLAGS.batch_size,
         "dtype": FLAGS.dtype,
         "device": jax.devices()[0].device_kind,
     }
@@ -138,7 +237,9 @@ def main(argv: Sequence[str]) -> None:
     if len(FLAGS.measure) == 1:
         print(json.dumps(measure(FLAGS.measure[0])), flush=True)
         return
-    settings = [f"--{f}={FLAGS[f].value}" for f in ("repeats", "batch_size", "dtype")]
+    settings = [
+        f"--{f}={FLAGS[f].value}" for f in ("repeats", "batch_size", "mapper_batch", "dtype")
+    ]
     for name in FLAGS.measure:
         subprocess.run([sys.executable, argv[0], f"--measure={name}", *settings], check=True)
 
