@@ -8,6 +8,7 @@ What cannot be seen cannot be recognized: a hat covers the hair, sunglasses cove
 the classifier predicts, what captions may state, and what must survive an edit.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,7 +158,7 @@ def index(slot: str, value: str) -> int:
     return LABELS[slot].index(value)
 
 
-def sample(count: int, seed: int) -> Int8[np.ndarray, "count slots"]:
+def sample(count: int, seed: int | Sequence[int]) -> Int8[np.ndarray, "count slots"]:
     """Draws the attributes of `count` pictures, every slot independently by its weights."""
     generator = np.random.default_rng(seed)
     columns = [

@@ -7,7 +7,13 @@ image tower along and is thrown away.
 
 What the judge of an optimization must withstand is part of the training: pictures are shifted,
 zoomed, blurred, made noisy, and their contrast changes (which covers both ways to preprocess,
-`losses.clip_pixels`). `--data` may be given several times, for pictures from the generator too.
+`losses.clip_pixels`). `--data` may be given several times, for pictures from the generator too
+(`avatars.generated`).
+
+With `--generator` a share of every batch is drawn by the generator from latents that have been
+moved, like in an optimization, towards the text of another picture; but not so far that the picture
+would show something else (adversarial training, Madry et al., arXiv 1706.06083, in W+). A CLIP
+that is not trained so rewards blends of colours and shapes that no text asks for.
 
 Checkpointed every few minutes; the same command resumes.
 """
@@ -32,9 +38,13 @@ from transformers import CLIPTokenizer
 
 from avatars.attributes import LABELS, NAMES, observe, sample
 from avatars.captions import caption, describe
+from avatars.generated import disturbed_latents
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax import checkpoints
 from styleclip_jax.command_line import run
+from styleclip_jax.latents import draw
+from styleclip_jax.losses import clip_loss
+from styleclip_jax.models import Generator
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.text import Tokenizer
 
@@ -45,6 +55,10 @@ CONTEXT_LENGTH = 40
 # edit has to move.
 MAX_LOGIT_SCALE = 20.0
 CARDINALITIES = tuple(len(values) for values in LABELS.values())
+# How far the latents of a picture are moved at most; from value to value of an attribute it is
+# LATENT_SCALE sqrt(2 layers), in the layers that matter.
+RADIUS = 1.5
+ATTACK_STEPS = 2
 
 
 def train_tokenizer(num_captions: int = 50_000, merges: int = 1500) -> dict[str, bytes]:
@@ -159,11 +173,41 @@ def attribute_loss(
     return jnp.stack(losses).mean()
 
 
+def attack(
+    clip: CLIP,
+    generator: Generator,
+    attributes: Int[Array, "batch slots"],
+    tokens: Int[Array, "batch context"],
+    key: Key[Array, ""],
+) -> Float[Array, "batch 64 64 3"]:
+    """Pictures of attributes whose latents went some way towards texts that do not fit."""
+    latent_key, radius_key = jax.random.split(key)
+    latents = disturbed_latents(attributes, latent_key)
+    texts = clip.encode_text(tokens)
+    radius = jax.random.uniform(radius_key, (len(latents), 1, 1), minval=0.2, maxval=RADIUS)
+
+    def loss(latents):
+        return clip_loss(clip, draw(generator, latents), texts).sum()
+
+    for _ in range(ATTACK_STEPS):
+        gradient = jax.grad(loss)(latents)
+        norm = jnp.linalg.norm(gradient, axis=(1, 2), keepdims=True)
+        latents -= radius / ATTACK_STEPS * gradient / (norm + 1e-12)
+    return draw(generator, latents)
+
+
 @partial(jax.jit, static_argnames=("optimizer", "attribute_weight"), donate_argnames="state")
-def clip_step(state, images, labels, tokens, fits, key, *, optimizer, attribute_weight):
+def clip_step(state, generator, batch, key, *, optimizer, attribute_weight):
     """One update of the CLIP and the auxiliary classifier."""
     networks, opt_state = state
-    pixels = augment(images.astype(jnp.float32) / 127.5 - 1, key)
+    images, attributes, labels, tokens, fits = batch
+    images = images.astype(jnp.float32) / 127.5 - 1
+    attack_key, augment_key = jax.random.split(key)
+    if generator is not None:
+        others = jnp.roll(tokens, 1, axis=0)[len(images) :]
+        drawn = attack(networks[0], generator, attributes, others, attack_key)
+        images = jnp.concatenate([images, drawn])
+    pixels = augment(images, augment_key)
 
     def loss_fn(networks):
         clip, heads = networks
@@ -213,15 +257,23 @@ def main(_: Sequence[str]) -> None:
     decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
     optimizer = optax.adamw(schedule, 0.9, 0.98, weight_decay=0.05, mask=decayed)
     key = jax.random.key(FLAGS.seed)
+    painter = checkpoints.load_generator(FLAGS.generator) if FLAGS.generator else None
+    attacked = FLAGS.batch_size // 3 if painter else 0
 
     def one_step(state, step):
         generator = np.random.default_rng([FLAGS.seed, step])
-        picked = generator.integers(len(images), size=FLAGS.batch_size)
-        texts, fits = describe_batch(labels[picked], generator)
-        batch = images[picked], labels[picked], tokenizer(texts), fits
-        key_now = jax.random.fold_in(key, step)
+        picked = generator.integers(len(images), size=FLAGS.batch_size - attacked)
+        attributes = sample(attacked, seed=[FLAGS.seed, step])
+        shown = np.concatenate([labels[picked], observe(attributes)])
+        texts, fits = describe_batch(shown, generator)
+        batch = images[picked], attributes, shown, tokenizer(texts), fits
         return clip_step(
-            state, *batch, key_now, optimizer=optimizer, attribute_weight=FLAGS.attribute_weight
+            state,
+            painter,
+            batch,
+            jax.random.fold_in(key, step),
+            optimizer=optimizer,
+            attribute_weight=FLAGS.attribute_weight,
         )
 
     # Modules are pytrees, which optax's types do not say.
@@ -240,6 +292,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished CLIP.")
     flags.DEFINE_string(
         "init", None, "Start from this CLIP and its tokenizer instead of from scratch."
+    )
+    flags.DEFINE_string(
+        "generator", None, "Draw a third of every batch with this generator; see above."
     )
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Pictures, and captions, per step.")
