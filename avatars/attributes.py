@@ -8,6 +8,7 @@ What cannot be seen cannot be recognized: a hat covers the hair, sunglasses cove
 the classifier predicts, what captions may state, and what must survive an edit.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -229,6 +230,7 @@ def kept(
     return keep
 
 
+@functools.cache
 def implied(slot: str, value: str) -> tuple[str, ...]:
     """Returns the slots whose label an edit to `value` may rightly change in some picture."""
     labels = observe(sample(2000, seed=0))

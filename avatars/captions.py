@@ -266,7 +266,7 @@ def _color_statement(
     }
     told = [carrier for carrier in templates if carrier in chosen]
     # "Purple hair" would be wrong for a bald head with a purple beard.
-    only_carrier = slot == "hair_color" and "hair" not in templates
+    only_carrier = slot == "hair_color" and "hair" not in templates and bool(templates)
     if not told and not only_carrier:
         return None
     carrier = _pick(told or list(templates), generator)
@@ -326,7 +326,8 @@ def describe(
     """Writes one caption of at most `MAX_WORDS` words in lower case.
 
     Args:
-        labels: what can be seen of one picture, a row of `avatars.attributes.observe`.
+        labels: what can be seen of one picture, a row of `avatars.attributes.observe`; nothing is
+            said of negative ones.
         generator: source of all choices.
 
     Returns:
@@ -335,7 +336,7 @@ def describe(
     facts = {
         slot: values[label]
         for (slot, values), label in zip(LABELS.items(), labels, strict=True)
-        if values[label] in SLOTS[slot]
+        if label >= 0 and values[label] in SLOTS[slot]
     }
     statements = _statements(facts, generator)
     if generator.random() < 0.15:

@@ -10,10 +10,11 @@ zoomed, blurred, made noisy, and their contrast changes (which covers both ways 
 `losses.clip_pixels`). `--data` may be given several times, for pictures from the generator too
 (`avatars.generated`).
 
-With `--generator` a share of every batch is drawn by the generator from latents that have been
-moved, like in an optimization, towards the text of another picture; but not so far that the picture
-would show something else (adversarial training, Madry et al., arXiv 1706.06083, in W+). A CLIP
-that is not trained so rewards blends of colours and shapes that no text asks for.
+With `--generator` half of every batch is drawn by the generator from latents that have been moved
+towards a text about one attribute, like in an optimization (adversarial training, Madry et al.,
+arXiv 1706.06083, in W+). What that attribute then looks like is left open; all others must be
+recognized as before. A CLIP that is not trained so rewards blends of colours and shapes that no
+text asks for: the less a picture shows of everything else, the better it fits.
 
 Checkpointed every few minutes; the same command resumes.
 """
@@ -36,8 +37,8 @@ from tokenizers import Tokenizer as TokenizerModel
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from avatars.attributes import LABELS, NAMES, observe, sample
-from avatars.captions import caption, describe
+from avatars.attributes import LABELS, NAMES, SLOTS, implied, index, observe, sample
+from avatars.captions import caption, describe, prompts
 from avatars.generated import disturbed_latents
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax import checkpoints
@@ -57,8 +58,10 @@ MAX_LOGIT_SCALE = 20.0
 CARDINALITIES = tuple(len(values) for values in LABELS.values())
 # How far the latents of a picture are moved at most; from value to value of an attribute it is
 # LATENT_SCALE sqrt(2 layers), in the layers that matter.
-RADIUS = 1.5
-ATTACK_STEPS = 2
+RADIUS = 3.5
+ATTACK_STEPS = 3
+# In place of a label that an attack has left open.
+UNKNOWN = -1
 
 
 def train_tokenizer(num_captions: int = 50_000, merges: int = 1500) -> dict[str, bytes]:
@@ -154,7 +157,8 @@ def contrastive_loss(
     unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     pictures, texts = unit(clip.encode_image(pixels)), unit(clip.encode_text(tokens))
     scale = jnp.minimum(jnp.exp(clip.logit_scale[...]), MAX_LOGIT_SCALE)
-    logits = scale * texts @ pictures.T
+    logits = jnp.where(jnp.isnan(fits), -1e4, scale * texts @ pictures.T)
+    fits = jnp.nan_to_num(fits)
     by_caption = cross_entropy(logits, fits / fits.sum(1, keepdims=True))
     by_picture = cross_entropy(logits.T, (fits / fits.sum(0, keepdims=True)).T)
     return (by_caption + by_picture) / 2, pictures
@@ -180,11 +184,11 @@ def attack(
     tokens: Int[Array, "batch context"],
     key: Key[Array, ""],
 ) -> Float[Array, "batch 64 64 3"]:
-    """Pictures of attributes whose latents went some way towards texts that do not fit."""
+    """Pictures of attributes whose latents went some way towards texts."""
     latent_key, radius_key = jax.random.split(key)
     latents = disturbed_latents(attributes, latent_key)
     texts = clip.encode_text(tokens)
-    radius = jax.random.uniform(radius_key, (len(latents), 1, 1), minval=0.2, maxval=RADIUS)
+    radius = jax.random.uniform(radius_key, (len(latents), 1, 1), minval=0.3, maxval=RADIUS)
 
     def loss(latents):
         return clip_loss(clip, draw(generator, latents), texts).sum()
@@ -196,16 +200,32 @@ def attack(
     return draw(generator, latents)
 
 
+def attack_texts(
+    attributes: Int[np.ndarray, "batch slots"], generator: np.random.Generator
+) -> tuple[list[str], Int[np.ndarray, "batch slots"]]:
+    """A text about one attribute for each picture, and what it must still show: UNKNOWN or labels.
+
+    The text may be right already; then all must stay.
+    """
+    texts, labels = [], observe(attributes)
+    for row in labels:
+        slot = generator.choice(NAMES)
+        value = generator.choice(list(SLOTS[slot]))
+        texts.append(generator.choice(prompts(slot, value)))
+        if row[NAMES.index(slot)] != index(slot, value):
+            row[[NAMES.index(name) for name in (slot, *implied(slot, value))]] = UNKNOWN
+    return texts, labels
+
+
 @partial(jax.jit, static_argnames=("optimizer", "attribute_weight"), donate_argnames="state")
 def clip_step(state, generator, batch, key, *, optimizer, attribute_weight):
     """One update of the CLIP and the auxiliary classifier."""
     networks, opt_state = state
-    images, attributes, labels, tokens, fits = batch
+    images, attributes, attack_tokens, labels, tokens, fits = batch
     images = images.astype(jnp.float32) / 127.5 - 1
     attack_key, augment_key = jax.random.split(key)
     if generator is not None:
-        others = jnp.roll(tokens, 1, axis=0)[len(images) :]
-        drawn = attack(networks[0], generator, attributes, others, attack_key)
+        drawn = attack(networks[0], generator, attributes, attack_tokens, attack_key)
         images = jnp.concatenate([images, drawn])
     pixels = augment(images, augment_key)
 
@@ -229,12 +249,16 @@ def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
 def describe_batch(
     labels: Int[np.ndarray, "batch slots"], generator: np.random.Generator
 ) -> tuple[list[str], Float[np.ndarray, "captions pictures"]]:
-    """One caption per picture, and which pictures of the batch each caption fits."""
+    """One caption per picture, and which pictures of the batch each caption fits.
+
+    1 where it fits, 0 where not, NaN where that depends on what is unknown.
+    """
     described = [describe(row, generator) for row in labels]
-    told = np.array([[name in slots for name in NAMES] for _, slots in described])
-    same = labels[:, None] == labels[None]
-    fits = (same | ~told[:, None]).all(-1)
-    return [text for text, _ in described], fits.astype(np.float32)
+    told = np.array([[name in slots for name in NAMES] for _, slots in described])[:, None]
+    same, unknown = labels[:, None] == labels[None], labels[None] == UNKNOWN
+    fits = (same | ~told).all(-1).astype(np.float32)
+    fits[(same | unknown | ~told).all(-1) & (unknown & told).any(-1)] = np.nan
+    return [text for text, _ in described], fits
 
 
 def main(_: Sequence[str]) -> None:
@@ -258,15 +282,17 @@ def main(_: Sequence[str]) -> None:
     optimizer = optax.adamw(schedule, 0.9, 0.98, weight_decay=0.05, mask=decayed)
     key = jax.random.key(FLAGS.seed)
     painter = checkpoints.load_generator(FLAGS.generator) if FLAGS.generator else None
-    attacked = FLAGS.batch_size // 3 if painter else 0
+    attacked = FLAGS.batch_size // 2 if painter else 0
 
     def one_step(state, step):
         generator = np.random.default_rng([FLAGS.seed, step])
         picked = generator.integers(len(images), size=FLAGS.batch_size - attacked)
         attributes = sample(attacked, seed=[FLAGS.seed, step])
-        shown = np.concatenate([labels[picked], observe(attributes)])
+        targets, stays = attack_texts(attributes, generator)
+        shown = np.concatenate([labels[picked], stays])
         texts, fits = describe_batch(shown, generator)
-        batch = images[picked], attributes, shown, tokenizer(texts), fits
+        tokens = tokenizer([*targets, *texts])
+        batch = images[picked], attributes, tokens[:attacked], shown, tokens[attacked:], fits
         return clip_step(
             state,
             painter,
@@ -294,7 +320,7 @@ if __name__ == "__main__":
         "init", None, "Start from this CLIP and its tokenizer instead of from scratch."
     )
     flags.DEFINE_string(
-        "generator", None, "Draw a third of every batch with this generator; see above."
+        "generator", None, "Draw half of every batch with this generator; see above."
     )
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Pictures, and captions, per step.")

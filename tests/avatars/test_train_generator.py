@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from avatars import train_generator
+from avatars.attributes import NAMES, SLOTS
+from avatars.train_generator import (
+    CARDINALITIES,
+    LATENT_SCALE,
+    OFFSET,
+    choosing_mapping,
+    indicators,
+    mean_indicators,
+)
+from styleclip_jax.models.stylegan2 import Mapping
+
+
+@pytest.fixture(scope="module")
+def w():
+    """What the mapping network makes of many latents, with weights as they come from a file."""
+    mapping = Mapping(train_generator.CONFIG, rngs=nnx.Rngs(0))
+    choosing_mapping(mapping)
+    mapping = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), mapping)
+    z = jax.random.normal(jax.random.key(0), (20_000, train_generator.CONFIG.z_dim))
+    return np.asarray(mapping(z)) / LATENT_SCALE
+
+
+def split(w):
+    ends = np.cumsum(CARDINALITIES)
+    return dict(zip(NAMES, np.split(w[:, : ends[-1]], ends[:-1], axis=-1), strict=True))
+
+
+def test_the_mapping_chooses_one_value_of_every_attribute(w):
+    chosen = np.stack([slot.argmax(-1) for slot in split(w).values()], axis=-1)
+    clear = np.abs(w - np.asarray(indicators(jnp.asarray(chosen)))).max(-1) < 0.01
+    assert clear.mean() > 0.9
+
+
+def test_the_mapping_chooses_values_as_often_as_the_data_has_them(w):
+    for slot, values in split(w).items():
+        shares = np.bincount(values.argmax(-1), minlength=values.shape[1]) / len(values)
+        expected = [value.weight for value in SLOTS[slot].values()]
+        np.testing.assert_allclose(shares, expected, atol=0.02)
+
+
+def test_the_mean_latent_is_the_mean_of_the_mapping(w):
+    np.testing.assert_allclose(w.mean(0), mean_indicators(), atol=0.02)
+
+
+def test_signs_tell_values_apart_even_where_latents_are_truncated(w):
+    truncated = np.asarray(mean_indicators()) + 0.7 * (w - np.asarray(mean_indicators()))
+    clear = (np.abs(w + OFFSET) < 0.01) | (np.abs(w - 1 + OFFSET) < 0.01)
+    assert (np.sign(truncated) == np.sign(w))[clear].all()
