@@ -20,6 +20,8 @@ from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
 
+_ADAM = optax.scale_by_adam()
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizeConfig:
@@ -94,8 +96,16 @@ class EditResult:
     steps: Int[Array, ""]
 
 
+class _Program(NamedTuple):
+    """The settings that make another program, where all others are numbers that go into it."""
+
+    mode: str
+    guide_resolution: int | None
+    preprocess: Preprocess
+
+
 class _Problem(NamedTuple):
-    """What stays the same over all steps."""
+    """What stays the same over all steps; ``numbers`` are settings."""
 
     generator: Generator
     clip: CLIP
@@ -103,6 +113,7 @@ class _Problem(NamedTuple):
     text_features: Float[Array, "texts embed"]
     start: Latents
     identity: Float[Array, "batch features"] | None
+    numbers: dict[str, Float[Array, ""]]
 
 
 class _State(NamedTuple):
@@ -117,7 +128,7 @@ class _State(NamedTuple):
     stopped: Bool[Array, ""]
 
 
-def learning_rate_schedule(peak: float, steps: int) -> optax.Schedule:
+def learning_rate_schedule(peak: float | Float[Array, ""], steps: int) -> optax.Schedule:
     """Linear from zero over the first 5 % of the steps, down by a cosine over the last 25 %.
 
     Official ``optimization/run_optimization.py``, ``get_lr``; the first step's rate is zero there.
@@ -153,7 +164,8 @@ def edit_latents(
         latents: W+ (B, L, w_dim); with ``space="stylespace"`` also StyleSpace coordinates.
             With ``mode="generate"`` usually ``generator.mean_latents(B)``.
         text_features: ``clip.encode_text`` of a text per image, (B, E), or of one for all, (1, E).
-        config: The settings; each distinct one compiles its own program.
+        config: The settings. Other steps, spaces, modes, guide resolutions and kinds of
+            preprocessing compile another program, other numbers do not.
         arcface: Needed where ``config.id_lambda`` is not zero.
         on_progress: Called every ``progress_every`` steps with the number of steps done, the losses
             before the last one, and the latents. The device waits for it, so not too often.
@@ -171,15 +183,17 @@ def edit_latents(
     latents = _check(generator, clip, latents, text_features, config, arcface)
     arcface = arcface if config.id_lambda and config.mode == "edit" else None
     start, identity, state = _start(generator, arcface, latents, config)
-    problem = _Problem(generator, clip, arcface, text_features, start, identity)
+    numbers = _numbers(config)
+    problem = _Problem(generator, clip, arcface, text_features, start, identity, numbers)
+    program = _Program(config.mode, config.guide_resolution, config.preprocess)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((problem, state))):
-        state = _advance(problem, state, config.steps, config)
+        state = _advance(problem, state, config.steps, program)
         return _finish(problem, state)
 
     advance = _advance_from_host if jax.default_backend() == "cpu" else _advance
     every = progress_every if on_progress else config.steps
     for until in range(every, config.steps + every, every):
-        state = advance(problem, state, min(until, config.steps), config)
+        state = advance(problem, state, min(until, config.steps), program)
         done = int(state.step)
         if not np.isfinite(state.losses[done - 1]).all():
             raise FloatingPointError(
@@ -228,18 +242,29 @@ def _check(generator, clip, latents, text_features, config, arcface) -> Latents:
     return latents
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _start(generator, arcface, latents, config) -> tuple[Latents, Array | None, _State]:
+def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, ""]]:
+    numbers = {
+        name: getattr(config, name)
+        for name in ("learning_rate", "l2_lambda", "id_lambda", "min_improvement")
+    }
+    numbers["stop_loss"] = -np.inf if config.stop_loss is None else config.stop_loss
+    numbers["patience"] = config.patience or np.inf
+    return {name: jnp.asarray(number, jnp.float32) for name, number in numbers.items()}
+
+
+def _start(
+    generator: Generator, arcface: ArcFace | None, latents: Latents, config: OptimizeConfig
+) -> tuple[Latents, Float[Array, "batch features"] | None, _State]:
     if config.space == "stylespace" and not isinstance(latents, tuple):
-        latents = generator.styles(latents)
+        latents = jax.jit(Generator.styles)(generator, latents)
     identity = None
     if arcface is not None:
-        identity = identity_features(arcface, draw(generator, latents, config.guide_resolution))
+        identity = _identity(generator, arcface, latents, config.guide_resolution)
     batch = jax.tree.leaves(latents)[0].shape[0]
     state = _State(
         step=jnp.zeros((), jnp.int32),
         latents=latents,
-        optimizer=_optimizer(config).init(latents),
+        optimizer=_ADAM.init(latents),
         # Explicit types: weak ones would become strong in the first step and compile it twice.
         losses=jnp.full((config.steps, batch), jnp.nan, jnp.float32),
         best=jnp.full((batch,), jnp.inf, jnp.float32),
@@ -249,45 +274,50 @@ def _start(generator, arcface, latents, config) -> tuple[Latents, Array | None, 
     return latents, identity, state
 
 
-def _optimizer(config: OptimizeConfig) -> optax.GradientTransformation:
-    return optax.adam(learning_rate_schedule(config.learning_rate, config.steps))
+@functools.partial(jax.jit, static_argnames="resolution")
+def _identity(
+    generator: Generator, arcface: ArcFace, latents: Latents, resolution: int | None
+) -> Float[Array, "batch features"]:
+    return identity_features(arcface, draw(generator, latents, resolution))
 
 
-def _loss(latents: Latents, problem: _Problem, config: OptimizeConfig) -> Float[Array, " batch"]:
+def _loss(latents: Latents, problem: _Problem, program: _Program) -> Float[Array, " batch"]:
     if isinstance(latents, tuple):
         fixed = problem.generator.config.rgb_style_indices
         latents = tuple(
             jax.lax.stop_gradient(s) if i in fixed else s for i, s in enumerate(latents)
         )
-    images = draw(problem.generator, latents, config.guide_resolution)
-    loss = clip_loss(problem.clip, images, problem.text_features, config.preprocess)
-    if config.mode == "generate":
+    images = draw(problem.generator, latents, program.guide_resolution)
+    loss = clip_loss(problem.clip, images, problem.text_features, program.preprocess)
+    if program.mode == "generate":
         return loss
-    loss = loss + config.l2_lambda * squared_distance(latents, problem.start)
+    loss = loss + problem.numbers["l2_lambda"] * squared_distance(latents, problem.start)
     if problem.arcface is not None and problem.identity is not None:
         features = identity_features(problem.arcface, images)
-        loss = loss + config.id_lambda * (1 - jnp.sum(features * problem.identity, axis=-1))
+        distance = 1 - jnp.sum(features * problem.identity, axis=-1)
+        loss = loss + problem.numbers["id_lambda"] * distance
     return loss
 
 
-def _step(problem: _Problem, state: _State, config: OptimizeConfig) -> _State:
+def _step(problem: _Problem, state: _State, program: _Program) -> _State:
     def total(latents):
-        losses = _loss(latents, problem, config)
+        losses = _loss(latents, problem, program)
         return jnp.sum(losses), losses
 
+    numbers = problem.numbers
     gradients, losses = jax.grad(total, has_aux=True)(state.latents)
-    updates, optimizer = _optimizer(config).update(gradients, state.optimizer)
+    directions, optimizer = _ADAM.update(gradients, state.optimizer)
+    rate = learning_rate_schedule(numbers["learning_rate"], len(state.losses))(state.step)
     finite = jnp.isfinite(losses).all()
     latents = jax.tree.map(
-        lambda old, update: jnp.where(finite, old + update, old), state.latents, updates
+        lambda old, direction: jnp.where(finite, old - rate * direction, old),
+        state.latents,
+        directions,
     )
-    improved = losses < state.best - config.min_improvement
+    improved = losses < state.best - numbers["min_improvement"]
     best_step = jnp.where(improved, state.step, state.best_step)
-    finished = jnp.zeros_like(improved)
-    if config.stop_loss is not None:
-        finished |= losses < config.stop_loss
-    if config.patience:
-        finished |= state.step - best_step >= config.patience
+    stalled = state.step - best_step >= numbers["patience"]
+    finished = stalled | (losses < numbers["stop_loss"])
     return _State(
         step=state.step + 1,
         latents=latents,
@@ -299,27 +329,23 @@ def _step(problem: _Problem, state: _State, config: OptimizeConfig) -> _State:
     )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _advance(
-    problem: _Problem, state: _State, until: Array | int, config: OptimizeConfig
-) -> _State:
+@functools.partial(jax.jit, static_argnames="program")
+def _advance(problem: _Problem, state: _State, until: Array | int, program: _Program) -> _State:
     """Steps to ``until`` in one compiled loop."""
     return jax.lax.while_loop(
         lambda state: (state.step < until) & ~state.stopped,
-        lambda state: _step(problem, state, config),
+        lambda state: _step(problem, state, program),
         state,
     )
 
 
-_step_from_host = jax.jit(_step, static_argnames="config")
+_step_from_host = jax.jit(_step, static_argnames="program")
 
 
-def _advance_from_host(
-    problem: _Problem, state: _State, until: int, config: OptimizeConfig
-) -> _State:
+def _advance_from_host(problem: _Problem, state: _State, until: int, program: _Program) -> _State:
     """Steps to ``until`` one by one; the same result as :func:`_advance`."""
     for _ in range(int(state.step), until):
-        state = _step_from_host(problem, state, config)
+        state = _step_from_host(problem, state, program)
         if state.stopped:
             break
     return state
