@@ -13,6 +13,7 @@ Examples:
 
 import importlib.metadata
 import json
+import math
 import operator
 import sys
 import time
@@ -50,6 +51,11 @@ flags.DEFINE_multi_float(
     [0.1],
     "How much to edit. Negative values edit the other way round. Repeat the flag for a strip of"
     " images from the lowest to the highest.",
+)
+flags.register_validator(
+    "strength",
+    lambda strengths: all(map(math.isfinite, strengths)),
+    message="--strength must be a finite number.",
 )
 flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
 

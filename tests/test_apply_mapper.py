@@ -142,6 +142,10 @@ def test_mappers_that_come_with_the_package_are_found_by_name(
     assert "there is no mapper moonglasses" in outcome.err and "sunglasses" in outcome.err
 
 
+def test_a_strength_that_is_not_finite_is_refused(apply, tmp_path):
+    assert_refused(apply("--strength=nan"), tmp_path, "strength", "finite")
+
+
 def test_existing_results_are_never_overwritten(apply, tmp_path):
     assert apply().code == apply().code == 0
     assert (tmp_path / "results" / "metrics.json").exists()

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import re
@@ -14,10 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from PIL import Image
 
-from styleclip_jax.checkpoints import flatten, load_mapper
+from styleclip_jax import mapper_training
+from styleclip_jax.checkpoints import flatten, load_mapper, save_model
+from styleclip_jax.experiment import claim
 from styleclip_jax.latents import save_latents
+from styleclip_jax.models import ArcFace, ArcFaceConfig
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -37,16 +42,27 @@ FLAGS = {
 
 
 @pytest.fixture(scope="session")
-def start(generator_path, clip_path, tmp_path_factory):
+def arcface_path(random_model, tmp_path_factory) -> Path:
+    """The checkpoint of a random ArcFace of one block."""
+    path = tmp_path_factory.mktemp("checkpoints") / "arcface"
+    config = ArcFaceConfig(image_size=16, stem_width=16, stages=((16, 1),))
+    save_model(path, random_model(ArcFace, config, seed=3))
+    return path
+
+
+@pytest.fixture(scope="session")
+def start(generator_path, clip_path, arcface_path, tmp_path_factory):
     """Starts train_mapper.py in a process of its own."""
     cache = tmp_path_factory.mktemp("compiled")
 
     def start(exp_dir: Path, devices: int = 1, **changes) -> subprocess.Popen:
-        flags = {"generator": generator_path, "clip": clip_path, "exp_dir": exp_dir}
-        flags |= FLAGS | changes
+        flags = {"generator": generator_path, "clip": clip_path, "arcface": arcface_path}
+        flags |= {"exp_dir": exp_dir} | FLAGS | changes
         environment = {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
+            # Hosts wait half a minute for each other, so none may be spared a compilation alone.
+            "JAX_ENABLE_COMPILATION_CACHE": str(devices == 1),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         return subprocess.Popen(
@@ -73,12 +89,29 @@ def uninterrupted(start, tmp_path_factory) -> Path:
     """A run from the first step to the last."""
     directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
     errors = finish(start(directory))
-    assert "loss" in errors and "% CLIP" in errors
+    assert "% CLIP (1 x " in errors and "% identity (0.1 x " in errors
     return directory
 
 
 def measurements(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensorboard(directory: Path) -> dict[tuple[str, int], float | None]:
+    """What TensorBoard shows, by name and step: numbers, and None for pictures."""
+    event_class = importlib.import_module("tensorboardX.proto.event_pb2").Event
+    shown = {}
+    for path in (directory / "tensorboard").iterdir():
+        content = path.read_bytes()
+        while content:
+            # A record is its length in 8 bytes, a checksum in 4, the event, and a checksum.
+            length = int.from_bytes(content[:8], "little")
+            event = event_class.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            for value in event.summary.value:
+                is_picture = value.HasField("image")
+                shown[value.tag, event.step] = None if is_picture else value.simple_value
+    return shown
 
 
 def last_state(directory: Path) -> dict[str, np.ndarray]:
@@ -120,12 +153,27 @@ def test_a_run_leaves_mapper_measurements_pictures_and_flags(uninterrupted):
     assert all(array.any() for array in mapper_parameters(uninterrupted).values())
     record = json.loads((uninterrupted / "config" / "flags.json").read_text())
     assert record["flags"]["description"] == FLAGS["description"] and "jax" in record["versions"]
-    assert any((uninterrupted / "tensorboard").iterdir())
     with Image.open(uninterrupted / "images" / "validation_000040.png") as picture:
         assert picture.width > picture.height / 8 * 2
     saved = sorted(int(path.name) for path in (uninterrupted / "checkpoints").iterdir())
     best = 10 * min(range(1, 5), key=validation.__getitem__)
     assert saved == sorted({32, 36, 40, best})
+
+
+def test_tensorboard_shows_the_same_numbers_and_pictures(uninterrupted):
+    shown = tensorboard(uninterrupted)
+    pictures = {name for name, value in shown.items() if value is None}
+    assert pictures == {("train", 20), ("train", 40)} | {
+        ("validation", step) for step in (10, 20, 30, 40)
+    }
+    numbers = {
+        (f"{line['split']}/{name}", line["step"]): value
+        for line in measurements(uninterrupted)
+        for name, value in line.items()
+        if name not in ("step", "split")
+    }
+    assert {"train/loss", "train/id_loss", "validation/clip_loss"} <= {name for name, _ in numbers}
+    assert {name: shown[name] for name in shown.keys() - pictures} == pytest.approx(numbers)
 
 
 def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted, tmp_path):
@@ -169,12 +217,26 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def test_two_hosts_train_as_one(start, uninterrupted, tmp_path):
+def test_two_hosts_train_as_one_even_if_one_of_them_is_preempted(start, uninterrupted, tmp_path):
     directory = tmp_path / "run"
-    joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
-    processes = [start(directory, 2, **joining, process_id=i) for i in range(2)]
-    errors = [finish(process) for process in processes]
+
+    def start_both() -> list[subprocess.Popen]:
+        joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
+        return [start(directory, 2, **joining, process_id=i) for i in range(2)]
+
+    processes = start_both()
+    # By then both are about to take the first step.
+    while not (directory / "metrics.jsonl").exists() or not measurements(directory):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.005)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [finish(process, 128 + signal.SIGTERM) for process in processes]
     assert "% CLIP" in errors[0] and "% CLIP" not in errors[1]
+    (stopped,) = map(int, re.findall(r"stopped by SIGTERM after step (\d+)", errors[0]))
+    assert stopped < STEPS
+
+    errors = [finish(process) for process in start_both()]
+    assert f"going on after step {stopped}" in errors[0]
     ours, alone = measurements(directory), measurements(uninterrupted)
     for one, other in zip(ours, alone, strict=True):
         assert one.keys() == other.keys()
@@ -198,6 +260,51 @@ def train(run_script, generator_path, clip_path, tmp_path):
             signal.signal(signal.SIGTERM, handler)
 
     return train
+
+
+def test_defaults_are_the_official_ones(run_script):
+    outcome = run_script("train_mapper.py", "--help")
+    flags = re.findall(r"\n  --(?:\[no\])?(\w+):((?:(?!\n  --).)*)", outcome.out, re.DOTALL)
+    given = {name: re.search(r"\(default: '(.*?)'\)", text) for name, text in flags}
+    defaults = {name: match[1] for name, match in given.items() if match}
+    official = {
+        "batch_size": "2",
+        "optimizer": "ranger",
+        "learning_rate": "0.5",
+        "clip_lambda": "1.0",
+        "id_lambda": "0.1",
+        "latent_l2_lambda": "0.8",
+        "strength": "0.1",
+        "train_dataset_size": "5000",
+        "max_steps": "50000",
+        "log_interval": "50",
+        "image_interval": "100",
+        "val_interval": "2000",
+        "save_interval": "2000",
+        "space": "w_plus",
+        **{f"no_{level}_mapper": "false" for level in ("coarse", "medium", "fine")},
+    }
+    assert {name: defaults.get(name) for name in official} == official
+
+
+def test_a_run_says_how_it_goes_and_when_it_does_nothing(train, tmp_path, monkeypatch):
+    losses = {"loss": 0.8, "clip_loss": 0.75, "latent_l2": 1e-12}
+    stand_ins = {
+        "make_mapper_train_step": lambda *_: lambda state, _: (state, losses),
+        "make_mapper_evaluation": lambda *_: lambda *_: losses,
+        "apply_mapper": lambda *arguments: (np.zeros((len(arguments[2]), 8, 8, 3)), None),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(mapper_training, name, stand_in)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    outcome = train(max_steps=2, val_interval=2, mapper_type="LevelsMapper")
+    assert outcome.code == 0, outcome.err
+    assert "note: no --arcface, so no identity loss" in outcome.err
+    assert "loss 0.8000: 100.0% CLIP (1 x 0.75), 0.0% latent L2" in outcome.err
+    bar = outcome.err.split("\r")[-1]
+    assert "2/2" in bar and "clip_loss=0.75" in bar and re.search("step/s|s/step", bar)
+    assert "warning: residual-near-zero: " in outcome.err
+    assert "warning: clip-loss-flat: " in outcome.err
 
 
 def assert_refused(outcome, *words):
@@ -279,6 +386,13 @@ def test_a_directory_that_holds_something_else_is_refused(train, tmp_path):
     (tmp_path / "run" / "mine.txt").write_text("precious")
     assert_refused(train(), "holds no run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_that_was_killed_while_it_claimed_its_directory_starts_again(tmp_path):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "flags.unfinished").write_text('{"flags": {"se')
+    claim(epath.Path(tmp_path), {"seed": 0})
+    assert json.loads((tmp_path / "config" / "flags.json").read_text())["flags"] == {"seed": 0}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_path):
