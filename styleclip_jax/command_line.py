@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
@@ -64,6 +65,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 def keep_compiled_programs() -> None:
     """Switches JAX's persistent compilation cache on."""
+    # A full disk or a home that cannot be written is no reason to bother the user.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
 
@@ -71,6 +74,8 @@ def keep_compiled_programs() -> None:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        _fail(f"{error}; --help explains all flags")
     except flags.Error as error:
         _fail(error)
     if len(arguments) > 1:

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import jax
 import pytest
@@ -73,7 +74,11 @@ def test_success_is_silent_with_code_zero(run):
         ("--path=", "error: --path is empty; give it a value, or leave it out\n"),
         ("--rate=nan", "error: --rate is nan, expected a finite number\n"),
         ("--rate=-inf", "error: --rate is -inf, expected a finite number\n"),
-        ("--fial=no", "error: Unknown command line flag 'fial'. Did you mean: fail ?\n"),
+        (
+            "--fial=no",
+            "error: Unknown command line flag 'fial'. Did you mean: fail ?; --help explains all"
+            " flags\n",
+        ),
         ("no", "error: unexpected argument 'no'; a flag is written --name=value"),
     ],
 )
@@ -113,6 +118,14 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch):
     command_line.keep_compiled_programs()
     cache = set_options["jax_compilation_cache_dir"]
     assert cache == "/home/somebody/.cache/styleclip_jax"
+
+
+def test_a_cache_that_cannot_be_written_is_not_mentioned(monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    command_line.keep_compiled_programs()
+    warnings.warn("Error writing persistent compilation cache entry for 'jit_f'", stacklevel=1)
+    with pytest.raises(UserWarning):
+        warnings.warn("another one", stacklevel=1)
 
 
 def test_a_configuration_takes_the_flags_of_its_fields_names():

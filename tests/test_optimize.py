@@ -1,6 +1,8 @@
 import errno
 import json
+import re
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -163,6 +165,15 @@ def test_the_identity_can_be_held_with_an_arcface(optimize, tmp_path, random_mod
     # The first image is the one whose identity is held.
     np.testing.assert_allclose(losses[0][0][0], losses[1][0][0], atol=1e-5)
     assert not np.allclose(losses[0], losses[1], atol=1e-5)
+
+
+def test_a_progress_bar_shows_steps_and_loss_on_a_terminal_only(optimize, monkeypatch):
+    assert optimize().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    outcome = optimize()
+    assert outcome.code == 0
+    assert "a hat: 100%" in outcome.err and "3/3" in outcome.err
+    assert re.search(r"loss=\d\.\d{3}", outcome.err)
 
 
 def test_stops_when_the_loss_stalls(optimize, tmp_path):

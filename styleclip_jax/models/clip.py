@@ -195,6 +195,9 @@ class CLIP(nnx.Module):
         config: The architecture.
         rngs: Source of the initial weights.
         dtype: Arithmetic of the towers; parameters and returned features stay float32.
+
+    Attributes:
+        logit_scale: Logarithm of the factor that makes logits of cosines, a trained scalar.
     """
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
