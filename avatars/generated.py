@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Int8, Key, UInt8
 from avatars.attributes import NAMES, SLOTS, observe, sample
 from avatars.captions import prompts
 from avatars.classifier import Classifier, load, probabilities
-from avatars.train_generator import CARDINALITIES, CONFIG, LATENT_SCALE, indicators, mean_indicators
+from avatars.train_generator import CARDINALITIES, CONFIG, indicators, latent_scale, mean_indicators
 from styleclip_jax import checkpoints
 from styleclip_jax.command_line import run
 from styleclip_jax.images import from_uint8, to_uint8
@@ -63,7 +63,9 @@ def disturbed_latents(
     w = mean_indicators() + uniform(0.6, 1.1, 1) * (w - mean_indicators())
     shared = uniform(0, 0.15, 1) * jax.random.normal(next(keys), w.shape)
     of_layers = jax.random.normal(next(keys), (batch, CONFIG.num_layers, CONFIG.w_dim))
-    return LATENT_SCALE * ((w + shared)[:, None] + uniform(0, 0.15, 1, 1) * of_layers)
+    return jnp.asarray(latent_scale(), jnp.float32) * (
+        (w + shared)[:, None] + uniform(0, 0.15, 1, 1) * of_layers
+    )
 
 
 def disturbed(

@@ -57,7 +57,7 @@ CONTEXT_LENGTH = 40
 MAX_LOGIT_SCALE = 20.0
 CARDINALITIES = tuple(len(values) for values in LABELS.values())
 # How far the latents of a picture are moved at most; from value to value of an attribute it is
-# LATENT_SCALE sqrt(2 layers), in the layers that matter.
+# sqrt(2 layers) times its LATENT_SCALES, in the layers that matter.
 RADIUS = 3.5
 ATTACK_STEPS = 3
 # In place of a label that an attack has left open.

@@ -54,9 +54,22 @@ OFFSET = 0.35
 # Indicators have a standard deviation of about 0.4, far from the unit variance that equalized
 # layers expect of their input. During training the synthesis network sees w times this gain.
 LATENT_GAIN = 2.4
-# The finished generator's indicators have this height, for which the learning rate and the L2
+# The finished generator's indicators have these heights, for which the learning rate and the L2
 # weight that `optimize.py` has by default suit its latents; the affine layers make up for it.
-LATENT_SCALE = 1.4
+# Attributes that CLIP's gradient changes easily, colours above all, are held back by a larger one.
+LATENT_SCALES = {
+    "hair": 1.9,
+    "hair_color": 3.0,
+    "headwear": 1.9,
+    "glasses": 1.6,
+    "facial_hair": 2.0,
+    "mouth": 1.8,
+    "eyes": 2.4,
+    "skin": 2.2,
+    "clothes": 2.4,
+    "clothes_color": 2.8,
+    "background": 3.2,
+}
 # Of the steps of the mapping network: one thousandth of the thresholds' range is in between.
 STEEPNESS = 256.0
 # How much each attribute's area counts; eyes and mouth, a few pixels, are what is learned last.
@@ -105,6 +118,12 @@ def mean_indicators() -> Float[Array, " w_dim"]:
     """The mean of `indicators` over the data."""
     probabilities = np.concatenate([p / p.sum() for p in PROBABILITIES])
     return _padded(jnp.asarray(probabilities) - OFFSET)
+
+
+def latent_scale() -> Float[np.ndarray, " w_dim"]:
+    """The height of every entry of `w`; 1 where it is unused."""
+    scales = np.repeat([LATENT_SCALES[slot] for slot in SLOTS], CARDINALITIES)
+    return np.concatenate([scales, np.ones(CONFIG.w_dim - len(scales))])
 
 
 def _padded(w: Array) -> Array:
@@ -203,7 +222,7 @@ def choosing_mapping(mapping: stylegan2.Mapping) -> None:
     biases[1][:used] = low + (high - low) * biases[1][:used]
     for layer, kernel, bias, scale in (
         (first, kernels[0], biases[0], 1),
-        (second, kernels[1], biases[1], LATENT_SCALE / np.sqrt(2)),
+        (second, kernels[1], biases[1], latent_scale() / np.sqrt(2)),
     ):
         layer.kernel[...] = jnp.asarray(scale * np.sqrt(len(kernel)) * kernel, jnp.float32)
         layer.bias[...] = jnp.asarray(scale * bias, jnp.float32)
@@ -235,10 +254,10 @@ def train_synthesis(
     return network
 
 
-def scale_affines(network: stylegan2.Generator, factor: float) -> None:
-    """Makes the synthesis network expect latents that are smaller by `factor`."""
+def scale_affines(network: stylegan2.Generator, factors: Float[np.ndarray, " w_dim"]) -> None:
+    """Makes the synthesis network expect latents whose entries are smaller by `factors`."""
     for layer in (*network.synthesis.convs, *network.synthesis.rgbs):
-        layer.affine.kernel[...] *= factor
+        layer.affine.kernel[...] *= jnp.asarray(factors, jnp.float32)[:, None]
 
 
 def main(_: Sequence[str]) -> None:
@@ -250,14 +269,14 @@ def main(_: Sequence[str]) -> None:
         images, attributes = data["images"], data["attributes"]
     if FLAGS.init:
         network = checkpoints.load_generator(FLAGS.init)
-        scale_affines(network, LATENT_SCALE / LATENT_GAIN)
+        scale_affines(network, latent_scale() / LATENT_GAIN)
     else:
         network = stylegan2.Generator(CONFIG, rngs=nnx.Rngs(FLAGS.seed))
     with ocp.CheckpointManager(out / "synthesis", options=options) as manager:
         generator = train_synthesis(network, images, attributes, manager)
-    scale_affines(generator, LATENT_GAIN / LATENT_SCALE)
+    scale_affines(generator, LATENT_GAIN / latent_scale())
     choosing_mapping(generator.mapping)
-    generator.mean_w[...] = LATENT_SCALE * mean_indicators()
+    generator.mean_w[...] = latent_scale() * mean_indicators()
     checkpoints.save_model(out / "generator", generator, dtype=jnp.float16)
 
 

@@ -8,10 +8,10 @@ from avatars import train_generator
 from avatars.attributes import NAMES, SLOTS
 from avatars.train_generator import (
     CARDINALITIES,
-    LATENT_SCALE,
     OFFSET,
     choosing_mapping,
     indicators,
+    latent_scale,
     mean_indicators,
 )
 from styleclip_jax.models.stylegan2 import Mapping
@@ -24,7 +24,7 @@ def w():
     choosing_mapping(mapping)
     mapping = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), mapping)
     z = jax.random.normal(jax.random.key(0), (20_000, train_generator.CONFIG.z_dim))
-    return np.asarray(mapping(z)) / LATENT_SCALE
+    return np.asarray(mapping(z)) / latent_scale()
 
 
 def split(w):
