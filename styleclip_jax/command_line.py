@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,7 +23,8 @@ from styleclip_jax.errors import InputError
 CACHE = Path("~/.cache/styleclip_jax")
 COMMAND_FILE = "command.txt"
 
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+# Of a device, and of a CPU in the middle of a computation.
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 
 Config = TypeVar("Config")
 
@@ -55,7 +57,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         except KeyboardInterrupt:
             _fail("interrupted")
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) and _OUT_OF_MEMORY not in str(error):
+            known = isinstance(error, MemoryError)
+            if not known and not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
             _fail("there is not enough memory; take fewer images at a time")
 
@@ -77,6 +80,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         _fail(f"{error}; --help explains all flags")
     except flags.Error as error:
+        if missing := re.match(r"flag (--\w+)=None: ", str(error)):
+            _fail(f"{missing[1]} is missing; write {missing[1]}=VALUE, several words in quotes")
         _fail(error)
     if len(arguments) > 1:
         _fail(

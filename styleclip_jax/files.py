@@ -12,6 +12,9 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file for writing that takes its name, and replaces an older one, when complete.
 
     Missing parent directories are made. A failure midway leaves the older file as it was.
+
+    Raises:
+        OSError: The file cannot be written, for example to a full disk; the message names it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,5 +23,8 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with unfinished.open("wb") as file:
             yield file
         unfinished.replace(path)
+    except OSError as error:
+        # Python's own messages often name no file, and NumPy's only count bytes.
+        raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         unfinished.unlink(missing_ok=True)

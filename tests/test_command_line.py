@@ -20,8 +20,10 @@ from absl import flags
 from styleclip_jax import command_line
 from styleclip_jax.errors import InputError
 
-WAYS = ["no", "input", "float", "os", "ctrl-c", "kill", "memory", "device memory", "device", "bug"]
+WAYS = ["no", "input", "float", "os", "ctrl-c", "kill", "device", "bug"]
+WAYS += ["memory", "device memory", "cpu memory"]
 flags.DEFINE_enum("fail", "no", WAYS, "How to end.")
+flags.DEFINE_string("text", None, "A text.", required=True)
 flags.DEFINE_string("path", None, "A file.")
 flags.DEFINE_float("rate", 1.0, "A number.")
 
@@ -39,7 +41,9 @@ def main(_):
     if flags.FLAGS.fail == "memory":
         raise MemoryError
     if flags.FLAGS.fail == "device memory":
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: cannot allocate 9 bytes.")
+    if flags.FLAGS.fail == "cpu memory":
+        raise jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 9 bytes.")
     if flags.FLAGS.fail == "device":
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
     if flags.FLAGS.fail == "bug":
@@ -53,7 +57,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def run(run_script, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    return lambda *arguments: run_script(str(tmp_path / "script.py"), *arguments)
+    return lambda *arguments: run_script(str(tmp_path / "script.py"), "--text=a", *arguments)
 
 
 def test_success_is_silent_with_code_zero(run):
@@ -70,6 +74,7 @@ def test_success_is_silent_with_code_zero(run):
         ("--fail=kill", "error: interrupted\n"),
         ("--fail=memory", "error: there is not enough memory; take fewer images at a time\n"),
         ("--fail=device memory", "error: there is not enough memory"),
+        ("--fail=cpu memory", "error: there is not enough memory"),
         ("--fail=perhaps", "error: flag --fail=perhaps: value should be one of <no|input|"),
         ("--path=", "error: --path is empty; give it a value, or leave it out\n"),
         ("--rate=nan", "error: --rate is nan, expected a finite number\n"),
@@ -88,6 +93,13 @@ def test_failures_are_one_line_with_code_one(run, flag, message):
     assert outcome.err.startswith(message) and outcome.err.count("\n") == 1
 
 
+def test_a_missing_flag_is_one_line_with_code_one(run_script, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    expected = "error: --text is missing; write --text=VALUE, several words in quotes\n"
+    assert run_script(str(tmp_path / "script.py")) == (1, "", expected)
+    assert run_script(str(tmp_path / "script.py"), "a text") == (1, "", expected)
+
+
 def test_bugs_are_not_hidden(run):
     with pytest.raises(TypeError, match="a bug"):
         run("--fail=bug")
@@ -98,7 +110,7 @@ def test_bugs_are_not_hidden(run):
 def test_a_process_of_its_own_fails_likewise(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, tmp_path / "script.py", "--fail=input"],
+        [sys.executable, tmp_path / "script.py", "--fail=input", "--text=a"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.getcwd(), "HOME": str(tmp_path)},

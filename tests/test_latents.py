@@ -84,7 +84,7 @@ def test_a_failed_write_leaves_the_old_file(generator, w_plus, tmp_path, monkeyp
         raise OSError("the disk is full")
 
     monkeypatch.setattr(np, "save", crash)
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(OSError, match=r"faces\.npy cannot be written \(the disk is full\)"):
         save_latents(tmp_path / "faces", w_plus + 1)
     assert [path.name for path in tmp_path.iterdir()] == ["faces.npy"]
     np.testing.assert_array_equal(load_latents(tmp_path / "faces.npy", generator), w_plus)
