@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from absl import logging
 from etils import epath
 
 from ckpt_convert import arcface, clip, formats, latents, mapper, stylegan2
@@ -110,6 +111,8 @@ def _with_tokenizer(conversion: Conversion, options: argparse.Namespace) -> Conv
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
+    # What Orbax logs, with the stack of every thread, it also raises.
+    logging.set_verbosity(logging.FATAL)
     try:
         convert(parse_arguments(arguments))
     except (InputError, OSError) as error:

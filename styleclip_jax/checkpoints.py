@@ -95,6 +95,7 @@ def save_model(
 
     Raises:
         InputError: ``path`` exists.
+        OSError: It cannot be written, for example to a full disk.
     """
     path = epath.Path(path).expanduser()
     if path.exists():
@@ -104,8 +105,11 @@ def save_model(
         for name, array in flatten(model).items()
     }
     path.mkdir(parents=True)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(_absolute(path / PARAMETERS), arrays)
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(_absolute(path / PARAMETERS), arrays)
+    except ValueError as error:
+        raise OSError(f"{path} cannot be written ({_first_line(error)})") from error
     for name, content in (tokenizer_files or {}).items():
         (path / TOKENIZER).mkdir(exist_ok=True)
         (path / TOKENIZER / name).write_bytes(content)
@@ -193,8 +197,9 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
                 _check_shapes(path, checkpointer, target)
                 arrays = checkpointer.restore(_absolute(path / PARAMETERS), target)
         except (ValueError, OSError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"the parameters in {path} cannot be read: {reason}") from error
+            raise InputError(
+                f"the parameters in {path} cannot be read: {_first_line(error)}"
+            ) from error
         # Not bound to a device, so that a model goes where the other arguments of a program are.
         return {name: np.asarray(array) for name, array in arrays.items()}
 
@@ -203,9 +208,8 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
     except InputError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{path / CONFIG_FILE} does not describe a {model_class.__name__}: {reason}"
+            f"{path / CONFIG_FILE} does not describe a {model_class.__name__}: {_first_line(error)}"
         ) from error
 
 
@@ -272,6 +276,10 @@ def _checkpointer() -> ocp.StandardCheckpointer:
             barrier_sync_key_prefix=f"process_{process}",
         )
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -85,6 +85,15 @@ def test_an_existing_directory_is_not_overwritten(generator, generator_path):
     assert sorted(generator_path.rglob("*")) == before
 
 
+def test_a_full_disk_is_told_in_one_line(generator, tmp_path, monkeypatch):
+    def full(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand so on")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
+    with pytest.raises(OSError, match=r"full cannot be written \(.*No space left on device\)$"):
+        save_model(tmp_path / "full", generator)
+
+
 @pytest.mark.parametrize("where", ["parameters", "tokenizer", "configuration"])
 def test_what_a_crash_left_unfinished_does_not_load(clip, tmp_path, monkeypatch, where):
     def crash(*_, **__):
