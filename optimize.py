@@ -42,11 +42,19 @@ from styleclip_jax.latents import (
 )
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.models import CLIP, ArcFace, Generator
-from styleclip_jax.optimization import EditResult, OptimizeConfig, edit_latents
+from styleclip_jax.optimization import (
+    AVATARS_CONFIG,
+    EditResult,
+    OptimizeConfig,
+    edit_latents,
+)
 from styleclip_jax.text import encode_texts, load_tokenizer
 
 FLAGS = flags.FLAGS
 DEFAULTS = OptimizeConfig()
+
+# What differs for the small generator that comes with the package; flags that are given prevail.
+AVATARS = {name: getattr(AVATARS_CONFIG, name) for name in ("steps", "learning_rate")}
 
 flags.DEFINE_multi_string(
     "description",
@@ -65,7 +73,9 @@ flags.DEFINE_string(
     "generator",
     None,
     "The network that draws the images: the directory that python -m ckpt_convert stylegan2 wrote."
-    " Default: the avatars that come with the package.",
+    " Default: the avatars that come with the package, and settings that suit them: "
+    + ", ".join(f"--{name}={value}" for name, value in AVATARS.items())
+    + ".",
 )
 flags.DEFINE_string(
     "clip",
@@ -178,6 +188,9 @@ flags.DEFINE_integer(
 
 def main(_: Sequence[str]) -> None:
     """Applies every text to all images, and writes the results."""
+    if not FLAGS.generator:
+        for name, value in AVATARS.items():
+            FLAGS.set_default(name, value)
     config = command_line.config_from_flags(OptimizeConfig)
     check_flags(config)
     with command_line.run_directory(FLAGS.results_dir) as directory:

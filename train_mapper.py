@@ -56,7 +56,13 @@ FLAGS = flags.FLAGS
 DEFAULTS = MapperTrainConfig()
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
-AVATARS = {"batch_size": 8, "max_steps": 2000, "val_interval": 200, "save_interval": 200}
+AVATARS = {
+    "batch_size": 8,
+    "learning_rate": 2.0,
+    "max_steps": 1000,
+    "val_interval": 200,
+    "save_interval": 200,
+}
 
 SHEET_ROWS = 8
 

@@ -24,7 +24,7 @@ from styleclip_jax.command_line import run
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
 from styleclip_jax.models import CLIP, Generator
-from styleclip_jax.optimization import OptimizeConfig, edit_latents
+from styleclip_jax.optimization import AVATARS_CONFIG, edit_latents
 from styleclip_jax.text import Tokenizer, encode_texts, load_tokenizer
 
 FLAGS = flags.FLAGS
@@ -157,7 +157,7 @@ def main(_: Sequence[str]) -> None:
     metrics["edits"], rows = {}, [before[:12]]
     for text, (slot, value) in EDITS.items():
         text_features = encode_texts(clip, tokenizer, [text])
-        result = edit_latents(generator, clip, start, text_features, OptimizeConfig())
+        result = edit_latents(generator, clip, start, text_features, AVATARS_CONFIG)
         edited = np.asarray(result.images)
         score = edit_score(seen_before, labels_of(classifier, edited), slot, value)
         metrics["edits"][text] = score

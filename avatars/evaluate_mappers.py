@@ -22,7 +22,7 @@ from styleclip_jax.checkpoints import AVATARS, load_clip, load_generator, load_m
 from styleclip_jax.command_line import run
 from styleclip_jax.latents import draw, sample_latents
 from styleclip_jax.mapper_training import apply_mapper
-from styleclip_jax.optimization import OptimizeConfig, edit_latents
+from styleclip_jax.optimization import AVATARS_CONFIG, edit_latents
 from styleclip_jax.text import encode_texts, load_tokenizer
 
 FLAGS = flags.FLAGS
@@ -75,7 +75,7 @@ def main(_: Sequence[str]) -> None:
     metrics["seconds_per_image"] = {
         "mapper": seconds_per_image(lambda: apply_mapper(generator, mapper, timed)[0]),
         "optimization": seconds_per_image(
-            lambda: edit_latents(generator, clip, timed, features, OptimizeConfig()).images
+            lambda: edit_latents(generator, clip, timed, features, AVATARS_CONFIG).images
         ),
     }
     (out / "mappers.json").write_text(json.dumps(metrics, indent=2) + "\n")

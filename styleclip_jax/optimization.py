@@ -104,6 +104,11 @@ class _Program(NamedTuple):
     preprocess: Preprocess
 
 
+# What suits the models that come with the package, whose latents are several times larger than
+# FFHQ's: found by trying, see avatars/REPORT.md.
+AVATARS_CONFIG = OptimizeConfig(steps=150, learning_rate=1.5)
+
+
 class _Problem(NamedTuple):
     """What stays the same over all steps; ``numbers`` are settings."""
 
@@ -196,9 +201,14 @@ def edit_latents(
         state = advance(problem, state, min(until, config.steps), program)
         done = int(state.step)
         if not np.isfinite(state.losses[done - 1]).all():
+            # The first step, whose rate is zero, changes nothing.
+            cause = (
+                "a lower learning_rate may help"
+                if done > 2
+                else "that is not for the learning_rate: the networks, latents or texts are damaged"
+            )
             raise FloatingPointError(
-                f"the loss is not finite at step {done} of {config.steps}; a lower learning_rate"
-                " may help"
+                f"the loss is not finite at step {done} of {config.steps}; {cause}"
             )
         if on_progress:
             on_progress(done, state.losses[done - 1], state.latents)
