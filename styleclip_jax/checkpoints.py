@@ -196,7 +196,9 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
             with _checkpointer() as checkpointer:
                 _check_shapes(path, checkpointer, target)
                 arrays = checkpointer.restore(_absolute(path / PARAMETERS), target)
-        except (ValueError, OSError, KeyError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # Tensorstore's for damaged files have no class of their own.
             raise InputError(
                 f"the parameters in {path} cannot be read: {_first_line(error)}"
             ) from error

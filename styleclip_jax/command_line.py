@@ -46,8 +46,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     def main_with_short_errors(arguments: Sequence[str]) -> None:
         try:
             if not flags.FLAGS["verbosity"].present:
-                # Orbax tells much.
-                logging.set_verbosity(logging.WARNING)
+                # What Orbax logs, with the stack of every thread, it also raises.
+                logging.set_verbosity(logging.FATAL)
             keep_compiled_programs()
             # As Ctrl-C, so that what a run has begun is removed.
             signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -185,6 +185,15 @@ def test_truncated_parameters_are_refused(damaged):
         load_generator(damaged)
 
 
+def test_damaged_parameters_of_the_right_size_are_refused(damaged):
+    files = [f for f in (damaged / "parameters").rglob("*") if f.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    largest.write_bytes(bytes(largest.stat().st_size))
+    with pytest.raises(InputError, match="cannot be read") as error:
+        load_generator(damaged)
+    assert "\n" not in str(error.value)
+
+
 def test_missing_parameters_are_refused(damaged):
     shutil.rmtree(damaged / "parameters")
     with pytest.raises(InputError, match="cannot be read"):
