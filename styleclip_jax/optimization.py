@@ -78,6 +78,11 @@ class OptimizeConfig:
                 raise InputError(f"{field} is {getattr(self, field)}, expected at least {least}")
 
 
+# What suits the models that come with the package, whose latents are several times larger than
+# FFHQ's: found by trying, see avatars/REPORT.md.
+AVATARS_CONFIG = OptimizeConfig(steps=150, learning_rate=1.5)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EditResult:
@@ -102,11 +107,6 @@ class _Program(NamedTuple):
     mode: str
     guide_resolution: int | None
     preprocess: Preprocess
-
-
-# What suits the models that come with the package, whose latents are several times larger than
-# FFHQ's: found by trying, see avatars/REPORT.md.
-AVATARS_CONFIG = OptimizeConfig(steps=150, learning_rate=1.5)
 
 
 class _Problem(NamedTuple):
