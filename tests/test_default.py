@@ -10,7 +10,9 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from PIL import Image
 
-from styleclip_jax.checkpoints import AVATARS
+from styleclip_jax.checkpoints import AVATARS, load_generator, load_mapper
+from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.mapper_training import apply_mapper
 
 ROOT = Path(__file__).parents[1]
 TEXT = "a person with sunglasses"
@@ -76,3 +78,13 @@ def test_a_wheel_brings_the_models_along(tmp_path):
     assert sum(name.endswith("/config.json") for name in models) == 2
     assert models.items() <= packed.items()
     assert sum(models.values()) <= 16 * 2**20
+
+
+@pytest.mark.parametrize("name", [path.name for path in Path(AVATARS, "mappers").iterdir()])
+def test_the_mappers_that_ship_change_faces(name):
+    generator, mapper = load_generator(), load_mapper(name)
+    latents = sample_latents(generator, 2, seed=0)
+    before = draw(generator, latents)
+    images, _ = apply_mapper(generator, mapper, latents)
+    assert images.shape == before.shape
+    assert np.abs(np.asarray(images - before)).mean() > 0.01
