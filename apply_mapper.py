@@ -11,14 +11,10 @@ Examples:
       --mapper=checkpoints/surprised --latents=faces.npy
 """
 
-import importlib.metadata
-import json
 import math
 import operator
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,11 +24,11 @@ from absl import flags
 
 from styleclip_jax import command_line
 from styleclip_jax.checkpoints import load_generator, load_mapper
-from styleclip_jax.files import replace_file
 from styleclip_jax.images import sheet, write_image
-from styleclip_jax.latents import Latents, load_latents, sample_latents, save_latents
+from styleclip_jax.latents import Latents, load_latents, sample_latents
 from styleclip_jax.mapper_training import apply_mapper
 from styleclip_jax.models import Generator
+from styleclip_jax.results import write_images, write_metrics
 
 FLAGS = flags.FLAGS
 
@@ -140,26 +136,6 @@ def apply(
     size = len(jax.tree.leaves(latents)[0])
     images, edited = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:size], *results)
     return np.asarray(images), edited, seconds
-
-
-def write_images(directory: Path, images: np.ndarray, latents: Latents) -> None:
-    """Writes images one by one, and their latents."""
-    for i, image in enumerate(images):
-        write_image(directory / f"{i:03}.png", image)
-    save_latents(directory / "latents", latents)
-
-
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Writes measurements, and what is needed to repeat the run."""
-    packages = ("jax", "jaxlib", "flax", "numpy")
-    content = {
-        **metrics,
-        "flags": {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(sys.argv[0])},
-        "device": jax.devices()[0].device_kind,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-    with replace_file(path) as file:
-        file.write(json.dumps(content, indent=2).encode())
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ Examples:
       --description="a person with purple hair" --latents=faces.npy --guide_resolution=256
 """
 
-import importlib.metadata
-import json
 import math
 import re
 import sys
@@ -30,14 +28,12 @@ from tqdm import tqdm
 from styleclip_jax import command_line
 from styleclip_jax.checkpoints import load_arcface, load_clip, load_generator
 from styleclip_jax.errors import InputError
-from styleclip_jax.files import replace_file
 from styleclip_jax.images import sheet, write_gif, write_image
 from styleclip_jax.latents import (
     Latents,
     draw,
     load_latents,
     sample_latents,
-    save_latents,
     squared_distance,
 )
 from styleclip_jax.losses import clip_loss
@@ -48,6 +44,7 @@ from styleclip_jax.optimization import (
     OptimizeConfig,
     edit_latents,
 )
+from styleclip_jax.results import image_name, write_images, write_metrics
 from styleclip_jax.text import encode_texts, load_tokenizer
 
 FLAGS = flags.FLAGS
@@ -220,7 +217,7 @@ def main(_: Sequence[str]) -> None:
             )
         labels = ["before" if config.mode == "edit" else "mean image", *FLAGS.description]
         write_image(directory / "before_after.png", sheet(columns, labels))
-        write_metrics(directory / "metrics.json", metrics)
+        write_metrics(directory / "metrics.json", {"descriptions": metrics, "seed": FLAGS.seed})
     print(f"wrote {directory / 'before_after.png'} and all results beside it")
 
 
@@ -326,32 +323,6 @@ def measure(
             for i in range(len(images))
         ],
     }
-
-
-def write_images(directory: Path, images: Array, latents: Latents) -> None:
-    """Writes images one by one, and their latents."""
-    for i, image in enumerate(images):
-        write_image(directory / image_name(i), image)
-    save_latents(directory / "latents", latents)
-
-
-def write_metrics(path: Path, metrics: list[dict]) -> None:
-    """Writes measurements, and what is needed to repeat the run."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    content = {
-        "descriptions": metrics,
-        "seed": FLAGS.seed,
-        "flags": {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(sys.argv[0])},
-        "device": jax.devices()[0].device_kind,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-    with replace_file(path) as file:
-        file.write(json.dumps(content, indent=2).encode())
-
-
-def image_name(i: int) -> str:
-    """File name of an image."""
-    return f"{i:03}.png"
 
 
 def directory_name(i: int, text: str) -> str:

@@ -107,7 +107,7 @@ def save_model(
     path.mkdir(parents=True)
     try:
         with _checkpointer() as checkpointer:
-            checkpointer.save(_absolute(path / PARAMETERS), arrays)
+            checkpointer.save(absolute(path / PARAMETERS), arrays)
     except ValueError as error:
         raise OSError(f"{path} cannot be written ({_first_line(error)})") from error
     for name, content in (tokenizer_files or {}).items():
@@ -195,7 +195,7 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
         try:
             with _checkpointer() as checkpointer:
                 _check_shapes(path, checkpointer, target)
-                arrays = checkpointer.restore(_absolute(path / PARAMETERS), target)
+                arrays = checkpointer.restore(absolute(path / PARAMETERS), target)
         except InputError:
             raise
         except Exception as error:  # Tensorstore's for damaged files have no class of their own.
@@ -220,7 +220,7 @@ def _check_shapes(
     checkpointer: ocp.StandardCheckpointer,
     expected: Mapping[str, jax.ShapeDtypeStruct],
 ) -> None:
-    metadata = checkpointer.metadata(_absolute(path / PARAMETERS)).item_metadata
+    metadata = checkpointer.metadata(absolute(path / PARAMETERS)).item_metadata
     stored = {name: array.shape for name, array in (metadata or {}).items()}
     wrong = [name for name, array in expected.items() if stored.get(name) != array.shape]
     if wrong:
@@ -284,5 +284,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _absolute(path: epath.Path) -> epath.Path:
+def absolute(path: epath.Path) -> epath.Path:
+    """The path as Orbax needs it: absolute, unless it is on another file system."""
     return path if "://" in str(path) else epath.Path(path).resolve()

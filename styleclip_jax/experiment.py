@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from styleclip_jax.checkpoints import absolute
 from styleclip_jax.errors import InputError
 from styleclip_jax.images import write_image
 
@@ -170,7 +171,7 @@ class Checkpoints:
     def __init__(self, directory: epath.Path, keep: int = 3):
         managers = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
-            _absolute(directory / CHECKPOINTS),
+            absolute(directory / CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(
                 best_fn=_validation_loss,
                 best_mode="min",
@@ -269,10 +270,6 @@ class Preemption:
         if jax.process_count() == 1:
             return self._noticed
         return multihost_utils.reached_preemption_sync_point(step)
-
-
-def _absolute(path: epath.Path) -> epath.Path:
-    return path if "://" in str(path) else path.resolve()
 
 
 def _named(state: Any) -> dict[str, jax.Array]:
