@@ -230,6 +230,26 @@ def kept(
     return keep
 
 
+def with_value(
+    attributes: Int8[np.ndarray, "count slots"], slot: str, value: str
+) -> Int8[np.ndarray, "count slots"]:
+    """Returns attributes with a new value in one slot, and without what would cover it.
+
+    Args:
+        attributes: attributes as `sample` draws them.
+        slot: the slot to change.
+        value: its new value.
+    """
+    position = NAMES.index(slot)
+    changed = attributes.copy()
+    changed[:, position] = index(slot, value)
+    for cover in COVERED_BY.get(slot, ()):
+        if "none" in SLOTS[cover]:
+            hidden = observe(changed)[:, position] != index(slot, value)
+            changed[hidden, NAMES.index(cover)] = index(cover, "none")
+    return changed
+
+
 @functools.cache
 def implied(slot: str, value: str) -> tuple[str, ...]:
     """Returns the slots whose label an edit to `value` may rightly change in some picture."""

@@ -54,21 +54,21 @@ OFFSET = 0.35
 # Indicators have a standard deviation of about 0.4, far from the unit variance that equalized
 # layers expect of their input. During training the synthesis network sees w times this gain.
 LATENT_GAIN = 2.4
-# The finished generator's indicators have these heights, for which the learning rate and the L2
-# weight that `optimize.py` has by default suit its latents; the affine layers make up for it.
-# Attributes that CLIP's gradient changes easily, colours above all, are held back by a larger one.
+# The finished generator's indicators have these heights; the affine layers make up for it. They say
+# what a change costs in an optimization, whose L2 weight is the same for all: colours, which CLIP's
+# gradient changes most easily, cost more.
 LATENT_SCALES = {
-    "hair": 1.9,
-    "hair_color": 3.0,
-    "headwear": 1.9,
-    "glasses": 1.6,
-    "facial_hair": 2.0,
-    "mouth": 1.8,
-    "eyes": 2.4,
-    "skin": 2.2,
-    "clothes": 2.4,
-    "clothes_color": 2.8,
-    "background": 3.2,
+    "hair": 1.1,
+    "hair_color": 1.4,
+    "headwear": 1.1,
+    "glasses": 1.0,
+    "facial_hair": 1.1,
+    "mouth": 1.1,
+    "eyes": 1.2,
+    "skin": 1.3,
+    "clothes": 1.2,
+    "clothes_color": 1.4,
+    "background": 1.6,
 }
 # Of the steps of the mapping network: one thousandth of the thresholds' range is in between.
 STEEPNESS = 256.0

@@ -15,6 +15,7 @@ from avatars.attributes import (
     kept,
     observe,
     sample,
+    with_value,
 )
 from avatars.dataset import render
 
@@ -122,3 +123,20 @@ def test_command_line_writes_images_beside_their_attributes(tmp_path):
     with np.load(out) as data:
         np.testing.assert_array_equal(data["attributes"], sample(3, seed=7))
         np.testing.assert_array_equal(data["images"], np.stack([*map(render, data["attributes"])]))
+
+
+@pytest.mark.parametrize(
+    ("before", "slot", "value", "others"),
+    [
+        ({}, "glasses", "sunglasses", {}),
+        ({"headwear": "hat"}, "hair", "long", {"headwear": "none"}),
+        ({"headwear": "turban"}, "hair_color", "pink", {"headwear": "none"}),
+        ({"glasses": "sunglasses"}, "eyes", "wink", {"glasses": "none"}),
+        ({"glasses": "glasses"}, "eyes", "wink", {}),
+        ({"headwear": "hijab"}, "clothes", "hoodie", {"headwear": "none"}),
+    ],
+)
+def test_a_new_value_is_seen_and_only_what_covers_it_gives_way(before, slot, value, others):
+    changed = with_value(picture(**before)[None], slot, value)[0]
+    np.testing.assert_array_equal(changed, picture(**{**before, **others, slot: value}))
+    assert label(changed, slot) == value
