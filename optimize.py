@@ -228,10 +228,20 @@ def check_flags(config: OptimizeConfig) -> None:
             f"--id_lambda={config.id_lambda} needs --arcface, the checkpoint of a face recognition"
             " network (python -m ckpt_convert arcface)"
         )
-    if config.mode == "generate" and (FLAGS.latents or FLAGS["num_images"].present):
+    if FLAGS.arcface and not config.id_lambda:
+        raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.005")
+    if config.patience == 0 and FLAGS["min_improvement"].present:
+        raise InputError("--min_improvement goes with --patience, which is not given")
+    random_images = [f"--{n}" for n in ("num_images", "seed", "truncation") if FLAGS[n].present]
+    if config.mode == "generate" and (FLAGS.latents or random_images):
         raise InputError(
-            "--mode=generate makes one image, from the mean image; leave out --latents and"
-            " --num_images, or use --mode=edit"
+            "--mode=generate makes one image, from the mean image; leave out --latents,"
+            " --num_images, --seed and --truncation, or use --mode=edit"
+        )
+    if FLAGS.latents and random_images:
+        raise InputError(
+            f"{', '.join(random_images)}: for random images, but --latents gives the images; leave"
+            " out one or the other"
         )
     if FLAGS.generator and not FLAGS.clip:
         print(
@@ -306,10 +316,12 @@ def measure(
     """What metrics.json says about a text: a list of measurements per image."""
     distances = jax.jit(clip_loss, static_argnames="preprocess")
     before, after = (
-        1 - distances(clip, x, features, config.preprocess) for x in (images, result.images)
+        np.asarray(1 - distances(clip, x, features, config.preprocess))
+        for x in (images, result.images)
     )
-    distance = jnp.sqrt(squared_distance(result.latents, latents))
+    distance = np.asarray(jnp.sqrt(squared_distance(result.latents, latents)))
     steps = int(result.steps)
+    losses = np.asarray(result.losses[:steps])
     return {
         "steps": steps,
         "images": [
@@ -318,7 +330,7 @@ def measure(
                 "clip_similarity_before": float(before[i]),
                 "clip_similarity_after": float(after[i]),
                 "latent_distance": float(distance[i]),
-                "losses": np.asarray(result.losses[:steps, i]).tolist(),
+                "losses": losses[:, i].tolist(),
             }
             for i in range(len(images))
         ],

@@ -64,7 +64,7 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
     """Reads W+ latents from ``.npy`` or StyleSpace coordinates from ``.npz``, by content.
 
     Args:
-        path: A file of :func:`save_latents`, ``invert.py`` or ``python -m ckpt_convert latents``.
+        path: A file of :func:`save_latents` or ``python -m ckpt_convert latents``.
         generator: Whose latents they should be.
 
     Raises:

@@ -21,6 +21,7 @@ from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
 
 _ADAM = optax.scale_by_adam()
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +75,12 @@ class OptimizeConfig:
             "patience": 0,
             "min_improvement": 0,
         }.items():
-            if not getattr(self, field) >= least:
-                raise InputError(f"{field} is {getattr(self, field)}, expected at least {least}")
+            if not least <= getattr(self, field) <= _LARGEST:
+                raise InputError(
+                    f"{field} is {getattr(self, field)}, expected a number of at least {least}"
+                )
+        if self.stop_loss is not None and not abs(self.stop_loss) <= _LARGEST:
+            raise InputError(f"stop_loss is {self.stop_loss}, expected a finite number")
 
 
 # What suits the models that come with the package, whose latents are several times larger than
@@ -181,8 +186,9 @@ def edit_latents(
 
     Raises:
         InputError: Shapes that do not fit, or an identity loss without an ArcFace.
-        FloatingPointError: A loss is not finite; the message names the step. Inside a caller's
-            ``jax.jit``, where values are unknown, the losses hold the NaN instead.
+        FloatingPointError: A loss is not finite, or what the last step made; the message names the
+            step. Inside a caller's ``jax.jit``, where values are unknown, the losses hold the NaN
+            instead.
     """
     text_features = jnp.atleast_2d(text_features)
     latents = _check(generator, clip, latents, text_features, config, arcface)
@@ -201,20 +207,26 @@ def edit_latents(
         state = advance(problem, state, min(until, config.steps), program)
         done = int(state.step)
         if not np.isfinite(state.losses[done - 1]).all():
-            # The first step, whose rate is zero, changes nothing.
-            cause = (
-                "a lower learning_rate may help"
-                if done > 2
-                else "that is not for the learning_rate: the networks, latents or texts are damaged"
-            )
-            raise FloatingPointError(
-                f"the loss is not finite at step {done} of {config.steps}; {cause}"
-            )
+            raise _not_finite("loss", done, config.steps)
         if on_progress:
             on_progress(done, state.losses[done - 1], state.latents)
         if state.stopped:
             break
-    return _finish(problem, state)
+    result = _finish(problem, state)
+    # No loss has seen what the last step made.
+    if not all(jnp.isfinite(x).all() for x in jax.tree.leaves((result.latents, result.images))):
+        raise _not_finite("image", int(state.step), config.steps)
+    return result
+
+
+def _not_finite(what: str, step: int, steps: int) -> FloatingPointError:
+    # The first step, whose rate is zero, changes nothing.
+    cause = (
+        "a lower learning_rate may help"
+        if step > 2 or what == "image"
+        else "that is not for the learning_rate: the networks, latents or texts are damaged"
+    )
+    return FloatingPointError(f"the {what} is not finite at step {step} of {steps}; {cause}")
 
 
 def _check(generator, clip, latents, text_features, config, arcface) -> Latents:

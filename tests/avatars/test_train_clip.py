@@ -66,7 +66,7 @@ def test_the_way_to_a_target_changes_nothing_but_what_the_text_is_about(generato
     ],
 )
 def test_the_way_loss_wants_an_even_rise_that_is_large_enough(similarity, expected, monkeypatch):
-    attributes = sample(400, seed=3)
+    attributes = jnp.asarray(sample(400, seed=3))
     clip = SimpleNamespace(encode_text=lambda tokens: jnp.zeros((len(tokens), 1)))
     # Latents that are nothing but the position on the way, and a CLIP that sees just that.
     positions = iter([jnp.zeros((400, 1, 1)), jnp.ones((400, 1, 1))])
