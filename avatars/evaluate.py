@@ -106,10 +106,19 @@ def edit_score(
     slot: str,
     value: str,
 ) -> dict[str, float]:
-    """Share of pictures that show the value, and share of the other visible labels that stayed."""
+    """How well edits went.
+
+    Returns:
+        ``before``, ``target``: share of pictures that show the value before and after the edit;
+        ``others``: share of the other visible labels that stayed.
+    """
     keep = kept(before, slot, value)
-    shown = after[:, NAMES.index(slot)] == index(slot, value)
-    return {"target": float(shown.mean()), "others": float((before == after)[keep].mean())}
+    shown = [labels[:, NAMES.index(slot)] == index(slot, value) for labels in (before, after)]
+    return {
+        "before": float(shown[0].mean()),
+        "target": float(shown[1].mean()),
+        "others": float((before == after)[keep].mean()),
+    }
 
 
 def grid(images: Float[np.ndarray, "count 64 64 3"], columns: int) -> Image.Image:
@@ -163,7 +172,7 @@ def main(_: Sequence[str]) -> None:
         metrics["edits"][text] = score
         rows.append(edited[:12])
         print(text, score, flush=True)
-    for part in ("target", "others"):
+    for part in ("before", "target", "others"):
         metrics[f"edits_{part}"] = float(np.mean([s[part] for s in metrics["edits"].values()]))
     image_files.write_image(out / "edits.png", grid(np.concatenate(rows), 12))
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

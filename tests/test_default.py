@@ -16,6 +16,7 @@ from styleclip_jax.mapper_training import apply_mapper
 
 ROOT = Path(__file__).parents[1]
 TEXT = "a person with sunglasses"
+MAPPERS = ("afro", "beard", "hat", "purple_hair", "sunglasses", "surprised")
 
 
 @pytest.fixture
@@ -70,17 +71,19 @@ def test_a_wheel_brings_the_models_along(tmp_path):
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:
         packed = {entry.filename: entry.file_size for entry in archive.infolist()}
-    models = {}
-    for model in ("generator", "clip"):
-        for file in Path(AVATARS, model).rglob("*"):
-            if file.is_file():
-                models[str(file.relative_to(ROOT))] = file.stat().st_size
-    assert sum(name.endswith("/config.json") for name in models) == 2
-    assert models.items() <= packed.items()
-    assert sum(models.values()) <= 16 * 2**20
+    for parts, count, limit in ((("generator", "clip"), 2, 16), (("mappers",), len(MAPPERS), 6)):
+        sizes = {
+            str(file.relative_to(ROOT)): file.stat().st_size
+            for part in parts
+            for file in Path(AVATARS, part).rglob("*")
+            if file.is_file()
+        }
+        assert sum(name.endswith("/config.json") for name in sizes) == count
+        assert sizes.items() <= packed.items()
+        assert sum(sizes.values()) <= limit * 2**20
 
 
-@pytest.mark.parametrize("name", [path.name for path in Path(AVATARS, "mappers").iterdir()])
+@pytest.mark.parametrize("name", MAPPERS)
 def test_the_mappers_that_ship_change_faces(name):
     generator, mapper = load_generator(), load_mapper(name)
     latents = sample_latents(generator, 2, seed=0)

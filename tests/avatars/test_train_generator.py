@@ -14,6 +14,7 @@ from avatars.train_generator import (
     latent_scale,
     mean_indicators,
 )
+from styleclip_jax.models import stylegan2
 from styleclip_jax.models.stylegan2 import Mapping
 
 
@@ -53,3 +54,16 @@ def test_signs_tell_values_apart_even_where_latents_are_truncated(w):
     truncated = np.asarray(mean_indicators()) + 0.7 * (w - np.asarray(mean_indicators()))
     clear = (np.abs(w + OFFSET) < 0.01) | (np.abs(w - 1 + OFFSET) < 0.01)
     assert (np.sign(truncated) == np.sign(w))[clear].all()
+
+
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 2), (1, 0)])
+def test_the_fast_gradient_of_a_convolution_is_the_gradient(size, padding):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 6, 5, 4))
+    kernel = jax.random.normal(keys[1], (size, size, 4, 3))
+    y, pullback = jax.vjp(lambda *args: train_generator.convolve(*args, padding), x, kernel)
+    plain_y, plain_pullback = jax.vjp(lambda *args: stylegan2.convolve(*args, padding), x, kernel)
+    np.testing.assert_array_equal(y, plain_y)
+    gradient = jax.random.normal(keys[2], y.shape)
+    for fast, plain in zip(pullback(gradient), plain_pullback(gradient), strict=True):
+        np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
