@@ -10,25 +10,19 @@ zoomed, blurred, made noisy, and their contrast changes (which covers both ways 
 `losses.clip_pixels`). `--data` may be given several times, for pictures from the generator too
 (`avatars.generated`).
 
-With `--generator` half of every batch is drawn by the generator from latents that have been moved
-towards a text about one attribute, like in an optimization (adversarial training, Madry et al.,
-arXiv 1706.06083, in W+). What that attribute then looks like is left open; all others must be
-recognized as before. A CLIP that is not trained so rewards blends of colours and shapes that no
-text asks for: the less a picture shows of everything else, the better it fits.
+With `--generator` and `--labeller` half of every batch are pictures of edits that go on meanwhile
+(`avatars.running_edits`), so that CLIP is right about what its own gradient leads to; and from a
+picture to the same picture with what a text asks for, the similarity to the text has to rise by a
+certain amount, so that small things, such as eyes, weigh enough to be edited.
 
-The attack says what must not be rewarded, and a second part what must: on the straight way in W+
-from a picture to the same picture with what the text asks for, the similarity shall rise evenly,
-and by enough. A CLIP that only tells finished drawings apart is flat where an optimization begins,
-and descends there into whatever else is near; and small things, such as eyes, it hardly weighs.
-
-Checkpointed every few minutes; the same command resumes.
+Checkpointed every few minutes; the same command resumes, with new edits.
 """
 
 import json
 import pathlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +36,11 @@ from tokenizers import Tokenizer as TokenizerModel
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from avatars.attributes import LABELS, NAMES, SLOTS, implied, index, observe, sample, with_value
-from avatars.captions import caption, describe, prompts
+from avatars.attributes import LABELS, NAMES, observe, sample
+from avatars.captions import caption, describe
+from avatars.classifier import load as load_classifier
 from avatars.generated import disturbed_latents
+from avatars.running_edits import UNKNOWN, RunningEdits, Targets, choose_targets
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax import checkpoints
 from styleclip_jax.command_line import run
@@ -61,16 +57,11 @@ CONTEXT_LENGTH = 40
 # edit has to move.
 MAX_LOGIT_SCALE = 20.0
 CARDINALITIES = tuple(len(values) for values in LABELS.values())
-# How far the latents of a picture are moved at most; from value to value of an attribute it is
-# sqrt(2 layers) times its LATENT_SCALES, in the layers that matter.
-RADIUS = 2.0
-ATTACK_STEPS = 3
-# Ways per step, three pictures each; the least rise of the cosine; the weight of squared errors.
-WAYS = 16
-RISE = 0.25
-WAY_WEIGHT = 20.0
-# In place of a label that an attack has left open.
-UNKNOWN = -1
+# Pairs per step; by how much the cosine has to rise from the first to the second picture; and the
+# weight of the squared amount that is missing.
+PAIRS = 16
+RISE = 0.2
+RISE_WEIGHT = 20.0
 
 
 def train_tokenizer(num_captions: int = 50_000, merges: int = 1500) -> dict[str, bytes]:
@@ -155,20 +146,23 @@ def augment(
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
-    """Mean cross entropy with targets that sum to one along the last axis."""
+    """Mean cross entropy with targets that sum to one, or are zero, along the last axis."""
     return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
 
 
 def contrastive_loss(
     clip: CLIP, pixels: Array, tokens: Array, fits: Float[Array, "captions pictures"]
 ) -> tuple[Array, Array]:
-    """CLIP's symmetric loss with several right answers; also the unit image features."""
+    """CLIP's symmetric loss with several right answers; also the unit image features.
+
+    A caption that fits no picture is only a wrong answer.
+    """
     unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     pictures, texts = unit(clip.encode_image(pixels)), unit(clip.encode_text(tokens))
     scale = jnp.minimum(jnp.exp(clip.logit_scale[...]), MAX_LOGIT_SCALE)
     logits = jnp.where(jnp.isnan(fits), -1e4, scale * texts @ pictures.T)
     fits = jnp.nan_to_num(fits)
-    by_caption = cross_entropy(logits, fits / fits.sum(1, keepdims=True))
+    by_caption = cross_entropy(logits, fits / jnp.maximum(fits.sum(1, keepdims=True), 1))
     by_picture = cross_entropy(logits.T, (fits / fits.sum(0, keepdims=True)).T)
     return (by_caption + by_picture) / 2, pictures
 
@@ -186,30 +180,7 @@ def attribute_loss(
     return jnp.stack(losses).mean()
 
 
-def attack(
-    clip: CLIP,
-    generator: Generator,
-    attributes: Int[Array, "batch slots"],
-    tokens: Int[Array, "batch context"],
-    key: Key[Array, ""],
-) -> Float[Array, "batch 64 64 3"]:
-    """Pictures of attributes whose latents went some way towards texts."""
-    latent_key, radius_key = jax.random.split(key)
-    latents = disturbed_latents(attributes, latent_key)
-    texts = clip.encode_text(tokens)
-    radius = jax.random.uniform(radius_key, (len(latents), 1, 1), minval=0.3, maxval=RADIUS)
-
-    def loss(latents):
-        return clip_loss(clip, draw(generator, latents), texts).sum()
-
-    for _ in range(ATTACK_STEPS):
-        gradient = jax.grad(loss)(latents)
-        norm = jnp.linalg.norm(gradient, axis=(1, 2), keepdims=True)
-        latents -= radius / ATTACK_STEPS * gradient / (norm + 1e-12)
-    return draw(generator, latents)
-
-
-def way_loss(
+def rise_loss(
     clip: CLIP,
     generator: Generator,
     attributes: Int[Array, "batch slots"],
@@ -218,73 +189,27 @@ def way_loss(
     tokens: Int[Array, "batch context"],
     key: Key[Array, ""],
 ) -> Float[Array, ""]:
-    """How far the similarity to a text is from rising evenly, and by RISE, on the way to it."""
-    latent_key, way_key = jax.random.split(key)
-    start, end = (disturbed_latents(x, latent_key) for x in (attributes, wanted))
-    t = jax.random.uniform(way_key, (len(start),), minval=0.05, maxval=0.95)
-    between = start + t[:, None, None] * (end - start)
-    pictures = draw(generator, jnp.concatenate([start, between, end]))
-    texts = jnp.tile(clip.encode_text(tokens), (3, 1))
-    first, middle, last = jnp.split(1 - clip_loss(clip, pictures, texts), 3)
-    missing = jnp.where(rises, jax.nn.relu(RISE - (last - first)), 0)
-    first, last = jax.lax.stop_gradient((first, last))
-    uneven = middle - (first + t * (last - first))
-    return jnp.mean(jnp.square(uneven) + jnp.square(missing))
-
-
-class Targets(NamedTuple):
-    """A text about one attribute for each picture; it may be right already.
-
-    Attributes:
-        texts: The texts.
-        stays: The labels that must not change on the way there; the others are UNKNOWN.
-        wanted: Attributes of pictures that fit the texts and are otherwise the same.
-        rises: Where those fit and the pictures themselves do not.
-    """
-
-    texts: list[str]
-    stays: Int[np.ndarray, "batch slots"]
-    wanted: Int[np.ndarray, "batch slots"]
-    rises: Bool[np.ndarray, " batch"]
-
-
-def choose_targets(
-    attributes: Int[np.ndarray, "batch slots"], generator: np.random.Generator
-) -> Targets:
-    """Chooses a text for each picture."""
-    texts, stays, wanted = [], observe(attributes), attributes.copy()
-    rises = np.zeros(len(attributes), bool)
-    for i, row in enumerate(stays):
-        slot = generator.choice(NAMES)
-        value = generator.choice(list(SLOTS[slot]))
-        position, label = NAMES.index(slot), index(slot, value)
-        texts.append(generator.choice(prompts(slot, value)))
-        wanted[i : i + 1] = with_value(attributes[i : i + 1], slot, value)
-        if row[position] != label:
-            rises[i] = observe(wanted[i : i + 1])[0, position] == label
-            row[[NAMES.index(name) for name in (slot, *implied(slot, value))]] = UNKNOWN
-    return Targets(texts, stays, wanted, rises)
+    """How much the similarity to a text fails to rise by RISE, from picture to wanted picture."""
+    latents = jnp.concatenate([disturbed_latents(x, key) for x in (attributes, wanted)])
+    texts = jnp.tile(clip.encode_text(tokens), (2, 1))
+    before, after = jnp.split(1 - clip_loss(clip, draw(generator, latents), texts), 2)
+    return jnp.mean(jnp.where(rises, jnp.square(jax.nn.relu(RISE - (after - before))), 0))
 
 
 @partial(jax.jit, static_argnames=("optimizer", "attribute_weight"), donate_argnames="state")
-def clip_step(state, generator, batch, key, *, optimizer, attribute_weight):
+def clip_step(state, generator, batch, pairs, key, *, optimizer, attribute_weight):
     """One update of the CLIP and the auxiliary classifier."""
     networks, opt_state = state
-    images, (attributes, wanted, rises, target_tokens), labels, tokens, fits = batch
-    images = images.astype(jnp.float32) / 127.5 - 1
-    attack_key, augment_key, way_key = jax.random.split(key, 3)
-    if generator is not None:
-        drawn = attack(networks[0], generator, attributes, target_tokens, attack_key)
-        images = jnp.concatenate([images, drawn])
-    pixels = augment(images, augment_key)
+    images, labels, tokens, fits = batch
+    augment_key, pair_key = jax.random.split(key)
+    pixels = augment(images.astype(jnp.float32) / 127.5 - 1, augment_key)
 
     def loss_fn(networks):
         clip, heads = networks
         loss, features = contrastive_loss(clip, pixels, tokens, fits)
         total = loss + attribute_weight * attribute_loss(heads, features, labels)
         if generator is not None:
-            way = (x[:WAYS] for x in (attributes, wanted, rises, target_tokens))
-            total += WAY_WEIGHT * way_loss(clip, generator, *way, way_key)
+            total += RISE_WEIGHT * rise_loss(clip, generator, *pairs, pair_key)
         return total, loss
 
     gradients, loss = jax.grad(loss_fn, has_aux=True)(networks)
@@ -314,6 +239,24 @@ def describe_batch(
     return [text for text, _ in described], fits
 
 
+def target_fits(
+    targets: Targets, labels: Int[np.ndarray, "pictures slots"]
+) -> Float[np.ndarray, "targets pictures"]:
+    """Which pictures of a batch the targets' texts fit, as `describe_batch` says it."""
+    shown = labels.T[targets.slots]
+    fits = (shown == targets.values[:, None]).astype(np.float32)
+    fits[shown == UNKNOWN] = np.nan
+    return fits
+
+
+def choose_pairs(tokenizer: Tokenizer, random: np.random.Generator) -> tuple[Array, ...]:
+    """Arguments of `rise_loss`: attributes, wanted ones, which pairs rise, and tokens."""
+    attributes = sample(PAIRS, int(random.integers(2**32)))
+    targets = choose_targets(attributes, random)
+    arrays = attributes, targets.wanted, targets.rises, tokenizer(targets.texts)
+    return tuple(map(jnp.asarray, arrays))
+
+
 def main(_: Sequence[str]) -> None:
     """Trains, and writes the CLIP with its tokenizer."""
     out = pathlib.Path(FLAGS.out).absolute()
@@ -334,22 +277,30 @@ def main(_: Sequence[str]) -> None:
     decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
     optimizer = optax.adamw(schedule, 0.9, 0.98, weight_decay=0.05, mask=decayed)
     key = jax.random.key(FLAGS.seed)
-    painter = checkpoints.load_generator(FLAGS.generator) if FLAGS.generator else None
-    attacked = FLAGS.batch_size // 2 if painter else 0
+    painter, edits, edited = None, None, 0
+    if FLAGS.generator:
+        painter, edited = checkpoints.load_generator(FLAGS.generator), FLAGS.batch_size // 2
+        labeller = load_classifier(FLAGS.labeller)
+        edits = RunningEdits(painter, labeller, tokenizer, edited, FLAGS.seed)
 
     def one_step(state, step):
         generator = np.random.default_rng([FLAGS.seed, step])
-        picked = generator.integers(len(images), size=FLAGS.batch_size - attacked)
-        attributes = sample(attacked, seed=[FLAGS.seed, step])
-        targets = choose_targets(attributes, generator)
-        shown = np.concatenate([labels[picked], targets.stays])
-        texts, fits = describe_batch(shown, generator)
-        target_tokens, tokens = np.split(tokenizer([*targets.texts, *texts]), [attacked])
-        drawn = attributes, targets.wanted, targets.rises, target_tokens
+        picked = generator.integers(len(images), size=FLAGS.batch_size - edited)
+        shown, shown_labels, pairs = images[picked], labels[picked], None
+        if edits:
+            running = edits.advance(state[0][0], step)
+            shown = np.concatenate([shown, running.images])
+            shown_labels = np.concatenate([shown_labels, running.labels])
+            pairs = choose_pairs(tokenizer, generator)
+        texts, fits = describe_batch(shown_labels, generator)
+        if edits:
+            texts += running.targets.texts
+            fits = np.concatenate([fits, target_fits(running.targets, shown_labels)])
         return clip_step(
             state,
             painter,
-            (images[picked], drawn, shown, tokens, fits),
+            (shown, shown_labels, tokenizer(texts), fits),
+            pairs,
             jax.random.fold_in(key, step),
             optimizer=optimizer,
             attribute_weight=FLAGS.attribute_weight,
@@ -373,8 +324,9 @@ if __name__ == "__main__":
         "init", None, "Start from this CLIP and its tokenizer instead of from scratch."
     )
     flags.DEFINE_string(
-        "generator", None, "Draw half of every batch with this generator; see above."
+        "generator", None, "Make half of every batch by edits with this generator; see above."
     )
+    flags.DEFINE_string("labeller", None, "Weights of a classifier, which says what edits show.")
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Pictures, and captions, per step.")
     flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate of AdamW.")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from avatars import train_clip
-from avatars.attributes import NAMES, SLOTS, index, observe, sample
-from avatars.train_clip import UNKNOWN, choose_targets, describe_batch, way_loss
+from avatars.attributes import NAMES, index, observe, sample
+from avatars.running_edits import UNKNOWN, choose_targets
+from avatars.train_clip import RISE, contrastive_loss, describe_batch, rise_loss, target_fits
 
 
 @pytest.fixture
@@ -34,45 +35,44 @@ def test_a_caption_about_what_is_unknown_of_a_picture_may_fit_or_not(generator):
     assert (fits.diagonal() == 1).all()
 
 
-def test_a_target_leaves_open_what_its_text_is_about(generator):
-    attributes = sample(200, seed=1)
-    texts, stays, *_ = choose_targets(attributes, generator)
-    before = observe(attributes)
-    changed = stays != before
-    assert len(texts) == 200 and (stays[changed] == UNKNOWN).all()
-    assert 0.5 < changed.any(-1).mean() < 1
-    # A hat hides the hair, so that is left open too.
-    for text, row, was in zip(texts, stays, before, strict=True):
-        if text == "a person wearing a hat" and was[NAMES.index("headwear")] == 0:
-            assert row[NAMES.index("hair")] == UNKNOWN
+def test_a_text_about_one_attribute_fits_what_shows_it(generator):
+    labels = observe(sample(50, seed=2))
+    glasses = NAMES.index("glasses")
+    labels[0, glasses] = UNKNOWN
+    targets = choose_targets(labels[:1], generator)
+    sunglasses = index("glasses", "sunglasses")
+    targets = targets._replace(slots=np.array([glasses]), values=np.array([sunglasses]))
+    (fits,) = target_fits(targets, labels)
+    assert np.isnan(fits[0])
+    np.testing.assert_array_equal(fits[1:], labels[1:, glasses] == sunglasses)
 
 
-def test_the_way_to_a_target_changes_nothing_but_what_the_text_is_about(generator):
-    attributes = sample(200, seed=2)
-    _, stays, wanted, rises = choose_targets(attributes, generator)
-    visible = stays < [len(values) for values in SLOTS.values()]
-    stay = (stays != UNKNOWN) & visible
-    assert (observe(wanted)[stay] == observe(attributes)[stay]).all()
-    assert (wanted != attributes)[rises].any(-1).all()
-    assert 0.5 < rises.mean() < 1
+def test_a_caption_that_fits_no_picture_is_only_a_wrong_answer():
+    features = jnp.eye(3)
+    clip: Any = SimpleNamespace(
+        encode_image=lambda x: x, encode_text=lambda x: x, logit_scale=jnp.zeros(())
+    )
+    two, _ = contrastive_loss(clip, features[:2], features[:2], jnp.eye(2))
+    three, _ = contrastive_loss(clip, features[:2], features, jnp.eye(3)[:, :2])
+    assert jnp.isfinite(three) and three != two
 
 
 @pytest.mark.parametrize(
-    ("similarity", "expected"),
+    ("rise", "rises", "expected"),
     [
-        (lambda t: 0.3 * t, 0.0),
-        (lambda t: 0.1 * t, (0.25 - 0.1) ** 2),  # too little
-        (lambda t: jnp.where(t > 0.99, 0.3, 0.0), 0.3**2 * 0.3),  # nothing until the end: about
+        (0.3, True, 0.0),
+        (0.05, True, (RISE - 0.05) ** 2),
+        (-0.1, True, (RISE + 0.1) ** 2),
+        (0.05, False, 0.0),
     ],
 )
-def test_the_way_loss_wants_an_even_rise_that_is_large_enough(similarity, expected, monkeypatch):
-    attributes = jnp.asarray(sample(400, seed=3))
-    clip = SimpleNamespace(encode_text=lambda tokens: jnp.zeros((len(tokens), 1)))
-    # Latents that are nothing but the position on the way, and a CLIP that sees just that.
-    positions = iter([jnp.zeros((400, 1, 1)), jnp.ones((400, 1, 1))])
+def test_the_similarity_has_to_rise_by_enough(rise, rises, expected, monkeypatch):
+    attributes = jnp.asarray(sample(4, seed=3))
+    clip: Any = SimpleNamespace(encode_text=lambda tokens: jnp.zeros((len(tokens), 1)))
+    positions = iter([jnp.zeros((4, 1, 1)), jnp.full((4, 1, 1), rise)])
     monkeypatch.setattr(train_clip, "disturbed_latents", lambda *_: next(positions))
     monkeypatch.setattr(train_clip, "draw", lambda generator, latents: latents[:, 0, 0])
-    monkeypatch.setattr(train_clip, "clip_loss", lambda _, x, __: 1 - similarity(x))
-    arguments = attributes, attributes, jnp.ones(400, bool), jnp.zeros((400, 8), jnp.int32)
-    loss = way_loss(cast(Any, clip), cast(Any, None), *arguments, jax.random.key(0))
-    np.testing.assert_allclose(loss, expected, atol=3e-3)
+    monkeypatch.setattr(train_clip, "clip_loss", lambda _, x, __: 1 - x)
+    arguments = attributes, attributes, jnp.full(4, rises), jnp.zeros((4, 8), jnp.int32)
+    loss = rise_loss(clip, cast(Any, None), *arguments, jax.random.key(0))
+    np.testing.assert_allclose(loss, expected, atol=1e-6)

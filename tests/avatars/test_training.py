@@ -7,7 +7,7 @@ from avatars.training import train
 
 def test_an_interrupted_training_goes_on_and_ends_the_same(tmp_path):
     def step(state, number):
-        return {"w": state["w"] * 1.5 + number}, jnp.sum(state["w"])
+        return {"w": state["w"] * 1.5 + number}, float(jnp.sum(state["w"]))
 
     def run(directory, steps):
         with ocp.CheckpointManager(tmp_path / directory) as manager:

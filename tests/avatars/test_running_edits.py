@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from avatars.attributes import LABELS, NAMES, index, observe, sample, with_value
+from avatars.captions import prompts
+from avatars.running_edits import UNKNOWN, Targets, choose_targets, merge_labels
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def test_targets_are_about_one_attribute_and_change_nothing_else_that_they_need_not(random):
+    attributes = sample(300, seed=1)
+    targets = choose_targets(attributes, random)
+    for i, (text, slot, value) in enumerate(
+        zip(targets.texts, targets.slots, targets.values, strict=True)
+    ):
+        name = NAMES[slot]
+        label = LABELS[name][value]
+        assert text in prompts(name, label)
+        np.testing.assert_array_equal(
+            targets.wanted[i], with_value(attributes[i : i + 1], name, label)[0]
+        )
+    rows = np.arange(300)
+    before, after = (observe(x)[rows, targets.slots] for x in (attributes, targets.wanted))
+    np.testing.assert_array_equal(
+        targets.rises, (before != targets.values) & (after == targets.values)
+    )
+    assert 0.5 < targets.rises.mean() < 1
+
+
+def sunglasses_for(attributes):
+    count, slot, value = len(attributes), "glasses", "sunglasses"
+    return Targets(
+        [f"a person with {value}"] * count,
+        np.full(count, NAMES.index(slot)),
+        np.full(count, index(slot, value)),
+        with_value(attributes, slot, value),
+        np.ones(count, bool),
+    )
+
+
+def certain_of(labels):
+    return {name: np.eye(len(LABELS[name]))[labels[:, i]] for i, name in enumerate(NAMES)}
+
+
+def test_the_classifier_says_whether_an_edit_has_reached_its_target():
+    attributes = with_value(sample(2, seed=0), "glasses", "none")
+    targets = sunglasses_for(attributes)
+    seen = certain_of(observe(attributes))
+    column = NAMES.index("glasses")
+    seen["glasses"] = np.array([[0.0, 0.1, 0.9], [0.5, 0.0, 0.5]])
+    labels = merge_labels(attributes, targets, seen)
+    assert list(labels[:, column]) == [index("glasses", "sunglasses"), UNKNOWN]
+
+
+def test_what_an_edit_should_leave_alone_stays_until_the_classifier_is_certain_of_a_change():
+    attributes = with_value(sample(3, seed=0), "background", "gray")
+    column = NAMES.index("background")
+    seen = certain_of(observe(attributes))
+    blended, changed, nothing = [0.2, 0.8], [0.05, 0.95], [0.05, 0.5]
+    seen["background"] = np.array(
+        [[*row, *[(1 - sum(row)) / 4] * 4] for row in (blended, changed, nothing)]
+    )
+    labels = merge_labels(attributes, sunglasses_for(attributes), seen)
+    gray, blue = (index("background", name) for name in ("gray", "blue"))
+    assert list(labels[:, column]) == [gray, blue, UNKNOWN]
+    others = np.arange(len(NAMES)) != column
+    others[[NAMES.index("glasses"), NAMES.index("eyes")]] = False
+    np.testing.assert_array_equal(labels[:, others], observe(attributes)[:, others])
