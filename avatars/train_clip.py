@@ -22,7 +22,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,20 +180,38 @@ def attribute_loss(
     return jnp.stack(losses).mean()
 
 
+class Pairs(NamedTuple):
+    """Attributes of pictures, and of the same pictures with what a text asks for.
+
+    Attributes:
+        before: Attributes.
+        after: Attributes.
+        rises: Where the second ones fit the text and the first ones do not.
+        tokens: The texts.
+    """
+
+    before: Int[Array, "batch slots"]
+    after: Int[Array, "batch slots"]
+    rises: Bool[Array, " batch"]
+    tokens: Int[Array, "batch context"]
+
+
+def choose_pairs(tokenizer: Tokenizer, random: np.random.Generator) -> Pairs:
+    """Chooses PAIRS pairs."""
+    attributes = sample(PAIRS, int(random.integers(2**32)))
+    targets = choose_targets(attributes, random)
+    arrays = attributes, targets.wanted, targets.rises, tokenizer(targets.texts)
+    return Pairs(*map(jnp.asarray, arrays))
+
+
 def rise_loss(
-    clip: CLIP,
-    generator: Generator,
-    attributes: Int[Array, "batch slots"],
-    wanted: Int[Array, "batch slots"],
-    rises: Bool[Array, " batch"],
-    tokens: Int[Array, "batch context"],
-    key: Key[Array, ""],
+    clip: CLIP, generator: Generator, pairs: Pairs, key: Key[Array, ""]
 ) -> Float[Array, ""]:
-    """How much the similarity to a text fails to rise by RISE, from picture to wanted picture."""
-    latents = jnp.concatenate([disturbed_latents(x, key) for x in (attributes, wanted)])
-    texts = jnp.tile(clip.encode_text(tokens), (2, 1))
+    """How much the similarity to a text fails to rise by RISE from one picture to the other."""
+    latents = jnp.concatenate([disturbed_latents(x, key) for x in (pairs.before, pairs.after)])
+    texts = jnp.tile(clip.encode_text(pairs.tokens), (2, 1))
     before, after = jnp.split(1 - clip_loss(clip, draw(generator, latents), texts), 2)
-    return jnp.mean(jnp.where(rises, jnp.square(jax.nn.relu(RISE - (after - before))), 0))
+    return jnp.mean(jnp.where(pairs.rises, jnp.square(jax.nn.relu(RISE - (after - before))), 0))
 
 
 @partial(jax.jit, static_argnames=("optimizer", "attribute_weight"), donate_argnames="state")
@@ -209,7 +227,7 @@ def clip_step(state, generator, batch, pairs, key, *, optimizer, attribute_weigh
         loss, features = contrastive_loss(clip, pixels, tokens, fits)
         total = loss + attribute_weight * attribute_loss(heads, features, labels)
         if generator is not None:
-            total += RISE_WEIGHT * rise_loss(clip, generator, *pairs, pair_key)
+            total += RISE_WEIGHT * rise_loss(clip, generator, pairs, pair_key)
         return total, loss
 
     gradients, loss = jax.grad(loss_fn, has_aux=True)(networks)
@@ -247,14 +265,6 @@ def target_fits(
     fits = (shown == targets.values[:, None]).astype(np.float32)
     fits[shown == UNKNOWN] = np.nan
     return fits
-
-
-def choose_pairs(tokenizer: Tokenizer, random: np.random.Generator) -> tuple[Array, ...]:
-    """Arguments of `rise_loss`: attributes, wanted ones, which pairs rise, and tokens."""
-    attributes = sample(PAIRS, int(random.integers(2**32)))
-    targets = choose_targets(attributes, random)
-    arrays = attributes, targets.wanted, targets.rises, tokenizer(targets.texts)
-    return tuple(map(jnp.asarray, arrays))
 
 
 def main(_: Sequence[str]) -> None:

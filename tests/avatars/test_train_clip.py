@@ -9,7 +9,7 @@ import pytest
 from avatars import train_clip
 from avatars.attributes import NAMES, index, observe, sample
 from avatars.running_edits import UNKNOWN, choose_targets
-from avatars.train_clip import RISE, contrastive_loss, describe_batch, rise_loss, target_fits
+from avatars.train_clip import RISE, Pairs, contrastive_loss, describe_batch, rise_loss, target_fits
 
 
 @pytest.fixture
@@ -73,6 +73,6 @@ def test_the_similarity_has_to_rise_by_enough(rise, rises, expected, monkeypatch
     monkeypatch.setattr(train_clip, "disturbed_latents", lambda *_: next(positions))
     monkeypatch.setattr(train_clip, "draw", lambda generator, latents: latents[:, 0, 0])
     monkeypatch.setattr(train_clip, "clip_loss", lambda _, x, __: 1 - x)
-    arguments = attributes, attributes, jnp.full(4, rises), jnp.zeros((4, 8), jnp.int32)
-    loss = rise_loss(clip, cast(Any, None), *arguments, jax.random.key(0))
+    pairs = Pairs(attributes, attributes, jnp.full(4, rises), jnp.zeros((4, 8), jnp.int32))
+    loss = rise_loss(clip, cast(Any, None), pairs, jax.random.key(0))
     np.testing.assert_allclose(loss, expected, atol=1e-6)
