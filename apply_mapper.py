@@ -11,23 +11,26 @@ Examples:
       --mapper=checkpoints/surprised --latents=faces.npy
 """
 
+import functools
 import math
 import operator
+import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Float, Int
 
 from styleclip_jax import command_line
 from styleclip_jax.checkpoints import load_generator, load_mapper
 from styleclip_jax.images import sheet, write_image
-from styleclip_jax.latents import Latents, load_latents, sample_latents
+from styleclip_jax.latents import Latents, load_latents, sample_latents, save_latents
 from styleclip_jax.mapper_training import apply_mapper
-from styleclip_jax.models import Generator
 from styleclip_jax.results import write_images, write_metrics
 
 FLAGS = flags.FLAGS
@@ -69,7 +72,13 @@ flags.DEFINE_string(
     "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
 )
 flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Another seed gives other random images.")
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Another seed gives other random images.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 flags.DEFINE_float(
     "truncation",
     0.7,
@@ -88,24 +97,28 @@ def main(_: Sequence[str]) -> None:
         latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
 
     begun = time.perf_counter()
-    batches = batch_indices(len(jax.tree.leaves(latents)[0]))
+    size = len(jax.tree.leaves(latents)[0])
+    batches = batch_indices(size)
     first = jax.tree.map(operator.itemgetter(batches[0]), latents)
-    edit = apply_mapper.lower(generator, mappers, first, 0.0).compile()
+    program = apply_mapper.lower(generator, mappers, first, 0.0).compile()
+    edit = functools.partial(program, generator, mappers)
     metrics: dict[str, Any] = {"compile_seconds": time.perf_counter() - begun, "strengths": {}}
 
     with command_line.run_directory(FLAGS.results_dir) as directory:
         columns = {}
         # Strength 0 is the image before.
         for strength in sorted({0.0, *FLAGS.strength}):
-            label = f"strength {strength:g}" if strength else "before"
+            label = f"strength {strength}" if strength else "before"
             place = directory / label.replace(" ", "_")
-            images, edited, seconds = apply(edit, generator, mappers, latents, batches, strength)
-            write_images(place, images, edited if strength else latents)
-            columns[label] = images[:SHEET_ROWS]
-            metrics["strengths"][label] = {"seconds_per_image": seconds / len(images)}
+            columns[label], seconds = apply(edit, latents, batches, strength, place)
+            metrics["strengths"][label] = {"seconds_per_image": seconds}
         write_image(directory / "before_after.png", sheet([*columns.values()], [*columns]))
-        write_metrics(directory / "metrics.json", metrics)
-    milliseconds = 1000 * metrics["strengths"][label]["seconds_per_image"]
+        write_metrics(directory / "metrics.json", metrics, command_line.script_flags())
+    if size > SHEET_ROWS:
+        print(f"before_after.png shows the first {SHEET_ROWS} of {size} images")
+    milliseconds = 1000 * statistics.median(
+        measured["seconds_per_image"] for measured in metrics["strengths"].values()
+    )
     print(f"wrote {directory / 'before_after.png'}, {milliseconds:.0f} ms per image")
 
 
@@ -120,22 +133,31 @@ def batch_indices(size: int) -> np.ndarray:
 
 def apply(
     edit: Callable,
-    generator: Generator,
-    mappers: list,
     latents: Latents,
-    batches: Any,
+    batches: Int[np.ndarray, "batches batch"],
     strength: float,
-) -> tuple[np.ndarray, Any, float]:
-    """Edits all images; returns them, their latents, and the seconds it took."""
-    results, seconds = [], 0.0
+    directory: Path,
+) -> tuple[Float[np.ndarray, "rows height width 3"], float]:
+    """Edits all images, and writes them and their latents, one batch after the other.
+
+    Returns:
+        The first images, for the sheet, and the seconds that an image took.
+    """
+    size = len(jax.tree.leaves(latents)[0])
+    rows, parts, seconds = [], [], 0.0
     for indices in batches:
         batch = jax.tree.map(operator.itemgetter(indices), latents)
         begun = time.perf_counter()
-        results.append(jax.block_until_ready(edit(generator, mappers, batch, strength)))
+        images, edited = jax.block_until_ready(edit(batch, strength))
         seconds += time.perf_counter() - begun
-    size = len(jax.tree.leaves(latents)[0])
-    images, edited = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:size], *results)
-    return np.asarray(images), edited, seconds
+        new = min(len(indices), size - indices[0])
+        # The device holds no more than one batch of images.
+        images = np.asarray(images)[:new]
+        write_images(directory, images, first=int(indices[0]))
+        rows += [*images[: max(SHEET_ROWS - len(rows), 0)]]
+        parts.append(jax.tree.map(operator.itemgetter(slice(new)), edited))
+    save_latents(directory / "latents", jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
+    return np.stack(rows), seconds / batches.size
 
 
 if __name__ == "__main__":

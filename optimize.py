@@ -34,6 +34,7 @@ from styleclip_jax.latents import (
     draw,
     load_latents,
     sample_latents,
+    save_latents,
     squared_distance,
 )
 from styleclip_jax.losses import clip_loss
@@ -199,7 +200,8 @@ def main(_: Sequence[str]) -> None:
 
         latents = first_latents(generator, config)
         images = jax.jit(draw)(generator, latents)
-        write_images(directory / "before", images, latents)
+        write_images(directory / "before", images)
+        save_latents(directory / "before" / "latents", latents)
 
         columns, metrics = [images], []
         for i, text in enumerate(FLAGS.description):
@@ -209,7 +211,8 @@ def main(_: Sequence[str]) -> None:
             result = edit(generator, clip, arcface, latents, features, config, text, place)
             jax.block_until_ready(result)
             seconds = time.perf_counter() - begun
-            write_images(place, result.images, result.latents)
+            write_images(place, result.images)
+            save_latents(place / "latents", result.latents)
             columns.append(result.images)
             metrics.append(
                 {"description": text, "directory": place.name, "seconds": seconds}
@@ -217,7 +220,11 @@ def main(_: Sequence[str]) -> None:
             )
         labels = ["before" if config.mode == "edit" else "mean image", *FLAGS.description]
         write_image(directory / "before_after.png", sheet(columns, labels))
-        write_metrics(directory / "metrics.json", {"descriptions": metrics, "seed": FLAGS.seed})
+        write_metrics(
+            directory / "metrics.json",
+            {"descriptions": metrics, "seed": FLAGS.seed},
+            command_line.script_flags(),
+        )
     print(f"wrote {directory / 'before_after.png'} and all results beside it")
 
 

@@ -108,6 +108,12 @@ def config_from_flags(config_class: Callable[..., Config]) -> Config:
     return config_class(**{field.name: flags.FLAGS[field.name].value for field in fields})
 
 
+def script_flags() -> dict[str, Any]:
+    """Values of the flags that the script itself defines."""
+    defined = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    return {flag.name: flag.value for flag in defined}
+
+
 def new_run_directory(path: str | os.PathLike[str]) -> Path:
     """Makes a directory for the results of this run, and notes the command line in it.
 
@@ -134,6 +140,9 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
             # Another run was faster, or a file has this name.
             continue
         except OSError as error:
+            with contextlib.suppress(OSError):
+                (directory / COMMAND_FILE).unlink(missing_ok=True)
+                directory.rmdir()
             raise InputError(
                 f"results cannot be written to {directory} ({error.strerror}); choose another"
                 " directory"
@@ -146,11 +155,20 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
 def run_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """As :func:`new_run_directory`, for results that are worth nothing unless they are complete.
 
-    A failure removes what was written.
+    A failure removes what was written, and the directories that were made for it.
     """
+    path = Path(path).expanduser().resolve()
+    there = [parent for parent in (path, *path.parents) if parent.is_dir()]
     directory = new_run_directory(path)
     try:
         yield directory
     except BaseException:
         shutil.rmtree(directory)
+        if directory in there:
+            directory.mkdir()
+        for parent in directory.parents:
+            if parent in there:
+                break
+            with contextlib.suppress(OSError):  # Another run's results are in it.
+                parent.rmdir()
         raise

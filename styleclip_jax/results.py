@@ -1,21 +1,19 @@
-"""What a script leaves in its directory: images, their latents, and measurements."""
+"""What a run leaves behind: images, and measurements with what is needed to repeat them."""
 
 import importlib.metadata
 import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from jaxtyping import Array, Float
 
 from styleclip_jax.files import replace_file
 from styleclip_jax.images import write_image
-from styleclip_jax.latents import Latents, save_latents
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_LIBRARIES = ("styleclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def image_name(i: int) -> str:
@@ -24,22 +22,32 @@ def image_name(i: int) -> str:
 
 
 def write_images(
-    directory: Path, images: Float[Array | np.ndarray, "batch height width 3"], latents: Latents
+    directory: Path, images: Float[Array | np.ndarray, "batch height width 3"], first: int = 0
 ) -> None:
-    """Writes images in [-1, 1] one by one, and their latents."""
-    for i, image in enumerate(images):
+    """Writes images in [-1, 1] one by one; ``first`` is the number of the first one."""
+    for i, image in enumerate(np.asarray(images), first):
         write_image(directory / image_name(i), image)
-    save_latents(directory / "latents", latents)
 
 
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Writes measurements as JSON, and what is needed to repeat the run: flags and versions."""
-    defined = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+def write_metrics(path: Path, metrics: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+    """Writes measurements as JSON, beside the script's flags, the device and the versions."""
     content = {
         **metrics,
-        "flags": {flag.name: flag.value for flag in defined},
+        "flags": flags,
         "device": jax.devices()[0].device_kind,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": library_versions(),
     }
     with replace_file(path) as file:
-        file.write(json.dumps(content, indent=2).encode())
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide a result."""
+    return {name: _version(name) for name in _LIBRARIES}
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from styleclip_jax import checkpoints
 from styleclip_jax.checkpoints import save_model
-from styleclip_jax.latents import load_latents, sample_latents, save_latents
+from styleclip_jax.latents import draw, load_latents, sample_latents, save_latents
 from styleclip_jax.mapper_training import apply_mapper
 from styleclip_jax.models import Generator, LevelsMapper, MapperConfig
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
@@ -91,6 +91,11 @@ def test_results_are_those_of_the_library(apply, tmp_path, generator, mapper):
     assert metrics["flags"]["seed"] == 3
 
 
+def test_strengths_that_hardly_differ_have_directories_of_their_own(apply, tmp_path):
+    assert apply("--strength=0.1", "--strength=0.10000001").code == 0
+    assert len(list((tmp_path / "results").glob("strength_*"))) == 2
+
+
 def test_strengths_make_a_strip_from_negative_to_positive(apply, tmp_path):
     assert apply("--strength=0.2", "--strength=-0.1").code == 0
     results = tmp_path / "results"
@@ -122,6 +127,20 @@ def test_more_images_than_a_batch_are_all_edited(apply, tmp_path, generator, map
     place = tmp_path / "results" / "strength_0.1"
     np.testing.assert_allclose(np.load(place / "latents.npy"), edited, atol=1e-5)
     assert (place / "009.png").exists() and not (place / "010.png").exists()
+    alone = draw(generator, edited[9:10])[0]
+    assert np.abs(read(place / "009.png") - np.clip(alone, -1, 1)).max() <= 0.01
+
+
+def test_a_sheet_of_many_images_shows_the_first_ones_and_says_so(apply, tmp_path):
+    outcome = apply("--num_images=17")
+    assert outcome.code == 0
+    assert "the first 16 of 17 images" in outcome.out
+    assert (tmp_path / "results" / "before" / "016.png").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_ends_in_one_line(apply, tmp_path, seed):
+    assert_refused(apply(f"--seed={seed}"), tmp_path, "seed", str(seed))
 
 
 def test_a_stylespace_mapper_is_applied(apply, tmp_path, generator):

@@ -1,8 +1,10 @@
+import errno
 import os
 import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import jax
 import pytest
@@ -202,3 +204,21 @@ def test_a_failed_run_leaves_nothing(tmp_path):
         (directory / "half.png").write_text("")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_run_leaves_no_parents_behind_and_takes_none_away(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for path in ("mine/a/b", "mine"):
+        with pytest.raises(RuntimeError), command_line.run_directory(tmp_path / path):
+            raise RuntimeError
+        assert [str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_a_directory_in_which_nothing_can_be_written_is_not_left_behind(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match="No space left"):
+        command_line.new_run_directory(tmp_path / "results")
+    assert not (tmp_path / "results").exists()
