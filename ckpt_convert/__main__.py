@@ -15,6 +15,7 @@ may contain is ever run.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -113,12 +114,16 @@ def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     # What Orbax logs, with the stack of every thread, it also raises.
     logging.set_verbosity(logging.FATAL)
+    # As Ctrl-C, so that what a conversion has begun is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         convert(parse_arguments(arguments))
     except (InputError, OSError) as error:
         return _fail(error)
     except KeyboardInterrupt:
         return _fail("interrupted")
+    except MemoryError:
+        return _fail("there is not enough memory")
     return 0
 
 

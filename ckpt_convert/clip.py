@@ -241,7 +241,10 @@ def _heads(source: SourceFile, tower: str, width: int, default: int) -> int:
     section: dict[str, Any] = {}
     # Older directories have both; the second one wins.
     for name in (f"{tower}_config", f"{tower}_config_dict"):
-        section |= source.config.get(name) or {}
+        options = source.config.get(name) or {}
+        if not isinstance(options, dict):
+            raise InputError(f"{source.name}: {name} is {options!r}, expected a JSON object")
+        section |= options
     for option, only in (("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-5)):
         if section.get(option, only) != only:
             raise InputError(

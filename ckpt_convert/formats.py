@@ -9,6 +9,7 @@
 
 import io
 import json
+import lzma
 import math
 import os
 import pickle
@@ -37,15 +38,20 @@ _MAX_PATH_LENGTH = 1000
 # Far above the largest tensor of a known checkpoint (50 million), and within a machine's memory.
 _MAX_ELEMENTS = 2**33
 
-# `zipfile` checks some fields of a damaged archive itself and stumbles over others.
-_DAMAGED_ZIP = (
-    zipfile.BadZipFile,
+# What readers of damaged files stumble over, here and in the libraries that they use.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
     EOFError,
-    KeyError,
-    OSError,
+    LookupError,
     RuntimeError,
+    SafetensorError,
+    TypeError,
     ValueError,
+    lzma.LZMAError,
+    pickle.UnpicklingError,
     struct.error,
+    zipfile.BadZipFile,
     zlib.error,
 )
 
@@ -86,6 +92,15 @@ def read(path: str | os.PathLike[str]) -> SourceFile:
         return _read_directory(path)
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    try:
+        return _read_file(path)
+    except _DAMAGED as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is truncated or damaged: {error or type(error)}") from None
+
+
+def _read_file(path: Path) -> SourceFile:
     with path.open("rb") as file:
         head = file.read(16)
         file.seek(0)
@@ -140,11 +155,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> SourceFile:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except SafetensorError as error:
-        raise InputError(f"{path} is truncated or damaged: {error}") from None
+    with safe_open(path, framework="numpy") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
     return SourceFile(str(path), "safetensors", tensors, {}, {})
 
 
@@ -166,9 +178,7 @@ def _read_zip(path: Path) -> SourceFile:
                 return _decode(buffers[storage.key], storage.dtype, big_endian)
 
             tensors, values = _flatten(content, read_storage, name)
-    except InputError:
-        raise
-    except _DAMAGED_ZIP as error:
+    except OSError as error:  # What bz2 says of damaged data.
         raise InputError(f"{name} is truncated or damaged: {error}") from None
     has_code = any(entry.startswith(f"{root}/code/") for entry in entries)
     kind = "torchscript" if has_code else "pytorch"
@@ -278,7 +288,9 @@ def _read_serialized(storage: pickles.SerializedStorage, name: str) -> np.ndarra
 
 def _read_bytes(array: pickles.ByteArray, path: str, name: str) -> np.ndarray:
     dtype, shape = array.dtype, array.shape
-    supported = isinstance(dtype, pickles.DType) and re.fullmatch("[fiu][1248]|b1", str(dtype.code))
+    supported = isinstance(dtype, pickles.DType) and re.fullmatch(
+        "f[248]|[iu][1248]|b1", str(dtype.code)
+    )
     if not supported or not _is_shape(shape) or not isinstance(array.data, bytes | bytearray):
         raise InputError(f"{name}: {path!r} is no array of numbers")
     numpy_dtype = np.dtype((">" if dtype.byte_order == ">" else "<") + dtype.code)

@@ -93,8 +93,9 @@ def infer_config(source: SourceFile, type_name: str, prefix: str) -> MapperConfi
     num_layers = 2 * int(math.log2(size)) - 2
     if type_name.endswith("StyleSpaceMapper"):
         return MapperConfig(num_layers=num_layers, style_dims=_style_dims(source, prefix))
-    first = next(key for key in source.tensors if re.search(r"mapping\.\d+\.bias$", key))
-    config = MapperConfig(w_dim=dimension(source, first, 0, 512), num_layers=num_layers)
+    biases = [key for key in source.tensors if re.search(r"mapping\.\d+\.bias$", key)]
+    w_dim = dimension(source, biases[0], 0, 512) if biases else 512
+    config = MapperConfig(w_dim=w_dim, num_layers=num_layers)
     if type_name == "SingleMapper":
         return config
     left_out = {

@@ -237,7 +237,7 @@ def infer_config(source: SourceFile, table: list[Row], prefix: str) -> Generator
             conv_clamp=_conv_clamp(source, prefix),
             mapping_lr_multiplier=float(source.values.get(f"{prefix}mapping.fc0.bias_gain", 0.01)),
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{source.name}: {error}") from None
 
 

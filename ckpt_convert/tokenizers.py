@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.text import is_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = ("<|startoftext|>", END_OF_TEXT)
@@ -21,8 +22,7 @@ def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, b
         vocab_size: Number of tokens that the text tower knows.
 
     Returns:
-        Contents by file name: ``vocab.json``, ``merges.txt`` and, where the directory has one,
-        ``tokenizer_config.json``.
+        Contents by file name: ``vocab.json`` and ``merges.txt``.
 
     Raises:
         InputError: There is no tokenizer, or it does not fit the text tower.
@@ -34,15 +34,11 @@ def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, b
         vocab, merges = _read_directory(path)
     else:
         vocab, merges = _read_openai(path, vocab_size)
-    _check(vocab, vocab_size, path)
-    files = {
+    _check(vocab, merges, vocab_size, path)
+    return {
         "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
     }
-    config = path / "tokenizer_config.json"
-    if config.is_file():
-        files[config.name] = config.read_bytes()
-    return files
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -96,9 +92,9 @@ def _byte_symbols() -> list[str]:
     return [chr(code) for code in [*printable, *range(256, 512 - len(printable))]]
 
 
-def _check(vocab: Any, vocab_size: int, path: Path) -> None:
+def _check(vocab: Any, merges: list[str], vocab_size: int, path: Path) -> None:
     ids = list(vocab.values()) if isinstance(vocab, dict) else []
-    if not ids or not all(isinstance(i, int) for i in ids):
+    if not ids or not all(type(i) is int for i in ids):
         raise InputError(f"the tokenizer in {path} is damaged")
     # The text tower finds the end of a text as the highest id.
     if vocab.get(END_OF_TEXT) != max(ids) or max(ids) >= vocab_size:
@@ -107,3 +103,5 @@ def _check(vocab: Any, vocab_size: int, path: Path) -> None:
             f"{max(vocab, key=vocab.__getitem__)!r}; this CLIP knows {vocab_size}, the last one "
             f"{END_OF_TEXT!r}"
         )
+    if not is_tokenizer(vocab, merges, vocab_size):
+        raise InputError(f"the tokenizer in {path} is damaged")

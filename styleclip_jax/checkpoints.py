@@ -20,13 +20,7 @@ from jax.typing import DTypeLike
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
-from styleclip_jax.models.mapper import (
-    FullStyleSpaceMapper,
-    LevelsMapper,
-    MapperConfig,
-    SingleMapper,
-    WithoutToRGBStyleSpaceMapper,
-)
+from styleclip_jax.models.mapper import MAPPER_TYPES, Mapper, MapperConfig
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
 
 AVATARS = epath.Path(str(importlib.resources.files("styleclip_jax") / "pretrained" / "avatars"))
@@ -37,9 +31,8 @@ TOKENIZER = "tokenizer"
 MAPPER = "mapper"
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
-Mapper = LevelsMapper | SingleMapper | FullStyleSpaceMapper | WithoutToRGBStyleSpaceMapper
 
-_MAPPERS = (LevelsMapper, SingleMapper, FullStyleSpaceMapper, WithoutToRGBStyleSpaceMapper)
+_MAPPERS = tuple(MAPPER_TYPES.values())
 _CONFIGS = {Generator: GeneratorConfig, CLIP: CLIPConfig, ArcFace: ArcFaceConfig} | {
     mapper: MapperConfig for mapper in _MAPPERS
 }
@@ -97,7 +90,7 @@ def save_model(
         InputError: ``path`` exists.
         OSError: It cannot be written, for example to a full disk.
     """
-    path = epath.Path(path).expanduser()
+    path = to_path(path)
     if path.exists():
         raise InputError(f"{path} already exists; choose another directory or remove it first")
     arrays = {
@@ -134,12 +127,12 @@ def load_generator(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.fl
     Raises:
         InputError: There is no such checkpoint, it is damaged, or holds another kind of model.
     """
-    return _load(path or AVATARS / "generator", (Generator,), dtype)
+    return _load(AVATARS / "generator" if path is None else path, (Generator,), dtype)
 
 
 def load_clip(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.float32) -> CLIP:
     """Reads a CLIP; see :func:`load_generator`. None: the avatars CLIP."""
-    return _load(path or AVATARS / "clip", (CLIP,), dtype)
+    return _load(AVATARS / "clip" if path is None else path, (CLIP,), dtype)
 
 
 def load_arcface(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> ArcFace:
@@ -158,12 +151,14 @@ def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:
     Raises:
         InputError: There is no such mapper, it is damaged, or another kind of model.
     """
-    return _load(_find_mapper(epath.Path(path).expanduser()), _MAPPERS, dtype)
+    return _load(_find_mapper(to_path(path)), _MAPPERS, dtype)
 
 
 def _find_mapper(path: epath.Path) -> epath.Path:
     if (path / MAPPER / CONFIG_FILE).exists():
         return path / MAPPER
+    if (path / "config" / "flags.json").exists():
+        raise InputError(f"the run {path} has no mapper yet: its first validation writes one")
     if path.exists():
         return path
     ours = AVATARS / "mappers"
@@ -177,10 +172,10 @@ def _find_mapper(path: epath.Path) -> epath.Path:
 
 
 def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) -> Any:
-    path = epath.Path(path).expanduser()
+    path = to_path(path)
     model_class, fields, sizes = _read_config(path, expected)
     # Orbax notices only some damages, and reports them on many lines.
-    if sizes and _file_sizes(path / PARAMETERS) != sizes:
+    if sizes and not sizes.items() <= _file_sizes(path / PARAMETERS).items():
         raise InputError(
             f"the parameters in {path} cannot be read: files are missing or have other sizes than"
             " were written; copy or convert the checkpoint again"
@@ -282,6 +277,24 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def to_path(path: epath.PathLike) -> epath.Path:
+    """The path, on whatever file system it is.
+
+    Raises:
+        InputError: The package for its file system is not installed.
+    """
+    path = epath.Path(path).expanduser()
+    if "://" in str(path):
+        try:
+            path.exists()
+        except ImportError as error:
+            raise InputError(
+                f"{path} needs a package for its file system: pip install 'styleclip-jax[gcs]'"
+                f" ({_first_line(error)})"
+            ) from None
+    return path
 
 
 def absolute(path: epath.Path) -> epath.Path:

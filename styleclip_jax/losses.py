@@ -3,6 +3,7 @@
 import functools
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -43,8 +44,10 @@ def adaptive_pool_matrix(source: int, target: int) -> np.ndarray:
 
 
 def _resize(images: Array, matrix: np.ndarray) -> Array:
-    rows = jnp.einsum("jh,bhwc->bjwc", matrix, images)
-    return jnp.einsum("kw,bjwc->bjkc", matrix, rows)
+    # Losses stay in float32, also where an accelerator would rather multiply in shorter formats.
+    highest = jax.lax.Precision.HIGHEST
+    rows = jnp.einsum("jh,bhwc->bjwc", matrix, images, precision=highest)
+    return jnp.einsum("kw,bjwc->bjkc", matrix, rows, precision=highest)
 
 
 def clip_pixels(

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
 
-from styleclip_jax.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER
+from styleclip_jax.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_path
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.clip import CLIP
 
@@ -70,7 +70,7 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
     Raises:
         InputError: The directory has no tokenizer, or a damaged one.
     """
-    path = epath.Path(path or AVATARS / "clip").expanduser()
+    path = to_path(AVATARS / "clip" if path is None else path)
     folder = path / TOKENIZER
     try:
         config = json.loads((path / CONFIG_FILE).read_text())["config"]
@@ -85,12 +85,12 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"the tokenizer in {folder} is damaged") from None
     merges = [line for line in lines if line and not line.startswith("#version")]
-    if not _fit(vocab, merges, vocab_size):
+    if not is_tokenizer(vocab, merges, vocab_size):
         raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP")
     return Tokenizer(vocab, merges, context_length)
 
 
-def _fit(vocab: dict[str, Any], merges: Sequence[str], vocab_size: int) -> bool:
+def is_tokenizer(vocab: dict[str, Any], merges: Sequence[str], vocab_size: int) -> bool:
     """Whether these are tokens of a CLIP, all in its vocabulary, the end of a text the last one."""
     ids = list(vocab.values())
     pairs = [merge.split() for merge in merges]

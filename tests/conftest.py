@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 # Tests neither read nor fill the user's cache of compiled programs.
 jax.config.update("jax_enable_compilation_cache", False)
+# Parity is a matter of float32, which accelerators multiply in shorter formats by default.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 GENERATOR = GeneratorConfig(
     resolution=32, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8

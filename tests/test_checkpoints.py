@@ -9,6 +9,7 @@ import jaxtyping
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from jax.core import Tracer
 
 from styleclip_jax.checkpoints import (
@@ -16,10 +17,12 @@ from styleclip_jax.checkpoints import (
     load_arcface,
     load_clip,
     load_generator,
+    load_mapper,
     save_model,
 )
 from styleclip_jax.errors import InputError
 from styleclip_jax.models import ArcFace, ArcFaceConfig
+from styleclip_jax.text import load_tokenizer
 
 
 def assert_same(model, other):
@@ -198,3 +201,34 @@ def test_missing_parameters_are_refused(damaged):
     shutil.rmtree(damaged / "parameters")
     with pytest.raises(InputError, match="cannot be read"):
         load_generator(damaged)
+
+
+def test_files_that_others_put_there_do_no_harm(generator, generator_path, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(generator_path, copy)
+    (copy / "parameters" / ".DS_Store").write_bytes(b"x")
+    assert_same(load_generator(copy), generator)
+
+
+@pytest.mark.parametrize("load", [load_generator, load_clip, load_tokenizer])
+def test_an_empty_path_is_not_the_default(load):
+    with pytest.raises(InputError):
+        load("")
+
+
+def test_a_path_whose_file_system_needs_a_package_says_which(generator, monkeypatch):
+    def missing(*_):
+        raise ImportError("Please install gcsfs")
+
+    path = "gs://bucket/ffhq"
+    monkeypatch.setattr(type(epath.Path(path)), "exists", missing)
+    for use in (load_generator, load_mapper, load_tokenizer, lambda p: save_model(p, generator)):
+        with pytest.raises(InputError, match=r"pip install 'styleclip-jax\[gcs\]'.*gcsfs"):
+            use(path)
+
+
+def test_a_run_without_a_validation_has_no_mapper_yet(tmp_path):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "flags.json").write_text("{}")
+    with pytest.raises(InputError, match="no mapper yet: its first validation writes one"):
+        load_mapper(tmp_path)

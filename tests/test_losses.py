@@ -6,6 +6,7 @@ import seeded
 import torch
 import torch.nn.functional as F
 
+from ckpt_convert import arcface as arcface_conversion
 from ckpt_convert import clip as clip_conversion
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.losses import (
@@ -21,6 +22,7 @@ from styleclip_jax.losses import (
 from styleclip_jax.models import ArcFace, ArcFaceConfig
 
 GOLDEN = seeded.load("clip")
+IDENTITY = seeded.load("mapper")
 
 
 def random_images(*shape):
@@ -31,6 +33,12 @@ def random_images(*shape):
 def official_clip():
     weights = GOLDEN.weights("patch_32")
     return clip_conversion.convert(SourceFile("clip", "pytorch", weights, {}, {})).model
+
+
+@pytest.fixture(scope="module")
+def official_arcface():
+    weights = IDENTITY.weights("arcface")
+    return arcface_conversion.convert(SourceFile("arcface", "pytorch", weights, {}, {})).model
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +131,31 @@ def test_identity_loss_is_zero_for_the_same_image_and_not_for_another(arcface):
     images = jnp.asarray(random_images(2, 64, 64, 3))
     np.testing.assert_allclose(jax.jit(id_loss)(arcface, images, images), 0, atol=1e-5)
     assert (jax.jit(id_loss)(arcface, images, -images) > 1e-3).all()
+
+
+def faces(when, size):
+    return jnp.asarray(IDENTITY.input(f"images.{when}.{size}").transpose(0, 2, 3, 1))
+
+
+def assert_relatively_close(ours, official):
+    assert np.abs(np.asarray(ours) - official).max() <= 1e-4 * np.abs(official).max()
+
+
+@pytest.mark.parametrize("size", [64, 256, 512])
+def test_identity_and_its_loss_are_the_official_ones(official_arcface, size):
+    before, after = faces("before", size), faces("after", size)
+    features = jax.jit(identity_features)(official_arcface, after)
+    assert_relatively_close(features, IDENTITY[f"id_loss.{size}.features"])
+    # The official class returns the mean over the images.
+    loss = jax.jit(id_loss)(official_arcface, after, before).mean()
+    assert_relatively_close(loss, IDENTITY[f"id_loss.{size}"])
+
+
+def test_identity_loss_has_the_official_gradient(official_arcface):
+    @jax.jit
+    def gradient(arcface, after, before):
+        return jax.grad(lambda x: id_loss(arcface, x, before).mean())(after)
+
+    ours = gradient(official_arcface, faces("after", 64), faces("before", 64))
+    official = IDENTITY["id_loss.64.gradient"].transpose(0, 2, 3, 1)
+    assert_relatively_close(ours[:, ::2, ::2], official)

@@ -40,6 +40,9 @@ class CLIPConfig:
     vocab_size: int = 49408
 
     def __post_init__(self):
+        for name, size in dataclasses.asdict(self).items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}, expected at least 1")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -103,13 +106,18 @@ class Attention(nnx.Module):
         return self.out(y.reshape(batch, length, width))
 
 
+def _layer_norm(width: int, *, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
+    # As PyTorch: the variance is that of the centred values, which cancels less.
+    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
 class Block(nnx.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, *, causal: bool, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm1 = _layer_norm(width, rngs=rngs, dtype=dtype)
         self.attention = Attention(width, heads, causal=causal, rngs=rngs, dtype=dtype)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm2 = _layer_norm(width, rngs=rngs, dtype=dtype)
         self.mlp_in = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.mlp_out = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
 
@@ -132,12 +140,12 @@ class VisionTower(nnx.Module):
         self.position_embedding = nnx.Param(
             scale * jax.random.normal(rngs.params(), (tokens, width))
         )
-        self.pre_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.pre_norm = _layer_norm(width, rngs=rngs, dtype=dtype)
         self.blocks = nnx.List(
             Block(width, config.vision_heads, causal=False, rngs=rngs, dtype=dtype)
             for _ in range(config.vision_layers)
         )
-        self.post_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.post_norm = _layer_norm(width, rngs=rngs, dtype=dtype)
         self.projection = nnx.Linear(
             width, config.embed_dim, use_bias=False, dtype=dtype, rngs=rngs
         )
@@ -172,7 +180,7 @@ class TextTower(nnx.Module):
             Block(width, config.text_heads, causal=True, rngs=rngs, dtype=dtype)
             for _ in range(config.text_layers)
         )
-        self.final_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.final_norm = _layer_norm(width, rngs=rngs, dtype=dtype)
         self.projection = nnx.Linear(
             width, config.embed_dim, use_bias=False, dtype=dtype, rngs=rngs
         )
@@ -212,8 +220,8 @@ class CLIP(nnx.Module):
         """Embeds pictures.
 
         Args:
-            pixels: ``config.image_size`` pictures, normalized as CLIP was trained
-                (:func:`styleclip_jax.losses.clip_pixels` does it).
+            pixels: ``config.image_size`` pictures, normalized as CLIP was trained:
+                ``losses.clip_pixels(images, config.image_size, "clip")``.
 
         Returns:
             Features, not of unit length.

@@ -23,6 +23,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from styleclip_jax.errors import InputError
+
 StyleSpace = tuple[Float[Array, "batch _"], ...]
 
 # The [1, 3, 3, 1] low-pass filter, normalized to a gain of 2 per axis: zeros inserted by a
@@ -63,6 +65,10 @@ class GeneratorConfig:
         if self.resolution not in [2**n for n in range(3, 11)]:
             raise ValueError(
                 f"resolution is {self.resolution}, expected a power of two from 8 to 1024"
+            )
+        if not 0 < self.mapping_lr_multiplier < math.inf:
+            raise ValueError(
+                f"mapping_lr_multiplier is {self.mapping_lr_multiplier}, expected a positive number"
             )
 
     @property
@@ -194,7 +200,9 @@ class EqualizedLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         scale = self.lr_multiplier / math.sqrt(self.kernel.shape[0])
-        return x @ (self.kernel[...] * scale) + self.bias[...] * self.lr_multiplier
+        # Small, and everything after it depends on it: never in an accelerator's faster formats.
+        y = jnp.matmul(x, self.kernel[...] * scale, precision=lax.Precision.HIGHEST)
+        return y + self.bias[...] * self.lr_multiplier
 
 
 class Mapping(nnx.Module):
@@ -241,7 +249,8 @@ class StyledConv(nnx.Module):
         self, x: Float[Array, "batch _ _ inputs"], style: Float[Array, "batch inputs"]
     ) -> Float[Array, "batch height width outputs"]:
         kernel = self.kernel[...] * (1 / math.sqrt(9 * self.kernel.shape[2]))
-        norm = jnp.square(style) @ jnp.sum(jnp.square(kernel), axis=(0, 1))
+        squares = jnp.sum(jnp.square(kernel), axis=(0, 1))
+        norm = jnp.matmul(jnp.square(style), squares, precision=lax.Precision.HIGHEST)
         demodulation = lax.rsqrt(norm + 1e-8)[:, None, None].astype(self.dtype)
         kernel = kernel.astype(self.dtype)
         x = x.astype(self.dtype) * style[:, None, None].astype(self.dtype)
@@ -320,6 +329,10 @@ class Synthesis(nnx.Module):
 class Generator(nnx.Module):
     """StyleGAN2 generator; parity with the official PyTorch code is tested to 1e-4.
 
+    Accelerators multiply float32 matrices in shorter formats by default (TF32 on NVIDIA GPUs,
+    bfloat16 on TPUs), and so the convolutions here; ``jax.default_matmul_precision("highest")``
+    makes them exact.
+
     Args:
         config: The architecture.
         rngs: Source of the initial weights.
@@ -358,7 +371,16 @@ class Generator(nnx.Module):
         return jnp.broadcast_to(w[:, None], (w.shape[0], self.num_layers, w.shape[1]))
 
     def styles(self, w_plus: Float[Array, "batch layers w_dim"]) -> StyleSpace:
-        """The StyleSpace coordinates of W+ latents, in the official order."""
+        """The StyleSpace coordinates of W+ latents, in the official order.
+
+        Raises:
+            InputError: The latents are not (B, num_layers, w_dim).
+        """
+        if w_plus.shape[1:] != (self.num_layers, self.config.w_dim):
+            raise InputError(
+                f"latents have shape {w_plus.shape}, this generator needs"
+                f" (images, {self.num_layers}, {self.config.w_dim})"
+            )
         convs, rgbs = self.synthesis.convs, self.synthesis.rgbs
         styles = [convs[0].affine(w_plus[:, 0]), rgbs[0].affine(w_plus[:, 1])]
         for k in range(1, len(rgbs)):
@@ -381,8 +403,15 @@ class Generator(nnx.Module):
             Images in about [-1, 1], not clipped.
 
         Raises:
+            InputError: The styles are another generator's.
             ValueError: ``resolution`` is not one of ``config.resolutions``.
         """
+        widths = tuple(s.shape[-1] for s in styles)
+        if widths != self.config.style_dims:
+            raise InputError(
+                f"styles have widths {list(widths)}, this generator needs"
+                f" {list(self.config.style_dims)}"
+            )
         resolution = self.config.resolution if resolution is None else resolution
         if resolution not in self.config.resolutions:
             raise ValueError(

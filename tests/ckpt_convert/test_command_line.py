@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,11 +113,11 @@ def test_a_clips_own_tokenizer_comes_along(tmp_path, capsys):
 
 
 def test_a_tokenizer_can_come_from_elsewhere(tmp_path):
-    source = write_hugging_face_clip(tmp_path / "source", vocab_size=4)
-    other = write_tokenizer(tmp_path / "other", ["a", "a</w>"])
+    source = write_hugging_face_clip(tmp_path / "source", vocab_size=5)
+    other = write_tokenizer(tmp_path / "other", ["a", "b</w>", "ab</w>"])
     arguments = ["clip", str(source), str(tmp_path / "clip"), "--tokenizer", str(other)]
     assert command_line.main(arguments) == 0
-    assert (tmp_path / "clip" / "tokenizer" / "vocab.json").exists()
+    assert load_tokenizer(tmp_path / "clip")
 
 
 def test_a_clip_without_tokenizer_converts_with_one_line_about_it(tmp_path, capsys):
@@ -173,6 +174,8 @@ def test_a_wrong_command_line_ends_in_one_line(fails):
     [
         (OSError(28, "No space left on device"), "No space left"),
         (KeyboardInterrupt(), "interrupted"),
+        (MemoryError(), "not enough memory"),
+        (signal.SIGTERM, "interrupted"),
     ],
 )
 def test_a_write_that_ends_midway_leaves_nothing(
@@ -181,6 +184,8 @@ def test_a_write_that_ends_midway_leaves_nothing(
     def fail(path, *_):
         path.mkdir()
         (path / "parameters").mkdir()
+        if isinstance(failure, signal.Signals):
+            signal.raise_signal(failure)
         raise failure
 
     monkeypatch.setattr(command_line, "save_model", fail)

@@ -256,6 +256,7 @@ def test_a_larger_input_makes_the_336_pixel_preset(manifest):
         ({"text_config": {"hidden_act": "gelu"}}, "hidden_act.*'gelu'"),
         ({"vision_config": {"layer_norm_eps": 1e-6}}, "layer_norm_eps"),
         ({"vision_config": {"num_attention_heads": 7}}, "7 heads"),
+        ({"text_config": 3}, "text_config is 3"),
     ],
 )
 def test_other_architectures_are_refused(config, message, manifest):
@@ -268,6 +269,13 @@ def test_resnets_and_foreign_files_are_refused(source):
         clip.convert(source({"visual.layer1.0.conv1.weight": np.zeros(1)}))
     with pytest.raises(InputError, match=r"no CLIP.*'g_ema\.style"):
         clip.convert(source({"g_ema.style.1.weight": np.zeros(1)}))
+
+
+def test_a_patch_of_no_pixels_is_refused(openai, source):
+    tensors = {key: value.numpy() for key, value in openai.state_dict().items()}
+    tensors["visual.conv1.weight"] = tensors["visual.conv1.weight"][..., :0]
+    with pytest.raises(InputError, match="is 0, expected at least 1"):
+        clip.convert(source(tensors))
 
 
 def test_missing_parts_are_listed(openai, source):
@@ -318,13 +326,12 @@ def test_a_hugging_face_tokenizer_is_read_from_old_and_new_files(tmp_path):
     assert not has_tokenizer(old)
     for name, content in files.items():
         (old / name).write_bytes(content)
-    (old / "tokenizer_config.json").write_text("{}")
     pairs = [merge.split() for merge in MERGES]
     model = {"vocab": json.loads(files["vocab.json"]), "merges": pairs}
     (new / "tokenizer.json").write_text(json.dumps({"model": model}))
     assert has_tokenizer(old)
     assert has_tokenizer(new)
-    assert read_tokenizer(old, NUM_TOKENS) == files | {"tokenizer_config.json": b"{}"}
+    assert read_tokenizer(old, NUM_TOKENS) == files
     assert read_tokenizer(new, NUM_TOKENS) == files
 
 
@@ -354,6 +361,12 @@ def test_a_tokenizer_of_another_clip_is_refused(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a": 1, "<|endoftext|>": 0}')
     with pytest.raises(InputError, match="ending in 'a'"):
         read_tokenizer(tmp_path, 100)
+    without_start = {"a": 0, "<|endoftext|>": 1}
+    merges_of_others = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    for vocab in (without_start, merges_of_others):
+        (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+        with pytest.raises(InputError, match="damaged"):
+            read_tokenizer(tmp_path, 100)
     (tmp_path / "vocab.json").write_text("[]")
     with pytest.raises(InputError, match="damaged"):
         read_tokenizer(tmp_path, 100)

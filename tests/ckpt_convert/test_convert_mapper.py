@@ -120,6 +120,12 @@ def test_options_that_do_not_fit_the_weights_are_refused(tmp_path):
         mapper.convert(save(tmp_path / "a.pt", tensors, stylegan_size=100))
 
 
+def test_a_mapper_without_any_bias_is_refused(tmp_path):
+    tensors = {k: v for k, v in networks("mapping").items() if not k.endswith("bias")}
+    with pytest.raises(InputError, match=r"4 keys missing.*mapping\.1\.bias"):
+        mapper.convert(save(tmp_path / "a.pt", tensors, mapper_type="SingleMapper"))
+
+
 def test_other_files_are_refused(source):
     with pytest.raises(InputError, match="no StyleCLIP mapper"):
         mapper.convert(source({"g_ema.style.1.weight": np.zeros(1)}))

@@ -281,6 +281,39 @@ def view(offset, shape, strides):
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage")
+@pytest.mark.parametrize("kind", [*WRITERS, "safetensors"])
+def test_damaged_bytes_are_refused_or_make_no_difference_to_the_reader(kind, tmp_path):
+    path, random = tmp_path / "download", np.random.default_rng(0)
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.int64)}
+    (WRITERS | {"safetensors": save_file})[kind](tensors, path)
+    content, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        for position in random.integers(len(damaged), size=random.integers(1, 4)):
+            damaged[position] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            formats.read(path)
+        except InputError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 30
+
+
+def test_an_object_that_is_its_own_state_is_refused(tmp_path):
+    path = tmp_path / "download"
+    path.write_bytes(b"\x80\x02cargparse\nNamespace\n)\x81q\x00h\x00b.")
+    with pytest.raises(InputError, match="damaged"):
+        formats.read(path)
+
+
+def test_an_array_of_one_byte_floats_is_refused(tmp_path):
+    path = tmp_path / "download"
+    path.write_bytes(pickle.dumps(np.ones(3, "f2"), protocol=2).replace(b"f2", b"f1"))
+    with pytest.raises(InputError, match="no array of numbers"):
+        formats.read(path)
+
+
 @pytest.mark.parametrize(
     ("offset", "shape", "strides"),
     [

@@ -148,3 +148,8 @@ def test_an_image_size_that_patches_do_not_fill_is_refused():
 def test_a_number_of_heads_that_does_not_divide_the_width_is_refused(tower):
     with pytest.raises(ValueError, match=r"5 attention heads.*64"):
         CLIPConfig(**{f"{tower}_width": 64, f"{tower}_heads": 5})
+
+
+def test_a_size_of_zero_is_refused():
+    with pytest.raises(ValueError, match="patch_size is 0"):
+        CLIPConfig(patch_size=0)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ckpt_convert import mapping, stylegan2
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.checkpoints import build, flatten
+from styleclip_jax.errors import InputError
 from styleclip_jax.models.stylegan2 import (
     Generator,
     GeneratorConfig,
@@ -152,3 +153,20 @@ def test_image_upsampling_is_zero_insertion_and_a_blur():
     slow = F.conv2d(F.pad(zeros, (2, 1, 2, 1)), blur, groups=3).permute(0, 2, 3, 1)
     ours = upsample_image(jnp.asarray(image, jnp.float32))
     np.testing.assert_allclose(ours, slow, atol=1e-6)
+
+
+def test_latents_of_another_generator_are_refused(generator):
+    layers, width = generator.num_layers, generator.config.w_dim
+    for shape in ((2, layers - 1, width), (2, layers + 1, width), (2, layers, width + 1)):
+        with pytest.raises(InputError, match=rf"\(2, {shape[1]}, {shape[2]}\).*\(images, {layers}"):
+            generator(jnp.zeros(shape))
+    styles = generator.styles(generator.mean_latents(2))
+    for wrong in (styles[:-1], (styles[0][:, :-1], *styles[1:]), (*styles, styles[0])):
+        with pytest.raises(InputError, match="this generator needs"):
+            generator.synthesize(wrong)
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -0.01, float("inf"), float("nan")])
+def test_a_learning_rate_multiplier_that_is_not_positive_is_refused(multiplier):
+    with pytest.raises(ValueError, match="mapping_lr_multiplier"):
+        GeneratorConfig(mapping_lr_multiplier=multiplier)
