@@ -33,9 +33,9 @@ from styleclip_jax.text import Tokenizer
 GROUPS = 6
 STEPS_PER_TURN = 2
 # The settings of an edit are drawn from these ranges, evenly in the logarithm.
-STEPS = (8, 100)
-LEARNING_RATE = (0.1, 0.7)
-L2_LAMBDA = (0.003, 0.01)
+STEPS = (8, 120)
+LEARNING_RATE = (0.3, 2.0)
+L2_LAMBDA = (0.004, 0.012)
 
 # In place of a label where nobody knows what a picture shows.
 UNKNOWN = -1

@@ -60,7 +60,7 @@ CARDINALITIES = tuple(len(values) for values in LABELS.values())
 # Pairs per step; by how much the cosine has to rise from the first to the second picture; and the
 # weight of the squared amount that is missing.
 PAIRS = 16
-RISE = 0.2
+RISE = 0.3
 RISE_WEIGHT = 20.0
 
 

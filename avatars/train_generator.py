@@ -59,16 +59,16 @@ LATENT_GAIN = 2.4
 # gradient changes most easily, cost more.
 LATENT_SCALES = {
     "hair": 1.1,
-    "hair_color": 1.4,
+    "hair_color": 2.2,
     "headwear": 1.1,
-    "glasses": 1.0,
-    "facial_hair": 1.1,
-    "mouth": 1.1,
-    "eyes": 1.2,
-    "skin": 1.3,
-    "clothes": 1.2,
-    "clothes_color": 1.4,
-    "background": 1.6,
+    "glasses": 0.8,
+    "facial_hair": 1.3,
+    "mouth": 1.6,
+    "eyes": 1.7,
+    "skin": 1.8,
+    "clothes": 1.8,
+    "clothes_color": 2.1,
+    "background": 2.3,
 }
 # Of the steps of the mapping network: one thousandth of the thresholds' range is in between.
 STEEPNESS = 256.0

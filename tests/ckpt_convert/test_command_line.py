@@ -186,6 +186,7 @@ def test_a_write_that_ends_midway_leaves_nothing(
         (path / "parameters").mkdir()
         if isinstance(failure, signal.Signals):
             signal.raise_signal(failure)
+            return
         raise failure
 
     monkeypatch.setattr(command_line, "save_model", fail)
