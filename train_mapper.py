@@ -117,7 +117,13 @@ flags.DEFINE_float(
     "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
     lower_bound=0,
 )
-flags.DEFINE_integer("seed", 0, "Chooses random images, their order, and the mapper's start.")
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Chooses random images, their order, and the mapper's start.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 
 flags.DEFINE_enum(
     "mapper_type",
@@ -191,34 +197,33 @@ def main(_: Sequence[str]) -> None:
     distributed.initialize(
         FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout
     )
-    choose_defaults()
-    config = command_line.config_from_flags(MapperTrainConfig)
-
-    tokenizer = load_tokenizer(FLAGS.clip)
-    generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
-    clip = replicate(load_clip(FLAGS.clip, FLAGS.dtype))
-    arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
-    text_features = encode_texts(clip, tokenizer, [FLAGS.description])
-    train_latents = read_latents("latents_train", "train_dataset_size", generator, FLAGS.seed)
-    test_latents = read_latents("latents_test", "test_dataset_size", generator, FLAGS.seed + 1)
-    mapper = new_mapper(generator)
-    training_batch(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
+    with distributed.together():
+        choose_defaults()
+        config = command_line.config_from_flags(MapperTrainConfig)
+        tokenizer = load_tokenizer(FLAGS.clip)
+        generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
+        clip = replicate(load_clip(FLAGS.clip, FLAGS.dtype))
+        arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
+        text_features = encode_texts(clip, tokenizer, [FLAGS.description])
+        train_latents = read_latents("latents_train", "train_dataset_size", generator, FLAGS.seed)
+        test_latents = read_latents("latents_test", "test_dataset_size", generator, FLAGS.seed + 1)
+        mapper = new_mapper(generator)
+        training_batch(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
 
     directory = epath.Path(FLAGS.exp_dir).expanduser()
-    claim(directory, recorded_flags())
     train_step = make_mapper_train_step(generator, clip, text_features, config, arcface)
     evaluate = make_mapper_evaluation(generator, clip, text_features, config, arcface)
     state = init_mapper_state(mapper, config)
     progress = Progress()
 
-    with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        resumed = checkpoints.latest_step
+    with claim(directory, recorded_flags()), contextlib.closing(Checkpoints(directory)) as saved:
+        resumed = saved.latest_step
         if resumed is not None:
-            state, progress = checkpoints.restore(resumed, state)
+            state, progress = saved.restore(resumed, state)
             say(f"going on after step {resumed}")
         with contextlib.closing(Measurements(directory, resumed)) as measurements:
             if resumed is None:
-                progress.first = validate(evaluate, state.mapper, test_latents)
+                progress.first = validate(evaluate, state.mapper, test_latents, step=0)
                 measurements.scalars(0, "validation", progress.first)
                 say(f"before the first step, {describe_shares(progress.first, config)}")
             preemption = Preemption()
@@ -244,20 +249,20 @@ def main(_: Sequence[str]) -> None:
                         sheet = functools.partial(before_after, generator, state.mapper, batch)
                         measurements.picture(step, "train", sheet)
                     if validates:
-                        losses = validate(evaluate, state.mapper, test_latents)
+                        losses = validate(evaluate, state.mapper, test_latents, step)
                         measurements.scalars(step, "validation", losses)
                         sheet = functools.partial(
                             before_after, generator, state.mapper, test_latents
                         )
                         measurements.picture(step, "validation", sheet)
-                        spread = deviation(test_latents)
-                        for warning in training_warnings(progress.first, losses, spread):
+                        say(f"step {step}, validation {describe_shares(losses, config)}")
+                        for warning in training_warnings(progress.first, losses, train_latents):
                             say(f"warning: {warning}")
                         if progress.record(step, losses["loss"]):
                             export(state.mapper, directory / MAPPER)
                     if saves:
                         validation_loss = progress.loss if validates else None
-                        checkpoints.save(step, state, progress, validation_loss)
+                        saved.save(step, state, progress, validation_loss)
                     if preempted:
                         say(f"stopped by SIGTERM after step {step}; the same line goes on from it")
                         sys.exit(128 + signal.SIGTERM)
@@ -269,11 +274,14 @@ def main(_: Sequence[str]) -> None:
 
 def choose_defaults() -> None:
     """Sets the flags whose defaults depend on others, and checks that they fit each other."""
+    if "://" in FLAGS.exp_dir:
+        raise InputError(f"--exp_dir={FLAGS.exp_dir} is no directory of a file system; mount it")
     if not FLAGS.generator:
         for name, value in AVATARS.items():
             FLAGS.set_default(name, value)
     elif not FLAGS.clip:
         say("note: the CLIP that comes with the package knows nothing but avatars; give --clip too")
+    FLAGS.set_default("test_dataset_size", max(FLAGS.test_dataset_size, FLAGS.batch_size))
     if not FLAGS.mapper_type:
         in_stylespace = FLAGS.space == "stylespace"
         FLAGS.mapper_type = "WithoutToRGBStyleSpaceMapper" if in_stylespace else "LevelsMapper"
@@ -326,8 +334,8 @@ def new_mapper(generator: Generator) -> Mapper:
 
 def recorded_flags() -> dict[str, Any]:
     """The flags that decide the result."""
-    defined = FLAGS.get_key_flags_for_module(sys.argv[0])
-    return {flag.name: flag.value for flag in defined if flag.name not in MACHINE_FLAGS}
+    values = command_line.script_flags()
+    return {name: value for name, value in values.items() if name not in MACHINE_FLAGS}
 
 
 def progress_bar(first: int) -> tqdm:
@@ -369,7 +377,7 @@ def training_batch(latents: Any, step: int) -> Any:
     return jax.tree.map(operator.itemgetter(indices), latents)
 
 
-def validate(evaluate: Callable, mapper: Mapper, latents: Any) -> dict[str, float]:
+def validate(evaluate: Callable, mapper: Mapper, latents: Any, step: int) -> dict[str, float]:
     """Mean losses over the validation latents that fill whole batches."""
     size = len(jax.tree.leaves(latents)[0]) // FLAGS.batch_size * FLAGS.batch_size
     batches = np.arange(size).reshape(-1, FLAGS.batch_size)
@@ -377,7 +385,9 @@ def validate(evaluate: Callable, mapper: Mapper, latents: Any) -> dict[str, floa
     for indices in map(host_share, batches):
         batch = jax.tree.map(operator.itemgetter(indices), latents)
         results.append(evaluate(mapper, batch))
-    return as_floats(jax.tree.map(lambda *values: np.mean(values), *jax.device_get(results)))
+    losses = as_floats(jax.tree.map(lambda *values: np.mean(values), *jax.device_get(results)))
+    check_finite(step, losses)
+    return losses
 
 
 def before_after(generator: Generator, mapper: Mapper, latents: Any) -> Image.Image:
@@ -398,19 +408,17 @@ def before_after(generator: Generator, mapper: Mapper, latents: Any) -> Image.Im
     return before_after_sheet(images(0.0), images(FLAGS.strength), FLAGS.description)
 
 
-def deviation(latents: Any) -> float:
-    """Standard deviation between latents."""
-    return float(np.mean([x.std(axis=0).mean() for x in jax.tree.leaves(latents)]))
-
-
 def export(mapper: Mapper, path: epath.Path) -> None:
     """Writes the mapper, in place of an older one."""
     if jax.process_index() == 0:
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.rmtree(missing_ok=True)
+        unfinished, older = (path.with_name(f"{path.name}.{x}") for x in ("unfinished", "older"))
+        for left_over in (unfinished, older):
+            left_over.rmtree(missing_ok=True)
         save_model(unfinished, mapper)
-        path.rmtree(missing_ok=True)
+        if path.exists():
+            path.rename(older)
         unfinished.rename(path)
+        older.rmtree(missing_ok=True)
 
 
 def as_floats(metrics: Mapping[str, Any]) -> dict[str, float]:

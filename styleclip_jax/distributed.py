@@ -1,12 +1,19 @@
 """Brings the processes of several hosts together."""
 
 import contextlib
+import os
 import socket
 import time
+from collections.abc import Iterator
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from styleclip_jax.errors import InputError
+
+# How many tasks a launcher has started: with one, there are no others to look for.
+_TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def initialize(
@@ -40,10 +47,10 @@ def initialize(
             " three, or none"
         )
     host, _, port = coordinator_address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(
             f"--coordinator_address is {coordinator_address!r}, expected host:port, for example"
-            " 10.0.0.1:1234"
+            " 10.0.0.1:1234, with a port of 1 to 65535"
         )
     if not 0 <= process_id < num_processes:
         raise InputError(f"--process_id is {process_id}, expected 0 to {num_processes - 1}")
@@ -57,18 +64,66 @@ def initialize(
             f" {timeout:g} seconds; start all processes, with numbers 0 to {num_processes - 1}"
         )
     jax.distributed.initialize(
-        coordinator_address, num_processes, process_id, initialization_timeout=int(timeout)
+        coordinator_address,
+        num_processes,
+        process_id,
+        # Under SLURM or Open MPI, JAX would take one GPU for each process otherwise.
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(timeout),
     )
+    _connect_devices()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What is done inside fails on all processes if it fails on one.
+
+    Nothing in it may wait for other processes.
+
+    Raises:
+        InputError: It has failed on another process, which says why.
+    """
+    error = None
+    try:
+        yield
+    except (InputError, OSError) as failure:
+        error = failure
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(error is not None))
+        if error is None and failed.any():
+            number = int(np.argmax(failed))
+            raise InputError(f"process {number} of {len(failed)} has failed, and says why")
+    if error is not None:
+        raise error
+
+
+def _connect_devices() -> None:
+    """Lets all devices meet as soon as all hosts have.
+
+    Connections on CPUs are made by the first exchange, and time out after 30 seconds; later, hosts
+    come at very different times, because one may have compiled faster than another.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("joined")
+        meet = jax.pmap(lambda x: jax.lax.psum(x, "devices"), axis_name="devices")
+        jax.block_until_ready(meet(np.ones(jax.local_device_count(), np.float32)))
 
 
 def _initialize_in_cluster(timeout: float) -> None:
+    if any(os.environ.get(name) == "1" for name in _TASK_COUNTS):
+        return
     try:
         jax.distributed.initialize(initialization_timeout=int(timeout))
     except (ValueError, RuntimeError) as error:
         # What JAX says where it finds no cluster, and where it is in use, as in a notebook.
         alone = ("coordinator_address should be defined", "must be called before any JAX calls")
-        if not any(reason in str(error) for reason in alone):
-            raise
+        if any(reason in str(error) for reason in alone):
+            return
+        raise InputError(
+            f"JAX cannot join the processes of this cluster ({str(error).strip()}); give"
+            " --coordinator_address, --num_processes and --process_id"
+        ) from error
+    _connect_devices()
 
 
 def _call_the_roll(port: int, num_processes: int, timeout: float) -> str:

@@ -9,12 +9,13 @@
     tensorboard/         the same numbers and pictures, and more
 """
 
+import contextlib
 import dataclasses
-import importlib.metadata
+import fcntl
 import json
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -25,56 +26,103 @@ from jax.experimental import multihost_utils
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from styleclip_jax import distributed
 from styleclip_jax.checkpoints import absolute
 from styleclip_jax.errors import InputError
 from styleclip_jax.images import write_image
+from styleclip_jax.results import library_versions
 
 Tree = TypeVar("Tree")
 
 FLAGS_FILE = "config/flags.json"
+LOCK_FILE = "config/lock"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
 TENSORBOARD = "tensorboard"
 
 
-def claim(directory: epath.Path, flags: Mapping[str, Any]) -> None:
-    """Makes a directory this experiment's own, or checks that it is.
+@contextlib.contextmanager
+def claim(directory: epath.Path, flags: Mapping[str, Any]) -> Iterator[None]:
+    """Makes a directory this experiment's own, or checks that it is; holds it for this program.
 
     Every process has to call this; the first one writes.
 
     Args:
-        directory: The experiment directory.
+        directory: The experiment directory, on a file system that all processes share.
         flags: What decides the result, as JSON can hold it.
 
     Raises:
-        InputError: The directory holds something else, or an experiment with other flags.
+        InputError: The directory holds something else, an experiment with other flags, or one that
+            is running; or the processes do not share it, or have different flags.
     """
     path = directory / FLAGS_FILE
     flags = json.loads(json.dumps(flags))
+    with contextlib.ExitStack() as held:
+        with distributed.together():
+            if jax.process_index() == 0:
+                _write_flags(path, directory, flags)
+                _lock(directory, held)
+        with distributed.together():
+            _compare_flags(path, directory, flags)
+        yield
+
+
+def _write_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, Any]) -> None:
     if path.exists():
-        recorded = json.loads(path.read_text())["flags"]
-        differences = [
-            f"--{name} was {recorded.get(name)!r} and is {flags.get(name)!r}"
-            for name in sorted(recorded.keys() | flags.keys())
-            if recorded.get(name) != flags.get(name)
-        ]
-        if differences:
-            raise InputError(
-                f"{directory} holds a run with other flags: {'; '.join(differences)}. Give the"
-                " same flags to go on with it, or another --exp_dir"
-            )
-    elif directory.exists() and any(x.name != path.parent.name for x in directory.iterdir()):
+        return
+    if directory.exists() and any(x.name != path.parent.name for x in directory.iterdir()):
         raise InputError(f"{directory} is not empty and holds no run; give another --exp_dir")
-    # All have looked before one writes.
-    multihost_utils.sync_global_devices("claim")
-    if not path.exists() and jax.process_index() == 0:
-        libraries = ("styleclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-        content = {"flags": flags, "versions": {name: _version(name) for name in libraries}}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        unfinished.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    content = {"flags": flags, "versions": library_versions()}
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.rename(path)
+
+
+def _lock(directory: epath.Path, held: contextlib.ExitStack) -> None:
+    file = held.enter_context(open(directory / LOCK_FILE, "a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{directory} holds a run that is running; wait for it, or end it"
+        ) from None
+    except OSError:
+        pass  # A file system without locks.
+
+
+def _compare_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, Any]) -> None:
+    try:
+        recorded = json.loads(path.read_text())["flags"]
+        names = sorted(recorded.keys() | flags.keys())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is not there on process {jax.process_index()}; --exp_dir has to be on a file"
+            " system that all machines share"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is damaged; give another --exp_dir") from None
+    differences = [
+        f"--{name} was {recorded.get(name)!r} and is {flags.get(name)!r}"
+        for name in names
+        if recorded.get(name) != flags.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{directory} holds a run with other flags: {'; '.join(differences)}. Give the same"
+            " flags to go on with it, or another --exp_dir"
+        )
+
+
+def _read_metrics(path: epath.Path, last: int) -> list[dict[str, Any]]:
+    """The measurements up to a step."""
+    # A line without its end was being written when the run was killed.
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    try:
+        return [line for line in map(json.loads, lines) if line["step"] <= last]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged; remove it to go on without it") from None
 
 
 class Measurements:
@@ -84,6 +132,9 @@ class Measurements:
         directory: The experiment directory.
         step: Where the training goes on; what a run that was killed left of later steps is removed.
             None: it starts anew.
+
+    Raises:
+        InputError: What was measured before is damaged.
     """
 
     def __init__(self, directory: epath.Path, step: int | None):
@@ -91,23 +142,27 @@ class Measurements:
         if not self._writes:
             return
         self._directory = directory
-        path = directory / METRICS_FILE
-        # A line without its end was being written when the run was killed.
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        kept = [x + "\n" for x in lines if step is not None and json.loads(x)["step"] <= step]
+        kept = [] if step is None else _read_metrics(directory / METRICS_FILE, step)
         unfinished = directory / f"{METRICS_FILE}.unfinished"
-        unfinished.write_text("".join(kept))
-        unfinished.replace(path)
-        first = 0 if step is None else step + 1
-        self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=first)
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished.replace(directory / METRICS_FILE)
+        for path in (directory / IMAGES).glob("*.png"):
+            if step is None or int(path.stem.rpartition("_")[2]) > step:
+                path.unlink()
+        # TensorBoard's files are written late, so that a run that was killed has left only some.
+        self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=0)
+        for line in kept:
+            self._show(**line)
+        for path in sorted((directory / IMAGES).glob("*.png")):
+            split, _, number = path.stem.rpartition("_")
+            self._add_image(split, int(number), Image.open(path))
 
     def scalars(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Records numbers; ``split`` is for example ``"train"``."""
         if self._writes:
             with (self._directory / METRICS_FILE).open("a") as file:
                 file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
-            for name, value in metrics.items():
-                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+            self._show(step, split, **metrics)
 
     def picture(self, step: int, split: str, picture: Callable[[], Image.Image]) -> None:
         """Records a picture, which is drawn where it is needed.
@@ -116,9 +171,16 @@ class Measurements:
         """
         if self._writes:
             drawn = picture()
-            self._tensorboard.add_image(split, np.asarray(drawn), step, dataformats="HWC")
+            self._add_image(split, step, drawn)
             if split == "validation":
                 write_image(self._directory / IMAGES / f"{split}_{step:06}.png", drawn)
+
+    def _show(self, step: int, split: str, **metrics: float) -> None:
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def _add_image(self, split: str, step: int, picture: Image.Image) -> None:
+        self._tensorboard.add_image(split, np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes what is left."""
@@ -178,9 +240,17 @@ class Checkpoints:
                 preservation_policy=managers.AnyPreservationPolicy(
                     [
                         managers.LatestN(keep),
-                        managers.BestN(get_metric_fn=_validation_loss, reverse=True, n=1),
+                        managers.BestN(
+                            get_metric_fn=_validation_loss,
+                            reverse=True,
+                            n=1,
+                            # Half of a checkpoint that was being removed.
+                            keep_checkpoints_without_metrics=False,
+                        ),
                     ]
                 ),
+                # What a run that was killed has left unfinished.
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -196,7 +266,7 @@ class Checkpoints:
         progress: Progress,
         validation_loss: float | None = None,
     ) -> None:
-        """Starts to write a checkpoint, unless the step has one.
+        """Starts to write a checkpoint.
 
         Args:
             step: Number of steps taken.
@@ -204,8 +274,6 @@ class Checkpoints:
             progress: What else the training has to remember.
             validation_loss: Where it was measured at this step.
         """
-        if step in self._manager.all_steps():
-            return
         # The copy lets the next step take the device's memory while this one is written.
         arrays = {name: np.array(array) for name, array in _named(state).items()}
         self._manager.save(
@@ -239,8 +307,8 @@ class Checkpoints:
                     progress=ocp.args.JsonRestore(),
                 ),
             )
-        except (ValueError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # Tensorstore's for damaged files have no class of their own.
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise InputError(
                 f"the checkpoint of step {step} in {self._manager.directory} cannot be read:"
                 f" {reason}; remove it to go on from an earlier one"
@@ -279,10 +347,3 @@ def _named(state: Any) -> dict[str, jax.Array]:
 
 def _validation_loss(metrics: Mapping[str, float]) -> float:
     return metrics["validation_loss"]
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -218,8 +218,12 @@ def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.nd
     that do not fill a batch at the end of an epoch are left out of it.
     """
     epoch, batch = divmod(step, size // batch_size)
-    order = np.random.default_rng((seed, epoch)).permutation(size)
-    return order[batch * batch_size : (batch + 1) * batch_size]
+    return _order(seed, epoch, size)[batch * batch_size : (batch + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
+    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 def host_share(indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " share"]:
@@ -272,9 +276,9 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
         if not np.isfinite(value):
             raise FloatingPointError(
-                f"the {name.replace('_', ' ')} is {value} at step {step}; the checkpoints of"
-                " earlier steps are sound, but the training needs other settings, for example a"
-                " lower --learning_rate, in another --exp_dir"
+                f"the {name.replace('_', ' ')} is {value} at step {step}, of which no checkpoint"
+                " was written; the training needs other settings, for example a lower"
+                " --learning_rate, in another --exp_dir"
             )
 
 
@@ -308,17 +312,20 @@ def describe_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> 
 
 
 def training_warnings(
-    first: Mapping[str, float], now: Mapping[str, float], spread: float
+    first: Mapping[str, float], now: Mapping[str, float], latents: Latents | np.ndarray | tuple
 ) -> list[str]:
     """Says by name when the training seems to do nothing.
 
     Args:
         first: Metrics at the start.
         now: Metrics after a while.
-        spread: Standard deviation of the training latents, against which a change is small.
+        latents: The training latents; against the differences between them a change is small.
     """
     warnings = []
-    change = float(now["latent_l2"]) ** 0.5
+    entries = jax.tree.leaves(latents)
+    spread = float(np.mean([np.std(x, axis=0).mean() for x in entries]))
+    # In StyleSpace the metric is the sum over its entries.
+    change = (float(now["latent_l2"]) / len(entries)) ** 0.5
     if change < 0.01 * spread:
         warnings.append(
             f"residual-near-zero: the mapper changes the latents by {change:.2g} (root mean"

@@ -325,11 +325,16 @@ def test_shares_of_the_loss_follow_the_weights():
 
 def test_a_training_that_does_nothing_is_warned_of_by_name():
     first = {"clip_loss": 0.8, "latent_l2": 0.01}
-    assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 0.01}, spread=1.0) == []
-    (flat,) = training_warnings(first, {"clip_loss": 0.799, "latent_l2": 0.01}, spread=1.0)
+    latents = np.random.default_rng(0).normal(size=(200, 3, 4))
+    assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 0.01}, latents) == []
+    (flat,) = training_warnings(first, {"clip_loss": 0.799, "latent_l2": 0.01}, latents)
     assert flat.startswith("clip-loss-flat:")
-    (still,) = training_warnings(first, {"clip_loss": 0.7, "latent_l2": 1e-6}, spread=1.0)
-    assert still.startswith("residual-near-zero:")
+    (still,) = training_warnings(first, {"clip_loss": 0.7, "latent_l2": 6e-5}, latents)
+    assert still.startswith("residual-near-zero:") and "0.0077" in still
+    # In StyleSpace the same change of every entry counts once for each.
+    styles = (latents[:, 0],) * 4
+    assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 4 * 2e-4}, styles) == []
+    assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 4 * 6e-5}, styles) == [still]
 
 
 def free_port() -> int:

@@ -1,5 +1,6 @@
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from PIL import Image
 from styleclip_jax import mapper_training
 from styleclip_jax.checkpoints import flatten, load_mapper, save_model
 from styleclip_jax.experiment import claim
-from styleclip_jax.latents import save_latents
+from styleclip_jax.latents import sample_latents, save_latents
 from styleclip_jax.models import ArcFace, ArcFaceConfig
 
 ROOT = Path(__file__).parents[1]
@@ -55,9 +56,9 @@ def start(generator_path, clip_path, arcface_path, tmp_path_factory):
     """Starts train_mapper.py in a process of its own."""
     cache = tmp_path_factory.mktemp("compiled")
 
-    def start(exp_dir: Path, devices: int = 1, **changes) -> subprocess.Popen:
+    def start(run: Path, devices: int = 1, **changes) -> subprocess.Popen:
         flags = {"generator": generator_path, "clip": clip_path, "arcface": arcface_path}
-        flags |= {"exp_dir": exp_dir} | FLAGS | changes
+        flags |= {"exp_dir": run} | FLAGS | changes
         environment = {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -129,6 +130,15 @@ def assert_same_bits(one: dict, other: dict):
         assert array.tobytes() == other[name].tobytes(), name
 
 
+def wait_for_lines(directory: Path, count: int, *processes: subprocess.Popen) -> None:
+    """Until the run has recorded so many measurements."""
+    log, deadline = directory / "metrics.jsonl", time.monotonic() + 400
+    while not log.exists() or log.read_text().count("\n") < count:
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def wait_for_step(directory: Path, step: int, process: subprocess.Popen) -> None:
     """Until the run has recorded a step and has at least one checkpoint."""
     deadline = time.monotonic() + 400
@@ -184,6 +194,9 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted,
     finish(process, -signal.SIGKILL)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 39, "split": "train", "lo')
+    shutil.copy(
+        directory / "images" / "validation_000010.png", directory / "images/train_000039.png"
+    )
 
     errors = finish(start(directory))
     (resumed,) = map(int, re.findall(r"going on after step (\d+)", errors))
@@ -191,6 +204,15 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted,
     assert_same_bits(last_state(directory), last_state(uninterrupted))
     assert_same_bits(mapper_parameters(directory), mapper_parameters(uninterrupted))
     assert measurements(directory) == measurements(uninterrupted)
+    ours, theirs = (
+        {key: value for key, value in tensorboard(run).items() if value is not None}
+        for run in (directory, uninterrupted)
+    )
+    assert ours == theirs
+    pictures = [
+        sorted(path.name for path in (d / "images").iterdir()) for d in (directory, uninterrupted)
+    ]
+    assert pictures[0] == pictures[1]
     # A run that has ended stays as it is.
     assert f"going on after step {STEPS}" in finish(start(directory))
     assert measurements(directory) == measurements(uninterrupted)
@@ -199,9 +221,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted,
 def test_a_preempted_run_saves_before_it_stops(start, uninterrupted, tmp_path):
     directory = tmp_path / "run"
     process = start(directory, save_interval=1000)
-    while not (directory / "metrics.jsonl").exists() or len(measurements(directory)) < 2:
-        assert process.poll() is None
-        time.sleep(0.005)
+    wait_for_lines(directory, 2, process)
     process.send_signal(signal.SIGTERM)
     errors = finish(process, 128 + signal.SIGTERM)
     (stopped,) = map(int, re.findall(r"stopped by SIGTERM after step (\d+)", errors))
@@ -226,9 +246,7 @@ def test_two_hosts_train_as_one_even_if_one_of_them_is_preempted(start, uninterr
 
     processes = start_both()
     # By then both are about to take the first step.
-    while not (directory / "metrics.jsonl").exists() or not measurements(directory):
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.005)
+    wait_for_lines(directory, 1, *processes)
     processes[1].send_signal(signal.SIGTERM)
     errors = [finish(process, 128 + signal.SIGTERM) for process in processes]
     assert "% CLIP" in errors[0] and "% CLIP" not in errors[1]
@@ -244,6 +262,26 @@ def test_two_hosts_train_as_one_even_if_one_of_them_is_preempted(start, uninterr
     expected = mapper_parameters(uninterrupted)
     for name, array in mapper_parameters(directory).items():
         assert np.abs(array - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max()
+
+
+def test_hosts_that_do_not_agree_all_end_in_one_line(start, tmp_path):
+    def start_both(*changes: dict) -> list[str]:
+        joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
+        processes = [
+            start(tmp_path / "run", 1, **joining, process_id=i, **change)
+            for i, change in enumerate(changes)
+        ]
+        lines = [finish(process, 1).splitlines() for process in processes]
+        return [next(line for line in found if line.startswith("error: ")) for found in lines]
+
+    first, second = start_both({}, {"latents_test": "nowhere.npy"})
+    assert "process 1 of 2 has failed" in first and "nowhere.npy" in second
+    assert not (tmp_path / "run").exists()
+    first, second = start_both({}, {"seed": 1})
+    assert "process 1 of 2 has failed" in first and "--seed was 0 and is 1" in second
+    shutil.rmtree(tmp_path / "run")
+    first, second = start_both({}, {"exp_dir": tmp_path / "elsewhere"})
+    assert "process 1 of 2 has failed" in first and "all machines share" in second
 
 
 @pytest.fixture
@@ -308,7 +346,8 @@ def test_a_run_says_how_it_goes_and_when_it_does_nothing(train, tmp_path, monkey
 
 
 def assert_refused(outcome, *words):
-    errors = [line for line in outcome.err.splitlines() if not line.startswith("note: ")]
+    notes = ("note: ", "going on after step ")
+    errors = [line for line in outcome.err.splitlines() if not line.startswith(notes)]
     assert outcome.code == 1
     assert len(errors) == 1 and errors[0].startswith("error: ")
     for word in words:
@@ -342,6 +381,13 @@ def test_useless_latents_are_refused(train, tmp_path, name, flag):
         ({"no_coarse_mapper": True, "no_medium_mapper": True}, ["nothing to learn"]),
         ({"description": "a person with a very long beard"}, ["tokens", "shorten"]),
         ({"coordinator_address": "127.0.0.1:1"}, ["--num_processes"]),
+        (
+            {"coordinator_address": "127.0.0.1:70000", "num_processes": 2, "process_id": 0},
+            ["127.0.0.1:70000", "65535"],
+        ),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"seed": 2**63}, ["seed", str(2**63)]),
+        ({"exp_dir": "gs://bucket/run"}, ["--exp_dir=gs://bucket/run", "mount"]),
         ({"optimizer": "sgd"}, ["ranger", "adam"]),
     ],
 )
@@ -391,8 +437,88 @@ def test_a_directory_that_holds_something_else_is_refused(train, tmp_path):
 def test_a_run_that_was_killed_while_it_claimed_its_directory_starts_again(tmp_path):
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "flags.unfinished").write_text('{"flags": {"se')
-    claim(epath.Path(tmp_path), {"seed": 0})
+    with claim(epath.Path(tmp_path), {"seed": 0}):
+        pass
     assert json.loads((tmp_path / "config" / "flags.json").read_text())["flags"] == {"seed": 0}
+
+
+def test_a_run_that_is_running_is_left_alone(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert train(max_steps=1).code == 0
+    flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
+    with claim(epath.Path(tmp_path / "run"), flags):
+        assert_refused(train(max_steps=1), "is running; wait for it")
+    assert train(max_steps=1).code == 0
+
+
+@pytest.mark.parametrize("file", ["config/flags.json", "metrics.jsonl"])
+def test_damaged_records_are_refused(train, tmp_path, file):
+    assert train(max_steps=1).code == 0
+    (tmp_path / "run" / file).write_text('{"flags": \n{}\n')
+    assert_refused(train(max_steps=1), file, "damaged")
+
+
+def test_a_damaged_checkpoint_is_refused(train, tmp_path):
+    assert train(max_steps=1).code == 0
+    for path in (tmp_path / "run" / "checkpoints" / "1" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    assert_refused(train(max_steps=1), "checkpoint of step 1", "cannot be read")
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(train, tmp_path, monkeypatch):
+    losses = {"loss": math.nan, "clip_loss": 0.75, "latent_l2": 0.0}
+    monkeypatch.setattr(mapper_training, "make_mapper_evaluation", lambda *_: lambda *_: losses)
+    outcome = train(max_steps=1)
+    assert outcome.code == 1 and "the loss is nan at step 0" in outcome.err
+    assert not (tmp_path / "run" / "mapper").exists()
+
+
+def test_training_stops_when_the_validation_says_so(train, tmp_path):
+    assert train(max_steps=30, val_interval=1, stop_loss=10.0).code == 0
+    assert [line["step"] for line in measurements(tmp_path / "run")][-1] == 1
+    changes = {"max_steps": 30, "val_interval": 1, "learning_rate": 0.0, "patience": 2}
+    assert train(**changes, exp_dir=tmp_path / "patient").code == 0
+    # The first validation is the best of equal ones.
+    assert [line["step"] for line in measurements(tmp_path / "patient")][-1] == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"space": "stylespace", "latents_train": "styles.npz"},
+        {"space": "stylespace", "mapper_type": "FullStyleSpaceMapper"},
+        {"mapper_type": "SingleMapper", "latents_train": "w_plus.npy"},
+        {"dtype": "bfloat16", "optimizer": "adam"},
+    ],
+)
+def test_every_kind_of_mapper_is_trained(train, tmp_path, monkeypatch, generator, changes):
+    monkeypatch.chdir(tmp_path)
+    latents = sample_latents(generator, 8, seed=0)
+    save_latents("w_plus", latents)
+    save_latents("styles", jax.jit(type(generator).styles)(generator, latents))
+    assert train(max_steps=2, val_interval=2, **changes).code == 0
+    mapper = load_mapper(tmp_path / "run")
+    assert type(mapper).__name__ == changes.get(
+        "mapper_type", "WithoutToRGBStyleSpaceMapper" if "space" in changes else "LevelsMapper"
+    )
+
+
+def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+    outcome = run_script(
+        "train_mapper.py",
+        "--description=a person with a beard",
+        f"--exp_dir={tmp_path / 'run'}",
+        "--max_steps=2",
+        "--train_dataset_size=16",
+        "--test_dataset_size=8",
+    )
+    signal.signal(signal.SIGTERM, handler)
+    assert outcome.code == 0, outcome.err
+    flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
+    assert flags["batch_size"] == 8 and flags["learning_rate"] == 2.0
+    assert load_mapper(tmp_path / "run").config.num_layers == 10
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_path):
