@@ -182,23 +182,19 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
         )
 
     def restore(abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = {
-            name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-            for name, a in abstract.items()
-        }
+        # NumPy's arrays stay on the host. Nothing binds them to a device, so that a model goes
+        # where the other arguments of a program are.
+        target = {name: np.empty(a.shape, a.dtype) for name, a in abstract.items()}
         try:
             with _checkpointer() as checkpointer:
-                _check_shapes(path, checkpointer, target)
-                arrays = checkpointer.restore(absolute(path / PARAMETERS), target)
+                _check_shapes(path, checkpointer, abstract)
+                return checkpointer.restore(absolute(path / PARAMETERS), target)
         except InputError:
             raise
         except Exception as error:  # Tensorstore's for damaged files have no class of their own.
             raise InputError(
                 f"the parameters in {path} cannot be read: {_first_line(error)}"
             ) from error
-        # Not bound to a device, so that a model goes where the other arguments of a program are.
-        return {name: np.asarray(array) for name, array in arrays.items()}
 
     try:
         return build(model_class, _CONFIGS[model_class](**fields), restore, dtype)
