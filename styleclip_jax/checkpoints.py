@@ -279,17 +279,24 @@ def to_path(path: epath.PathLike) -> epath.Path:
     """The path, on whatever file system it is.
 
     Raises:
-        InputError: The package for its file system is not installed.
+        InputError: There is no such file system, or its package is not installed.
     """
-    path = epath.Path(path).expanduser()
-    if "://" in str(path):
-        try:
+    scheme, mark, _ = str(path).partition("://")
+    try:
+        path = epath.Path(path).expanduser()
+        if mark:
             path.exists()
-        except ImportError as error:
-            raise InputError(
-                f"{path} needs a package for its file system: pip install 'styleclip-jax[gcs]'"
-                f" ({_first_line(error)})"
-            ) from None
+    except KeyError:  # epath's for a scheme that it does not know, such as https.
+        raise InputError(
+            f"{path} is no directory that can be read or written; download it first, or give a"
+            " local or a gs:// path"
+        ) from None
+    except ImportError as error:
+        package = {"gs": "styleclip-jax[gcs]", "s3": "etils[epath-s3]"}.get(scheme)
+        way_out = f": pip install '{package}'" if package else ""
+        raise InputError(
+            f"{path} needs a package for its file system{way_out} ({_first_line(error)})"
+        ) from None
     return path
 
 

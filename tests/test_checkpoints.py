@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 import time
 from typing import Any, cast
@@ -235,15 +236,24 @@ def test_an_empty_path_is_not_the_default(load):
         load("")
 
 
-def test_a_path_whose_file_system_needs_a_package_says_which(generator, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "package"),
+    [("gs://bucket", "styleclip-jax[gcs]"), ("s3://bucket", "etils[epath-s3]")],
+)
+def test_a_path_whose_file_system_needs_a_package_says_which(generator, monkeypatch, path, package):
     def missing(*_):
         raise ImportError("Please install gcsfs")
 
-    path = "gs://bucket/ffhq"
     monkeypatch.setattr(type(epath.Path(path)), "exists", missing)
     for use in (load_generator, load_mapper, load_tokenizer, lambda p: save_model(p, generator)):
-        with pytest.raises(InputError, match=r"pip install 'styleclip-jax\[gcs\]'.*gcsfs"):
+        with pytest.raises(InputError, match=re.escape(f"pip install '{package}' (Please")):
             use(path)
+
+
+@pytest.mark.parametrize("path", ["https://example.com/ffhq", "no-such-scheme://ffhq"])
+def test_a_url_is_refused_with_the_way_out(path):
+    with pytest.raises(InputError, match="download it first"):
+        load_generator(path)
 
 
 def test_a_run_without_a_validation_has_no_mapper_yet(tmp_path):
