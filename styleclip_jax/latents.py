@@ -5,7 +5,6 @@ file with one array (N, C_i) per layer, named ``layer_00``, ``layer_01`` and so 
 order.
 """
 
-import io
 import os
 from pathlib import Path
 
@@ -89,7 +88,8 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
         content, expected = {"": content}, {"": (None, config.num_layers, config.w_dim)}
     for name, shape in expected.items():
         _check(f"{path} {name}".strip(), content[name], shape)
-    arrays = tuple(jnp.asarray(content[name], jnp.float32) for name in expected)
+    # Copies, for the file may change later.
+    arrays = tuple(jnp.array(content[name], jnp.float32) for name in expected)
     return arrays if "" not in expected else arrays[0]
 
 
@@ -106,15 +106,20 @@ def save_latents(path: str | os.PathLike[str], latents: Latents) -> None:
 
 def _read(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     try:
-        file = io.BytesIO(path.read_bytes())
+        file = path.open("rb")
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a directory, expected a .npy or .npz file") from None
     try:
         # Pickled objects are refused: they could run code.
-        content = np.load(file, allow_pickle=False)
-        return content if isinstance(content, np.ndarray) else dict(content)
+        with file:
+            prefix = np.lib.format.MAGIC_PREFIX
+            if file.read(len(prefix)) == prefix:
+                # Mapped, for it can be large.
+                return np.load(path, mmap_mode="r", allow_pickle=False)
+            file.seek(0)
+            return dict(np.load(file, allow_pickle=False))
     except Exception:  # NumPy, zipfile and zlib have many for damaged files.
         raise InputError(
             f"{path} holds no latents, or is damaged; expected a .npy file of W+ latents or an .npz"
@@ -131,7 +136,9 @@ def _check(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
         raise InputError(f"{name} is empty, expected at least one latent {wanted}")
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{name} has type {array.dtype}, expected floating-point numbers")
-    if not (np.abs(array) <= np.finfo(np.float32).max).all():
+    # Without temporary arrays, for there can be many latents; comparisons with NaN are false.
+    largest = np.finfo(np.float32).max
+    if not (array.min() >= -largest and array.max() <= largest):
         raise InputError(f"{name} has NaN or infinite values; make the latents again")
 
 

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import jax
@@ -74,6 +75,24 @@ def test_double_precision_is_taken(generator, w_plus, tmp_path):
     np.save(tmp_path / "faces.npy", np.asarray(w_plus, np.float64))
     loaded = load_latents(tmp_path / "faces.npy", generator)
     assert jax.tree.leaves(loaded)[0].dtype == jnp.float32
+
+
+def test_loaded_latents_stay_when_the_file_changes(generator, w_plus, tmp_path):
+    save_latents(tmp_path / "faces", w_plus)
+    loaded = load_latents(tmp_path / "faces.npy", generator)
+    np.load(tmp_path / "faces.npy", mmap_mode="r+")[:] = 0
+    np.testing.assert_array_equal(loaded, w_plus)
+
+
+def test_a_large_file_of_another_shape_is_refused_without_being_read(generator, tmp_path):
+    path, shape = tmp_path / "large.npy", (2**20, 2**9, 2**9)
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        # A terabyte, none of it on the disk.
+        file.truncate(file.tell() + 4 * math.prod(shape))
+    with pytest.raises(InputError, match="this generator needs"):
+        load_latents(path, generator)
 
 
 def test_a_failed_write_leaves_the_old_file(generator, w_plus, tmp_path, monkeypatch):
