@@ -50,6 +50,16 @@ def test_text_features_are_openais(name):
     assert_close(encode_text(official_clip(name), tokens), GOLDEN[f"{name}.text_features"])
 
 
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_logits_are_openais(name):
+    model = official_clip(name)
+    images = encode_image(model, golden_pixels(name))
+    texts = encode_text(model, jnp.asarray(GOLDEN.settings["tokens"][name]))
+    images, texts = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
+    logits = jnp.exp(model.logit_scale[...]) * images @ texts.T
+    assert_close(logits, GOLDEN[f"{name}.logits_per_image"])
+
+
 def test_features_and_logits_are_those_of_hugging_faces_clip():
     torch.manual_seed(0)
     shared = {"num_hidden_layers": 2, "projection_dim": 24}

@@ -155,6 +155,21 @@ def test_image_upsampling_is_zero_insertion_and_a_blur():
     np.testing.assert_allclose(ours, slow, atol=1e-6)
 
 
+def test_the_mean_latent_is_an_array_to_numpy_and_jax(generator):
+    mean, width = generator.mean_w, generator.config.w_dim
+    assert mean.shape == np.asarray(mean).shape == jnp.asarray(mean).shape == (width,)
+    w_plus = jnp.ones((2, generator.num_layers, width))
+    expected = np.asarray(w_plus) - np.asarray(mean)
+    for difference in (
+        w_plus - mean,
+        np.asarray(w_plus) - mean,
+        jax.jit(jnp.subtract)(w_plus, mean),
+    ):
+        np.testing.assert_array_equal(difference, expected)
+    np.testing.assert_array_equal(jnp.broadcast_to(mean, w_plus.shape), generator.mean_latents(2))
+    np.testing.assert_allclose(np.linalg.norm(mean), np.linalg.norm(np.asarray(mean)))
+
+
 def test_latents_of_another_generator_are_refused(generator):
     layers, width = generator.num_layers, generator.config.w_dim
     for shape in ((2, layers - 1, width), (2, layers + 1, width), (2, layers, width + 1)):
