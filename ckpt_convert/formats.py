@@ -342,14 +342,18 @@ def _flatten(
 
 
 def _children(item: Any) -> list[tuple[str, Any]]:
-    """The named parts of a container; a module's tensors and submodules count as its own parts."""
-    if isinstance(item, pickles.Object):
-        children = _children(item.attributes)
-        for group in ("_parameters", "_buffers", "_modules"):
-            members = [child for key, child in children if key == group]
-            children = [(key, child) for key, child in children if key != group]
-            children += [pair for member in members for pair in _children(member)]
-        return children
+    """The named parts of an object; a module's tensors and submodules count as its own parts."""
+    if not isinstance(item, pickles.Object):
+        return _entries(item)
+    children = []
+    for key, child in _entries(item.attributes):
+        is_group = key in ("_parameters", "_buffers", "_modules")
+        children += _entries(child) if is_group else [(key, child)]
+    return children
+
+
+def _entries(item: Any) -> list[tuple[str, Any]]:
+    """The named parts of a container; whatever else it is has none."""
     if isinstance(item, dict):
         return [(str(key), child) for key, child in item.items()]
     if isinstance(item, list | tuple):

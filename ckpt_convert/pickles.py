@@ -6,6 +6,7 @@ refused. Source code that NVIDIA's files carry stays a string and is dropped.
 """
 
 import pickle
+import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
@@ -185,7 +186,8 @@ for _element in ("bool", "int", "double", "tensor"):
 for _name, _dtype in _DTYPES.items():
     _ALLOWED |= {f"{module}.{_name}Storage": _dtype for module in ("torch", "torch.cuda")}
 
-_PYTHON_2_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+# Opcodes that number an object, for others to refer to.
+_NUMBERING = ("PUT", "BINPUT", "LONG_BINPUT")
 
 _HINTS = {
     "dnnlib.tflib.network.Network": "; this is a TensorFlow StyleGAN2 file, take NVIDIA's PyTorch "
@@ -203,8 +205,10 @@ class RestrictedUnpickler(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """Looks a global up in the list of allowed names, and imports nothing."""
-        qualified = f"{_PYTHON_2_NAMES.get(module_name, module_name)}.{global_name}"
-        if module_name.startswith("__torch__."):
+        # As Python 2 called it.
+        module = "builtins" if module_name == "__builtin__" else module_name
+        qualified = f"{module}.{global_name}"
+        if qualified.startswith("__torch__."):
             return type(qualified, (Object,), {})
         if qualified not in _ALLOWED:
             raise InputError(
@@ -243,6 +247,7 @@ def load(file: BinaryIO, name: str) -> tuple[Any, dict[str, Storage]]:
     """
     unpickler = RestrictedUnpickler(file, name)
     try:
+        _check_opcodes(file)
         return unpickler.load(), unpickler.storages
     except InputError:
         raise
@@ -250,3 +255,21 @@ def load(file: BinaryIO, name: str) -> tuple[Any, dict[str, Storage]]:
         # Messages quote the stream, line breaks and control characters included.
         reason = ascii(str(error) or type(error).__name__)[1:-1][:100]
         raise InputError(f"{name} is truncated or damaged: {reason}") from None
+
+
+def _check_opcodes(file: BinaryIO) -> None:
+    """Refuses damage that the pickle machine answers with memory instead of an error.
+
+    It allocates what an opcode asks for before it looks whether the file has as many bytes, and a
+    table as long as the highest number given to an object.
+    """
+    start = file.tell()
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            # Whoever writes a pickle counts up.
+            if opcode.name in _NUMBERING and argument is not None and int(argument) > count:
+                raise pickle.UnpicklingError(f"object {argument} comes too early")
+    except UnicodeDecodeError:
+        pass  # A string of Python 2, which the unpickler reads.
+    finally:
+        file.seek(start)

@@ -162,6 +162,9 @@ def test_a_tensorflow_network_is_refused_with_a_way_out():
         b"\x80\xff.",
         b"\x80\x02F1\n\x1b[2J\n.",
         b"\x80\x02" + b"(" * 100_000,
+        b"\x80\x05\x96" + struct.pack("<Q", 2**31) + b"abc.",  # BYTEARRAY8 of 2 GiB
+        b"\x80\x02]r\xff\xff\x0f\x00.",  # the object of number 2^20 after one of no number
+        b"]p1000000\n.",
     ],
 )
 def test_a_damaged_pickle_ends_in_one_line(program):
@@ -170,6 +173,16 @@ def test_a_damaged_pickle_ends_in_one_line(program):
     message = str(error.value)
     assert "truncated or damaged" in message
     assert message.isprintable()
+
+
+def test_classes_of_a_torchscript_archive_made_in_the_main_program_are_read():
+    content, _ = pickles.load(io.BytesIO(b"\x80\x02c__torch__\nNet\n)\x81}b."), "weights.pt")
+    assert isinstance(content, pickles.Object)
+
+
+def test_a_string_of_python_2_is_read():
+    content, _ = pickles.load(io.BytesIO(b"(lp1\nS'\\xff'\np2\na."), "weights.pt")
+    assert content == ["\xff"]
 
 
 def test_containers_that_hold_each_other_end_in_an_error(tmp_path):
