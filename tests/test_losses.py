@@ -82,6 +82,14 @@ def test_clip_loss_has_the_official_gradient(official_clip):
     assert np.abs(gradient - official).max() <= 1e-4 * np.abs(official).max()
 
 
+def test_resizing_is_exact_float32_on_accelerators():
+    with jax.default_matmul_precision("default"):
+        resize = jax.jit(clip_pixels, static_argnums=1)
+        program = resize.lower(jnp.ones((1, 64, 64, 3)), 224).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) == 2 and all("[HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_preprocess_clip_also_normalizes(clip):
     images = jnp.asarray(random_images(1, 64, 64, 3))
     plain, normalized = (clip_pixels(images, 32, how) for how in ("styleclip", "clip"))

@@ -155,6 +155,22 @@ def test_image_upsampling_is_zero_insertion_and_a_blur():
     np.testing.assert_allclose(ours, slow, atol=1e-6)
 
 
+@pytest.mark.parametrize("what", ["mapping", "styles", "demodulation"])
+def test_what_everything_depends_on_is_exact_float32_on_accelerators(generator, what):
+    w_plus = generator.mean_latents(2)
+    conv = generator.synthesis.convs[0]
+    with jax.default_matmul_precision("default"):
+        if what == "mapping":
+            lowered = jax.jit(Generator.map).lower(generator, jnp.ones((2, 12)))
+        elif what == "styles":
+            lowered = jax.jit(Generator.styles).lower(generator, w_plus)
+        else:
+            x, style = jnp.ones((2, 4, 4, 8)), jnp.ones((2, 8))
+            lowered = jax.jit(type(conv).__call__).lower(conv, x, style)
+    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+    assert products and all("[HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_the_mean_latent_is_an_array_to_numpy_and_jax(generator):
     mean, width = generator.mean_w, generator.config.w_dim
     assert mean.shape == np.asarray(mean).shape == jnp.asarray(mean).shape == (width,)
