@@ -201,7 +201,7 @@ def infer_config(source: SourceFile, layout: Layout, table: list[Row]) -> CLIPCo
         return sum(target.startswith(f"{tower}.blocks.") for target in keys) // 12
 
     patch_size = size("vision.patch_embedding.kernel", -1, 32)
-    patches = size("vision.position_embedding", 0, 50) - 1
+    patches = max(0, size("vision.position_embedding", 0, 50) - 1)
     vision_width = size("vision.class_embedding", 0, 768)
     text_width = size("text.token_embedding.embedding", 1, 512)
     try:

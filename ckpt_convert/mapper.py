@@ -4,9 +4,9 @@ Sources: ``mapper/latent_mappers.py``, ``mapper/styleclip_mapper.py`` and
 ``mapper/training/coach.py`` of orpatashnik/StyleCLIP.
 """
 
-import dataclasses
 import math
 import re
+from typing import Any
 
 from ckpt_convert.formats import SourceFile
 from ckpt_convert.mapping import (
@@ -85,24 +85,26 @@ def infer_config(source: SourceFile, type_name: str, prefix: str) -> MapperConfi
     """The shape of the latents that a mapper changes.
 
     Raises:
-        InputError: ``opts`` make no sense.
+        InputError: ``opts`` make no sense, or there is no such architecture.
     """
     size = _option(source, "stylegan_size", _DEFAULT_GENERATOR_SIZE)
     if not isinstance(size, int) or size < 8 or size & (size - 1):
         raise InputError(f"{source.name}: opts.stylegan_size is {size!r}, expected a power of two")
     num_layers = 2 * int(math.log2(size)) - 2
+    config: dict[str, Any] = {"num_layers": num_layers}
     if type_name.endswith("StyleSpaceMapper"):
-        return MapperConfig(num_layers=num_layers, style_dims=_style_dims(source, prefix))
-    biases = [key for key in source.tensors if re.search(r"mapping\.\d+\.bias$", key)]
-    w_dim = dimension(source, biases[0], 0, 512) if biases else 512
-    config = MapperConfig(w_dim=w_dim, num_layers=num_layers)
-    if type_name == "SingleMapper":
-        return config
-    left_out = {
-        group: _option(source, f"no_{group}_mapper", not _has(source, prefix + name))
-        for group, name in GROUPS.items()
-    }
-    return dataclasses.replace(config, **{group: not out for group, out in left_out.items()})
+        config["style_dims"] = _style_dims(source, prefix)
+    else:
+        biases = [key for key in source.tensors if re.search(r"mapping\.\d+\.bias$", key)]
+        config["w_dim"] = dimension(source, biases[0], 0, 512) if biases else 512
+    if type_name == "LevelsMapper":
+        for group, name in GROUPS.items():
+            left_out = not _has(source, prefix + name)
+            config[group] = not _option(source, f"no_{group}_mapper", left_out)
+    try:
+        return MapperConfig(**config)
+    except ValueError as error:
+        raise InputError(f"{source.name}: {error}") from None
 
 
 def _style_dims(source: SourceFile, prefix: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ Parameter trees; every ``Network`` is ``layers[0..3].kernel (in, out)`` and ``la
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -56,6 +57,13 @@ class MapperConfig:
     def __post_init__(self) -> None:
         # JSON knows no tuples, and the configuration has to stay hashable.
         object.__setattr__(self, "style_dims", tuple(self.style_dims))
+        for name in ("w_dim", "num_layers", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if min(self.style_dims, default=1) < 1:
+            raise ValueError(f"style_dims are {self.style_dims}, expected at least 1 each")
+        if not 0 < self.lr_multiplier < math.inf:
+            raise ValueError(f"lr_multiplier is {self.lr_multiplier}, expected a positive number")
 
 
 class Network(nnx.Module):

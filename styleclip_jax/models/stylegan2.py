@@ -66,10 +66,20 @@ class GeneratorConfig:
             raise ValueError(
                 f"resolution is {self.resolution}, expected a power of two from 8 to 1024"
             )
+        for name in ("z_dim", "w_dim", "mapping_layers", "channel_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.channel_base < self.resolution:
+            raise ValueError(
+                f"channel_base is {self.channel_base}, expected at least the resolution,"
+                f" {self.resolution}"
+            )
         if not 0 < self.mapping_lr_multiplier < math.inf:
             raise ValueError(
                 f"mapping_lr_multiplier is {self.mapping_lr_multiplier}, expected a positive number"
             )
+        if self.conv_clamp is not None and not self.conv_clamp > 0:
+            raise ValueError(f"conv_clamp is {self.conv_clamp}, expected None or a positive number")
 
     @property
     def resolutions(self) -> tuple[int, ...]:

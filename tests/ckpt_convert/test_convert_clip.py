@@ -278,6 +278,13 @@ def test_a_patch_of_no_pixels_is_refused(openai, source):
         clip.convert(source(tensors))
 
 
+def test_an_image_without_positions_is_refused(openai, source):
+    tensors = {key: value.numpy() for key, value in openai.state_dict().items()}
+    tensors["visual.positional_embedding"] = tensors["visual.positional_embedding"][:0]
+    with pytest.raises(InputError, match="image_size is 0, expected at least 1"):
+        clip.convert(source(tensors))
+
+
 def test_missing_parts_are_listed(openai, source):
     tensors = {key: value.numpy() for key, value in openai.state_dict().items()}
     del tensors["visual.proj"], tensors["transformer.resblocks.0.ln_1.bias"]

@@ -126,6 +126,12 @@ def test_a_mapper_without_any_bias_is_refused(tmp_path):
         mapper.convert(save(tmp_path / "a.pt", tensors, mapper_type="SingleMapper"))
 
 
+def test_a_mapper_of_no_channels_is_refused(tmp_path):
+    tensors = networks("mapping", width=0)
+    with pytest.raises(InputError, match=r"a\.pt: w_dim is 0, expected at least 1"):
+        mapper.convert(save(tmp_path / "a.pt", tensors, mapper_type="SingleMapper"))
+
+
 def test_other_files_are_refused(source):
     with pytest.raises(InputError, match="no StyleCLIP mapper"):
         mapper.convert(source({"g_ema.style.1.weight": np.zeros(1)}))

@@ -82,3 +82,17 @@ def test_latents_of_another_generator_are_refused(name):
     wrong: Any = w_plus if mapper.space == "w_plus" else styles
     with pytest.raises(InputError, match="use the generator that the mapper was trained with"):
         mapper(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"w_dim": 0}, {"num_layers": 0}, {"depth": 0}, {"style_dims": (4, 0)}]
+)
+def test_a_size_of_zero_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} .* at least 1"):
+        MapperConfig(**wrong)
+
+
+@pytest.mark.parametrize("multiplier", [0.0, float("inf"), float("nan")])
+def test_a_learning_rate_multiplier_that_is_not_positive_is_refused(multiplier):
+    with pytest.raises(ValueError, match="lr_multiplier"):
+        MapperConfig(lr_multiplier=multiplier)

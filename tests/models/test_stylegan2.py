@@ -201,3 +201,20 @@ def test_latents_of_another_generator_are_refused(generator):
 def test_a_learning_rate_multiplier_that_is_not_positive_is_refused(multiplier):
     with pytest.raises(ValueError, match="mapping_lr_multiplier"):
         GeneratorConfig(mapping_lr_multiplier=multiplier)
+
+
+@pytest.mark.parametrize("name", ["z_dim", "w_dim", "mapping_layers", "channel_max"])
+def test_a_size_of_zero_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 0, expected at least 1"):
+        GeneratorConfig(**{name: 0})
+
+
+def test_layers_without_channels_are_refused():
+    with pytest.raises(ValueError, match=r"channel_base is 512, expected at least .* 1024"):
+        GeneratorConfig(channel_base=512)
+
+
+@pytest.mark.parametrize("clamp", [0.0, -256.0, float("nan")])
+def test_a_clamp_that_leaves_nothing_is_refused(clamp):
+    with pytest.raises(ValueError, match="conv_clamp"):
+        GeneratorConfig(conv_clamp=clamp)
