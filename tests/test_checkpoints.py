@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import time
+import types
 from typing import Any, cast
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 from etils import epath
 from jax.core import Tracer
 
+from styleclip_jax import checkpoints
 from styleclip_jax.checkpoints import (
     flatten,
     load_arcface,
@@ -125,9 +127,12 @@ def test_what_a_crash_left_unfinished_does_not_load(clip, tmp_path, monkeypatch,
     elif where == "tokenizer":
         tokenizer_files = {"vocab.json": "text instead of bytes"}
     else:
-        monkeypatch.setattr(json, "dumps", crash)
+        # Ours alone: Orbax writes JSON too, and earlier.
+        broken = types.SimpleNamespace(dumps=crash, loads=json.loads)
+        monkeypatch.setattr(checkpoints, "json", broken)
     with pytest.raises((KeyboardInterrupt, TypeError)):
         save_model(tmp_path / "clip", clip, cast(Any, tokenizer_files))
+    assert (tmp_path / "clip" / "parameters").exists() == (where != "parameters")
     with pytest.raises(InputError, match=r"no config\.json"):
         load_clip(tmp_path / "clip")
 
