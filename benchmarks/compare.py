@@ -95,6 +95,8 @@ def row(name: str, ours: Sequence[dict[str, Any]], official: Sequence[dict[str, 
 
 def main(_: Sequence[str]) -> None:
     """Prints the table, row by row, and below it what was measured on what."""
+    if not FLAGS.cases:
+        raise app.UsageError("--cases names nothing to compare")
     if unknown := set(FLAGS.cases) - set(COUNTERPARTS):
         raise app.UsageError(f"there is no case {', '.join(sorted(unknown))}")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)

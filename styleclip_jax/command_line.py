@@ -130,6 +130,7 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
     command = shlex.join(["python", *sys.argv]) + "\n"
     for number in itertools.count(1):
         directory = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        there = _nearest_directory(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if any(directory.iterdir()):
@@ -140,9 +141,7 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
             # Another run was faster, or a file has this name.
             continue
         except OSError as error:
-            with contextlib.suppress(OSError):
-                (directory / COMMAND_FILE).unlink(missing_ok=True)
-                directory.rmdir()
+            _remove(directory, there)
             raise InputError(
                 f"results cannot be written to {directory} ({error.strerror}); choose another"
                 " directory"
@@ -158,17 +157,26 @@ def run_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     A failure removes what was written, and the directories that were made for it.
     """
     path = Path(path).expanduser().resolve()
-    there = [parent for parent in (path, *path.parents) if parent.is_dir()]
+    there = _nearest_directory(path)
     directory = new_run_directory(path)
     try:
         yield directory
     except BaseException:
-        shutil.rmtree(directory)
-        if directory in there:
-            directory.mkdir()
-        for parent in directory.parents:
-            if parent in there:
-                break
-            with contextlib.suppress(OSError):  # Another run's results are in it.
-                parent.rmdir()
+        _remove(directory, there)
         raise
+
+
+def _nearest_directory(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _remove(directory: Path, there: Path) -> None:
+    """Removes a directory and those above it that were made with it; empties it if it was there."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory == there:
+        directory.mkdir(exist_ok=True)
+    for parent in directory.parents:
+        if there.is_relative_to(parent):
+            break
+        with contextlib.suppress(OSError):  # Another run's results are in it.
+            parent.rmdir()

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -12,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from styleclip_jax.errors import InputError
 
-# How many tasks a launcher has started: with one, there are no others to look for.
-_TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# How many tasks a launcher has started; mpirun may have been called in a SLURM job.
+_TASK_COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 
 
 def initialize(
@@ -25,9 +26,9 @@ def initialize(
     """Joins the processes of a program, before anything else of JAX runs.
 
     Where nothing is given, JAX finds the others by itself on a TPU pod and under SLURM or Open MPI;
-    elsewhere there is one process. Otherwise there is a roll call first, on the coordinator's port,
-    because ``jax.distributed.initialize`` aborts the program when a process does not join, and does
-    not say which.
+    elsewhere there is one process. There ``jax.distributed.initialize`` aborts the program when a
+    process does not join, and does not say which. With the arguments there is a roll call first, on
+    the coordinator's port, which does.
 
     Args:
         coordinator_address: ``host:port`` of process 0, the same for all processes.
@@ -110,11 +111,14 @@ def _connect_devices() -> None:
 
 
 def _initialize_in_cluster(timeout: float) -> None:
-    if any(os.environ.get(name) == "1" for name in _TASK_COUNTS):
+    counts = [os.environ[name] for name in _TASK_COUNTS if name in os.environ]
+    if counts[:1] == ["1"]:
         return
+    # Most programs in a Kubernetes pod are alone.
+    warnings.filterwarnings("ignore", "Kubernetes environment detected")
     try:
         jax.distributed.initialize(initialization_timeout=int(timeout))
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # Every kind of cluster has its own.
         # What JAX says where it finds no cluster, and where it is in use, as in a notebook.
         alone = ("coordinator_address should be defined", "must be called before any JAX calls")
         if any(reason in str(error) for reason in alone):

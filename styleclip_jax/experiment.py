@@ -61,23 +61,27 @@ def claim(directory: epath.Path, flags: Mapping[str, Any]) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with distributed.together():
             if jax.process_index() == 0:
-                _write_flags(path, directory, flags)
-                _lock(directory, held)
+                _take(directory, path, flags, held)
         with distributed.together():
             _compare_flags(path, directory, flags)
         yield
 
 
-def _write_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, Any]) -> None:
-    if path.exists():
-        return
-    if directory.exists() and any(x.name != path.parent.name for x in directory.iterdir()):
+def _take(
+    directory: epath.Path, path: epath.Path, flags: Mapping[str, Any], held: contextlib.ExitStack
+) -> None:
+    """Locks the directory, and records the flags unless a run with others has begun in it."""
+    begun = directory.exists() and any(x.name != path.parent.name for x in directory.iterdir())
+    if begun and not path.exists():
         raise InputError(f"{directory} is not empty and holds no run; give another --exp_dir")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _lock(directory, held)
+    if begun:
+        return
     unfinished = path.with_suffix(".unfinished")
     content = {"flags": flags, "versions": library_versions()}
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.rename(path)
+    unfinished.replace(path)
 
 
 def _lock(directory: epath.Path, held: contextlib.ExitStack) -> None:
@@ -120,7 +124,8 @@ def _read_metrics(path: epath.Path, last: int) -> list[dict[str, Any]]:
     # A line without its end was being written when the run was killed.
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     try:
-        return [line for line in map(json.loads, lines) if line["step"] <= last]
+        read = [json.loads(line) for line in lines]
+        return [line for line in read if line["split"] and line["step"] <= last]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged; remove it to go on without it") from None
 
@@ -146,16 +151,17 @@ class Measurements:
         unfinished = directory / f"{METRICS_FILE}.unfinished"
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         unfinished.replace(directory / METRICS_FILE)
-        for path in (directory / IMAGES).glob("*.png"):
-            if step is None or int(path.stem.rpartition("_")[2]) > step:
-                path.unlink()
         # TensorBoard's files are written late, so that a run that was killed has left only some.
         self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=0)
         for line in kept:
             self._show(**line)
-        for path in sorted((directory / IMAGES).glob("*.png")):
-            split, _, number = path.stem.rpartition("_")
-            self._add_image(split, int(number), Image.open(path))
+        for path in sorted((directory / IMAGES).glob("validation_*.png")):
+            number = int(path.stem.removeprefix("validation_"))
+            if step is None or number > step:
+                path.unlink()
+            else:
+                with Image.open(path) as picture:
+                    self._add_image("validation", number, picture)
 
     def scalars(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Records numbers; ``split`` is for example ``"train"``."""
@@ -167,7 +173,8 @@ class Measurements:
     def picture(self, step: int, split: str, picture: Callable[[], Image.Image]) -> None:
         """Records a picture, which is drawn where it is needed.
 
-        TensorBoard has all of them; those of the validation are files in ``images/`` as well.
+        TensorBoard has those of this run; those of the validation are files in ``images/`` as well,
+        which a resumed run shows again.
         """
         if self._writes:
             drawn = picture()

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from styleclip_jax.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_path
 from styleclip_jax.errors import InputError
-from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.clip import CLIP, CLIPConfig
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -73,33 +73,48 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
     path = to_path(AVATARS / "clip" if path is None else path)
     folder = path / TOKENIZER
     try:
-        config = json.loads((path / CONFIG_FILE).read_text())["config"]
-        context_length, vocab_size = config["context_length"], config["vocab_size"]
-        vocab = dict(json.loads((folder / "vocab.json").read_text("utf-8")))
-        lines = (folder / "merges.txt").read_text("utf-8").splitlines()
+        config = CLIPConfig(**json.loads((path / CONFIG_FILE).read_text())["config"])
+        vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+        vocab, merges = parse_tokenizer(
+            vocab_file.read_bytes(), merges_file.read_bytes(), config.vocab_size
+        )
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{path} has no tokenizer (vocab.json and merges.txt in {TOKENIZER}/); convert the"
             " CLIP again with --tokenizer"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"the tokenizer in {folder} is damaged") from None
-    merges = [line for line in lines if line and not line.startswith("#version")]
-    if not is_tokenizer(vocab, merges, vocab_size):
-        raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP")
-    return Tokenizer(vocab, merges, context_length)
+        raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP") from None
+    return Tokenizer(vocab, merges, config.context_length)
 
 
-def is_tokenizer(vocab: dict[str, Any], merges: Sequence[str], vocab_size: int) -> bool:
-    """Whether these are tokens of a CLIP, all in its vocabulary, the end of a text the last one."""
-    ids = list(vocab.values())
-    pairs = [merge.split() for merge in merges]
-    return (
-        all(type(i) is int and 0 <= i < vocab_size for i in ids)
-        and _START in vocab
-        and vocab.get(_END) == max(ids)
-        and all(len(pair) == 2 and {*pair, "".join(pair)} <= vocab.keys() for pair in pairs)
-    )
+def parse_tokenizer(
+    vocab: bytes, merges: bytes, vocab_size: int
+) -> tuple[dict[str, int], list[str]]:
+    """Reads the contents of ``vocab.json`` and ``merges.txt``.
+
+    Returns:
+        Token ids by token, and the merges, as :class:`Tokenizer` takes them.
+
+    Raises:
+        ValueError: These are no tokens of a CLIP of ``vocab_size`` tokens, or not all are in its
+            vocabulary, or the end of a text is not the last one, or merges are not of tokens.
+    """
+    ids = json.loads(vocab)
+    if not isinstance(ids, dict):
+        raise ValueError("the vocabulary is no JSON object")
+    "".join(ids).encode()  # JSON can write halves of characters, which no text has.
+    lines = merges.decode().split("\n")
+    lines = [line for line in lines if line and not line.startswith("#version")]
+    pairs = [line.split() for line in lines]
+    if not (
+        all(type(i) is int and 0 <= i < vocab_size for i in ids.values())
+        and _START in ids
+        and ids.get(_END) == max(ids.values())
+        and all(len(p) == 2 and {*p, "".join(p)} <= ids.keys() for p in pairs)
+    ):
+        raise ValueError(f"the tokens are not those of a CLIP with {vocab_size}")
+    return ids, lines
 
 
 def encode_texts(
