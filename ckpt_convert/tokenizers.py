@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.text import is_tokenizer
+from styleclip_jax.text import parse_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = ("<|startoftext|>", END_OF_TEXT)
@@ -34,11 +34,17 @@ def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, b
         vocab, merges = _read_directory(path)
     else:
         vocab, merges = _read_openai(path, vocab_size)
-    _check(vocab, merges, vocab_size, path)
-    return {
-        "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
-        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
-    }
+    _check_size(vocab, vocab_size, path)
+    try:
+        files = {
+            "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
+            "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
+        }
+        # As it will be read.
+        parse_tokenizer(files["vocab.json"], files["merges.txt"], vocab_size)
+    except ValueError:
+        raise InputError(f"the tokenizer in {path} is damaged") from None
+    return files
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -92,7 +98,7 @@ def _byte_symbols() -> list[str]:
     return [chr(code) for code in [*printable, *range(256, 512 - len(printable))]]
 
 
-def _check(vocab: Any, merges: list[str], vocab_size: int, path: Path) -> None:
+def _check_size(vocab: Any, vocab_size: int, path: Path) -> None:
     ids = list(vocab.values()) if isinstance(vocab, dict) else []
     if not ids or not all(type(i) is int for i in ids):
         raise InputError(f"the tokenizer in {path} is damaged")
@@ -103,5 +109,3 @@ def _check(vocab: Any, merges: list[str], vocab_size: int, path: Path) -> None:
             f"{max(vocab, key=vocab.__getitem__)!r}; this CLIP knows {vocab_size}, the last one "
             f"{END_OF_TEXT!r}"
         )
-    if not is_tokenizer(vocab, merges, vocab_size):
-        raise InputError(f"the tokenizer in {path} is damaged")

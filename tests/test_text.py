@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import jaxtyping
 import numpy as np
 import pytest
 import seeded
@@ -64,20 +65,38 @@ def test_a_checkpoint_without_tokenizer_is_refused(clip_path, tmp_path):
         load_tokenizer(tmp_path / "clip")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": "b"}', '{"a": 0}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"a": "b"}', '{"a": 0}', '[["a", 0]]', b"\xff", '{"\\ud800": 0}']
+)
 def test_a_damaged_vocabulary_is_refused(clip_path, tmp_path, content):
     shutil.copytree(clip_path, tmp_path / "clip")
-    (tmp_path / "clip" / "tokenizer" / "vocab.json").write_text(content)
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "clip" / "tokenizer" / "vocab.json").write_bytes(content)
     with pytest.raises(InputError, match="damaged"):
         load_tokenizer(tmp_path / "clip")
 
 
-@pytest.mark.parametrize("change", [{"b": -1}, {"b": 190}, {"b": 0.5}, {"<|endoftext|>": 3}])
+@pytest.mark.parametrize(
+    "change", [{"b": -1}, {"b": 190}, {"b": 0.5}, {"<|endoftext|>": 3}, {"\ud800": 4}]
+)
 def test_a_vocabulary_of_another_clip_is_refused(clip_path, tmp_path, change):
     shutil.copytree(clip_path, tmp_path / "clip")
     file = tmp_path / "clip" / "tokenizer" / "vocab.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match="another CLIP"):
+        load_tokenizer(tmp_path / "clip")
+
+
+@pytest.mark.parametrize("size", [{"vocab_size": "many"}, {"vocab_size": None}, {"colour": 3}])
+def test_a_damaged_configuration_is_refused(clip_path, tmp_path, monkeypatch, size):
+    # Users run without the type checks of the tests.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    shutil.copytree(clip_path, tmp_path / "clip")
+    file = tmp_path / "clip" / "config.json"
+    described = json.loads(file.read_text())
+    described["config"] |= size
+    file.write_text(json.dumps(described))
+    with pytest.raises(InputError, match="damaged"):
         load_tokenizer(tmp_path / "clip")
 
 

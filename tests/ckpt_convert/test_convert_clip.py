@@ -379,6 +379,24 @@ def test_a_tokenizer_of_another_clip_is_refused(tmp_path):
         read_tokenizer(tmp_path, 100)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "merges"),
+    [
+        # A line break within a merge; half a character; a merge of three; another sum.
+        (["a", "b", "ab"], ["a\nb"]),
+        (["a", "b", "ab", "\ud800"], ["a b"]),
+        (["a", "b", "ab"], ["a b c"]),
+        (["a", "b"], ["a b"]),
+    ],
+)
+def test_a_tokenizer_that_could_not_be_loaded_is_not_written(tokens, merges, tmp_path):
+    vocab = {t: i for i, t in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    model = {"vocab": vocab, "merges": merges}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(InputError, match="damaged"):
+        read_tokenizer(tmp_path, 100)
+
+
 def test_a_missing_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_tokenizer(tmp_path / "missing", NUM_TOKENS)
