@@ -15,8 +15,10 @@ may contain is ever run.
 """
 
 import argparse
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -92,13 +94,31 @@ def convert(options: argparse.Namespace) -> None:
 
 def _save(destination: epath.Path, conversion: Conversion) -> None:
     try:
-        save_model(destination, conversion.model, conversion.tokenizer_files)
+        with _uninterrupted():
+            save_model(destination, conversion.model, conversion.tokenizer_files)
     except InputError:
         raise
     except BaseException:
         if destination.exists():
             destination.rmtree()
         raise
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM wait: Orbax's threads go on writing when their caller stops."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [
+        signal.signal(number, lambda number, _: received.append(number)) for number in signals
+    ]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
 
 
 def _with_tokenizer(conversion: Conversion, options: argparse.Namespace) -> Conversion:

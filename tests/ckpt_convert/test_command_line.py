@@ -193,6 +193,23 @@ def test_a_write_that_ends_midway_leaves_nothing(
     assert message in fails("stylegan2", rosinality, tmp_path / "out")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_waits_for_the_threads_that_write(
+    fails, rosinality, tmp_path, monkeypatch, number
+):
+    written = []
+
+    def save(path, *_):
+        path.mkdir()
+        signal.raise_signal(number)
+        written.append(path)
+
+    monkeypatch.setattr(command_line, "save_model", save)
+    assert "interrupted" in fails("stylegan2", rosinality, tmp_path / "out")
+    assert written == [tmp_path / "out"]
+    assert signal.getsignal(number) is signal.default_int_handler
+
+
 def test_the_help_shows_examples(capsys):
     with pytest.raises(SystemExit) as stopped:
         command_line.main(["--help"])
