@@ -52,7 +52,7 @@ FLAGS = flags.FLAGS
 DEFAULTS = OptimizeConfig()
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
-AVATARS = {name: getattr(AVATARS_CONFIG, name) for name in ("steps", "learning_rate")}
+AVATARS = {name: getattr(AVATARS_CONFIG, name) for name in ("steps", "learning_rate", "l2_lambda")}
 
 flags.DEFINE_multi_string(
     "description",

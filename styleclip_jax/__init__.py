@@ -16,10 +16,16 @@ from styleclip_jax.mapper_training import (
     init_mapper_state,
     make_mapper_train_step,
 )
-from styleclip_jax.optimization import EditResult, OptimizeConfig, edit_latents
+from styleclip_jax.optimization import (
+    AVATARS_CONFIG,
+    EditResult,
+    OptimizeConfig,
+    edit_latents,
+)
 from styleclip_jax.text import load_tokenizer
 
 __all__ = [
+    "AVATARS_CONFIG",
     "EditResult",
     "InputError",
     "MapperTrainConfig",

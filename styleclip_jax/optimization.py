@@ -85,7 +85,7 @@ class OptimizeConfig:
 
 # What suits the models that come with the package, found by trying, see avatars/REPORT.md: steps that
 # are large enough to leave the neighbourhood in which the generator draws the same face.
-AVATARS_CONFIG = OptimizeConfig(steps=150, learning_rate=1.0)
+AVATARS_CONFIG = OptimizeConfig(steps=150, learning_rate=1.5, l2_lambda=0.012)
 
 
 @jax.tree_util.register_dataclass
