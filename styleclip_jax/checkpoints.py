@@ -175,7 +175,7 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
     path = to_path(path)
     model_class, fields, sizes = _read_config(path, expected)
     # Orbax notices only some damages, and reports them on many lines.
-    if sizes and not sizes.items() <= _file_sizes(path / PARAMETERS).items():
+    if not sizes.items() <= _file_sizes(path / PARAMETERS).items():
         raise InputError(
             f"the parameters in {path} cannot be read: files are missing or have other sizes than"
             " were written; copy or convert the checkpoint again"
@@ -236,12 +236,13 @@ def _file_sizes(directory: epath.Path) -> dict[str, int]:
 
 def _read_config(
     path: epath.Path, expected: tuple[type, ...]
-) -> tuple[Callable[..., nnx.Module], Any, dict[str, int] | None]:
-    """A checkpoint's class, its configuration, and the sizes of its files if it tells them."""
+) -> tuple[Callable[..., nnx.Module], Any, dict[str, int]]:
+    """A checkpoint's class, its configuration, and the sizes of its files as far as it tells."""
     classes = {model.__name__: model for model in expected}
     try:
         described = json.loads((path / CONFIG_FILE).read_text())
-        name, fields, sizes = described["model"], described["config"], described.get("sizes")
+        name, fields = described["model"], described["config"]
+        sizes = dict(described.get("sizes") or {})
     except FileNotFoundError:
         raise InputError(
             f"{path} is no checkpoint directory: it has no {CONFIG_FILE}; official PyTorch files"

@@ -171,7 +171,18 @@ def test_a_kind_of_model_that_does_not_exist_is_refused(damaged):
         load_generator(damaged)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"model": "Generator"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"model": "Generator"}',
+        '{"model": "Generator", "config": {}, "sizes": 3}',
+        '{"model": "Generator", "config": {}, "sizes": ["_METADATA"]}',
+    ],
+)
 def test_a_damaged_configuration_is_refused(damaged, content):
     (damaged / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config\.json is damaged"):

@@ -197,7 +197,9 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Image and text encoders into one space; parity with Hugging Face's is tested to 1e-4.
+    """Image and text encoders into one space; parity with OpenAI's is tested to 1e-4.
+
+    What float32 means on accelerators is told at :class:`~styleclip_jax.models.Generator`.
 
     Args:
         config: The architecture.

@@ -339,9 +339,9 @@ class Synthesis(nnx.Module):
 class Generator(nnx.Module):
     """StyleGAN2 generator; parity with the official PyTorch code is tested to 1e-4.
 
-    Accelerators multiply float32 matrices in shorter formats by default (TF32 on NVIDIA GPUs,
-    bfloat16 on TPUs), and so the convolutions here; ``jax.default_matmul_precision("highest")``
-    makes them exact.
+    Accelerators multiply float32 arrays in shorter formats by default (TF32 on NVIDIA GPUs,
+    bfloat16 on TPUs), and so do the convolutions of every network here; under
+    ``jax.default_matmul_precision("highest")`` they are exact.
 
     Args:
         config: The architecture.
