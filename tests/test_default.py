@@ -67,6 +67,26 @@ def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path,
         assert image["clip_similarity_after"] > image["clip_similarity_before"]
 
 
+def test_the_first_command_puts_sunglasses_on_most_faces(run_script, tmp_path):
+    results = tmp_path / "results"
+    outcome = run_script("optimize.py", f"--description={TEXT}", f"--results_dir={results}")
+    assert outcome.code == 0, outcome.err
+
+    def share_of_dark_pixels(path):
+        with Image.open(path) as image:
+            eyes = np.asarray(image.convert("L"))[24:36, 20:44]
+        return (eyes < 70).mean()
+
+    worn = 0
+    for i in range(4):
+        before, after = (
+            share_of_dark_pixels(results / directory / f"{i:03}.png")
+            for directory in ("before", "1-a-person-with-sunglasses")
+        )
+        worn += after > max(0.4, before + 0.2)
+    assert worn >= 3
+
+
 def test_a_wheel_brings_the_models_along(tmp_path):
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:
