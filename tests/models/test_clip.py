@@ -60,16 +60,6 @@ def test_logits_are_openais(name):
     assert_close(logits, GOLDEN[f"{name}.logits_per_image"])
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_cosines_and_the_scale_of_the_logits_are_openais(name):
-    model = official_clip(name)
-    images = encode_image(model, golden_pixels(name))
-    texts = encode_text(model, jnp.asarray(GOLDEN.settings["tokens"][name]))
-    cosines = images @ texts.T / jnp.outer(*(jnp.linalg.norm(x, axis=1) for x in (images, texts)))
-    logits = jnp.exp(model.logit_scale[...]) * cosines
-    assert_close(logits, GOLDEN[f"{name}.logits_per_image"])
-
-
 def test_layers_are_normalized_exactly_however_far_their_mean_is_from_zero(clip):
     norms = [module for _, module in nnx.iter_modules(clip) if isinstance(module, nnx.LayerNorm)]
     assert len(norms) == 3 + 2 * 2

@@ -112,19 +112,6 @@ def test_a_resolution_that_the_generator_lacks_is_refused(generator, resolution)
         generator(generator.mean_latents(1), resolution)
 
 
-def test_styles_and_demodulation_are_float32_on_accelerators_too(generator):
-    conv = generator.synthesis.convs[0]
-    x = jnp.zeros((1, 4, 4, conv.kernel.shape[2]))
-    with jax.default_matmul_precision("default"):
-        mapping = jax.jit(Generator.map).lower(generator, jnp.zeros((1, 12))).as_text()
-        styles = jax.jit(Generator.styles).lower(generator, generator.mean_latents(1)).as_text()
-        styled = jax.jit(type(conv).__call__).lower(conv, x, x[:, 0, 0]).as_text()
-    for program, products in ((mapping, 2), (styles, 11), (styled, 1)):
-        lines = [line for line in program.splitlines() if "dot_general" in line]
-        assert len(lines) == products
-        assert all("precision = [HIGHEST, HIGHEST]" in line for line in lines)
-
-
 def test_truncation_to_zero_is_the_mean_latent(generator):
     w_plus = generator.map(jnp.ones((1, 12)), truncation=0.0)
     np.testing.assert_allclose(w_plus, generator.mean_latents(1), atol=1e-6)
