@@ -16,19 +16,21 @@ may contain is ever run.
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import logging
 from etils import epath
 
 from ckpt_convert import arcface, clip, formats, latents, mapper, stylegan2
 from ckpt_convert.mapping import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
-from styleclip_jax.checkpoints import save_model
+from styleclip_jax.checkpoints import save_model, to_path
 from styleclip_jax.errors import InputError
 
 MODELS = {
@@ -37,6 +39,9 @@ MODELS = {
     "arcface": (arcface.convert, "the face recognition network model_ir_se50.pth"),
     "mapper": (mapper.convert, "a latent mapper of the official StyleCLIP code"),
 }
+
+# Of an accelerator, and of a CPU in the middle of a computation.
+OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|Out of memory")
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,9 +79,9 @@ def convert(options: argparse.Namespace) -> None:
     """Runs one conversion and prints what was written.
 
     Raises:
-        InputError: The source cannot be converted, or the destination exists.
+        InputError: The source cannot be converted, or the destination exists or cannot be written.
     """
-    destination = epath.Path(options.destination).expanduser()
+    destination = to_path(options.destination)
     if destination.exists():
         raise InputError(f"{destination} already exists; choose another name or remove it first")
     source = formats.read(Path(options.source).expanduser())
@@ -142,7 +147,9 @@ def main(arguments: list[str]) -> int:
         return _fail(error)
     except KeyboardInterrupt:
         return _fail("interrupted")
-    except MemoryError:
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
         return _fail("there is not enough memory")
     return 0
 

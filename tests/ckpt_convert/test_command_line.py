@@ -158,6 +158,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(fails, rosinality, tmp_pa
     assert "no StyleCLIP mapper" in fails("mapper", rosinality, destination)
     assert "neither a tensor" in fails("latents", rosinality, destination)
     assert "already exists" in fails("stylegan2", rosinality, tmp_path)
+    assert "gs:// path" in fails("stylegan2", rosinality, "https://example.org/out")
     content = rosinality.read_bytes()
     rosinality.write_bytes(content[: len(content) // 2])
     assert "truncated" in fails("stylegan2", rosinality, destination)
@@ -175,6 +176,7 @@ def test_a_wrong_command_line_ends_in_one_line(fails):
         (OSError(28, "No space left on device"), "No space left"),
         (KeyboardInterrupt(), "interrupted"),
         (MemoryError(), "not enough memory"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: allocating"), "not enough memory"),
         (signal.SIGTERM, "interrupted"),
     ],
 )
