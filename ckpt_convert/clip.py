@@ -204,16 +204,18 @@ def infer_config(source: SourceFile, layout: Layout, table: list[Row]) -> CLIPCo
     patches = max(0, size("vision.position_embedding", 0, 50) - 1)
     vision_width = size("vision.class_embedding", 0, 768)
     text_width = size("text.token_embedding.embedding", 1, 512)
+    vision_heads = _heads(source, "vision", vision_width, default=12)
+    text_heads = _heads(source, "text", text_width, default=8)
     try:
         return CLIPConfig(
             image_size=round(patches**0.5) * patch_size,
             patch_size=patch_size,
             vision_width=vision_width,
             vision_layers=layers("vision"),
-            vision_heads=_heads(source, "vision", vision_width, default=12),
+            vision_heads=vision_heads,
             text_width=text_width,
             text_layers=layers("text"),
-            text_heads=_heads(source, "text", text_width, default=8),
+            text_heads=text_heads,
             embed_dim=size("vision.projection.kernel", layout.embed_axis, 512),
             context_length=size("text.position_embedding", 0, 77),
             vocab_size=size("text.token_embedding.embedding", 0, 49408),

@@ -226,6 +226,7 @@ def infer_config(source: SourceFile, table: list[Row], prefix: str) -> Generator
         if bias in source.tensors:
             channels[4 * 2**k] = dimension(source, bias, 0, 0)
     channel_base, channel_max = _infer_channels(channels, source.name)
+    clamp = _conv_clamp(source, prefix)
     try:
         return GeneratorConfig(
             resolution=4 * 2 ** (blocks - 1),
@@ -234,10 +235,10 @@ def infer_config(source: SourceFile, table: list[Row], prefix: str) -> Generator
             mapping_layers=sum(target.startswith("mapping.layers.") for target in keys) // 2,
             channel_base=channel_base,
             channel_max=channel_max,
-            conv_clamp=_conv_clamp(source, prefix),
+            conv_clamp=None if clamp is None else float(clamp),
             mapping_lr_multiplier=float(source.values.get(f"{prefix}mapping.fc0.bias_gain", 0.01)),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{source.name}: {error}") from None
 
 
@@ -276,14 +277,13 @@ def _check_supported(source: SourceFile, prefix: str) -> None:
                 raise InputError(f"{source.name}: {path} is {value!r}, only {only!r} is supported")
 
 
-def _conv_clamp(source: SourceFile, prefix: str) -> float | None:
+def _conv_clamp(source: SourceFile, prefix: str) -> Any:
     # Each layer keeps its own; the constructor's default differs between NVIDIA's repositories.
     pattern = re.escape(prefix) + r"synthesis\.b\d+\.(conv\d|torgb)\.conv_clamp"
     clamps = {value for path, value in source.values.items() if re.fullmatch(pattern, path)}
     if len(clamps) > 1:
         raise InputError(f"{source.name} clamps its layers differently: {clamps}")
-    clamp = clamps.pop() if clamps else None
-    return None if clamp is None else float(clamp)
+    return clamps.pop() if clamps else None
 
 
 def _infer_channels(channels: dict[int, int], name: str) -> tuple[int, int]:

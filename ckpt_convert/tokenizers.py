@@ -62,7 +62,7 @@ def _read_directory(path: Path) -> tuple[Any, list[str]]:
             model = json.loads((path / "tokenizer.json").read_text("utf-8"))["model"]
             merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
             return model["vocab"], merges
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"the tokenizer in {path} is damaged") from None
     raise InputError(
         f"{path} has no tokenizer: expected vocab.json and merges.txt, or tokenizer.json"

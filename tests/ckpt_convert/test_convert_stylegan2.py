@@ -146,6 +146,8 @@ def test_a_last_layer_that_is_missing_altogether_is_listed(source):
         ),
         ({}, {"mapping.fc0.bias_gain": 0.0}, "mapping_lr_multiplier is 0.0"),
         ({}, {"mapping.fc0.bias_gain": None}, "NoneType"),
+        ({}, {"mapping.fc0.bias_gain": 10**400}, "too large"),
+        ({}, {"synthesis.b8.conv0.conv_clamp": 10**400}, "too large"),
         (
             {},
             {"synthesis.b8.conv0.conv_clamp": 256, "synthesis.b8.torgb.conv_clamp": None},
