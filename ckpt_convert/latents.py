@@ -47,8 +47,10 @@ def save(path: str | os.PathLike[str], latents: Latents) -> None:
     """Writes latents to ``path``, completely or not at all.
 
     Raises:
-        InputError: ``path`` exists or has the wrong ending.
+        InputError: ``path`` exists, is not local or has the wrong ending.
     """
+    if "://" in os.fspath(path):
+        raise InputError(f"{path} is no local path; latents are written to local files")
     path = Path(path)
     kind, suffix = ("StyleSpace", ".npz") if isinstance(latents, tuple) else ("W+", ".npy")
     if path.suffix != suffix:

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -68,3 +69,10 @@ def test_an_existing_file_is_kept(convert, tmp_path):
     with pytest.raises(InputError, match="already exists"):
         convert(torch.ones(1, 2, 3), "a.npy")
     assert (tmp_path / "out" / "a.npy").read_text() == "mine"
+
+
+def test_latents_are_not_written_to_a_directory_named_after_a_bucket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no local path"):
+        latents.save("gs://bucket/a.npy", jnp.ones((1, 2, 3)))
+    assert not list(tmp_path.iterdir())
