@@ -83,7 +83,7 @@ class OptimizeConfig:
             raise InputError(f"stop_loss is {self.stop_loss}, expected a finite number")
 
 
-# What suits the models that come with the package, found by trying, see avatars/REPORT.md: steps that
+# What suits the models that come with the package, found by trying (avatars/REPORT.md): steps that
 # are large enough to leave the neighbourhood in which the generator draws the same face.
 AVATARS_CONFIG = OptimizeConfig(steps=150, learning_rate=1.5, l2_lambda=0.012)
 
