@@ -253,7 +253,7 @@ def _read_config(
             f"{path} is a file, expected a checkpoint directory; official PyTorch files are"
             " converted first, with python -m ckpt_convert"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path / CONFIG_FILE} is damaged: it does not describe a model") from None
     if name not in list(classes):
         raise InputError(f"{path} holds a {name}, expected a {' or '.join(classes)}")

@@ -83,7 +83,7 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
             f"{path} has no tokenizer (vocab.json and merges.txt in {TOKENIZER}/); convert the"
             " CLIP again with --tokenizer"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP") from None
     return Tokenizer(vocab, merges, config.context_length)
 
