@@ -35,7 +35,7 @@ MAPPERS = {
     "afro": ("a person with an afro", "hair", "curly afro"),
     "sunglasses": ("a person with sunglasses", "glasses", "sunglasses"),
     "beard": ("a person with a beard", "facial_hair", "beard"),
-    "surprised": ("a surprised person", "eyes", "surprised"),
+    "smile": ("a smiling person", "mouth", "smiling"),
     "hat": ("a person wearing a hat", "headwear", "hat"),
 }
 # For the time per image.
