@@ -221,7 +221,9 @@ def main(_: Sequence[str]) -> None:
         if resumed is not None:
             state, progress = saved.restore(resumed, state)
             say(f"going on after step {resumed}")
-        with contextlib.closing(Measurements(directory, resumed)) as measurements:
+        with distributed.together():
+            measurements = Measurements(directory, resumed)
+        with contextlib.closing(measurements):
             if resumed is None:
                 progress.first = validate(evaluate, state.mapper, test_latents, step=0)
                 measurements.scalars(0, "validation", progress.first)

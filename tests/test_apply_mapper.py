@@ -161,6 +161,14 @@ def test_mappers_that_come_with_the_package_are_found_by_name(
     assert "there is no mapper moonglasses" in outcome.err and "sunglasses" in outcome.err
 
 
+def test_a_mapper_that_comes_with_the_package_needs_no_other_flag(run_script, tmp_path):
+    results = tmp_path / "results"
+    outcome = run_script("apply_mapper.py", "--mapper=sunglasses", f"--results_dir={results}")
+    assert outcome.code == 0, outcome.err
+    before, after = (read(results / d / "003.png") for d in ("before", "strength_0.1"))
+    assert np.abs(after - before).mean() > 0.01
+
+
 def test_a_strength_that_is_not_finite_is_refused(apply, tmp_path):
     assert_refused(apply("--strength=nan"), tmp_path, "strength", "finite")
 

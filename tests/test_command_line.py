@@ -220,5 +220,9 @@ def test_a_directory_in_which_nothing_can_be_written_is_not_left_behind(tmp_path
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(InputError, match="No space left"):
-        command_line.new_run_directory(tmp_path / "results")
-    assert not (tmp_path / "results").exists()
+        command_line.new_run_directory(tmp_path / "a" / "results")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="No space left"):
+        command_line.new_run_directory(tmp_path / "mine")
+    assert (tmp_path / "mine").is_dir()
