@@ -235,31 +235,39 @@ class Checkpoints:
     Args:
         directory: The experiment directory.
         keep: How many of the latest checkpoints are kept beside the best one.
+
+    Raises:
+        InputError: The metrics of a checkpoint are damaged.
     """
 
     def __init__(self, directory: epath.Path, keep: int = 3):
+        path = absolute(directory / CHECKPOINTS)
         managers = ocp.checkpoint_managers
-        self._manager = ocp.CheckpointManager(
-            absolute(directory / CHECKPOINTS),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_validation_loss,
-                best_mode="min",
-                preservation_policy=managers.AnyPreservationPolicy(
-                    [
-                        managers.LatestN(keep),
-                        managers.BestN(
-                            get_metric_fn=_validation_loss,
-                            reverse=True,
-                            n=1,
-                            # Half of a checkpoint that was being removed.
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
-                # What a run that was killed has left unfinished.
-                cleanup_tmp_directories=True,
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_validation_loss,
+            best_mode="min",
+            preservation_policy=managers.AnyPreservationPolicy(
+                [
+                    managers.LatestN(keep),
+                    managers.BestN(
+                        get_metric_fn=_validation_loss,
+                        reverse=True,
+                        n=1,
+                        # Half of a checkpoint that was being removed.
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
             ),
+            # What a run that was killed has left unfinished.
+            cleanup_tmp_directories=True,
         )
+        try:
+            self._manager = ocp.CheckpointManager(path, options=options)
+        except ValueError as error:
+            raise InputError(
+                f"the metrics of a checkpoint in {path} cannot be read: {error}; remove the"
+                " checkpoint whose metrics/metrics is damaged"
+            ) from error
 
     @property
     def latest_step(self) -> int | None:

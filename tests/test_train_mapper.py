@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 import json
 import math
@@ -21,7 +22,8 @@ from PIL import Image
 
 from styleclip_jax import mapper_training
 from styleclip_jax.checkpoints import flatten, load_mapper, save_model
-from styleclip_jax.experiment import claim
+from styleclip_jax.errors import InputError
+from styleclip_jax.experiment import Checkpoints, Progress, claim
 from styleclip_jax.latents import sample_latents, save_latents
 from styleclip_jax.models import ArcFace, ArcFaceConfig
 
@@ -188,15 +190,15 @@ def test_tensorboard_shows_the_same_numbers_and_pictures(uninterrupted):
 
 def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted, tmp_path):
     directory = tmp_path / "run"
-    process = start(directory)
-    wait_for_step(directory, 15, process)
-    process.send_signal(signal.SIGKILL)
-    finish(process, -signal.SIGKILL)
+    for step in (15, 25):
+        process = start(directory)
+        wait_for_step(directory, step, process)
+        process.send_signal(signal.SIGKILL)
+        finish(process, -signal.SIGKILL)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 39, "split": "train", "lo')
-    shutil.copy(
-        directory / "images" / "validation_000010.png", directory / "images/train_000039.png"
-    )
+    images = directory / "images"
+    shutil.copy(images / "validation_000010.png", images / "validation_000039.png")
 
     errors = finish(start(directory))
     (resumed,) = map(int, re.findall(r"going on after step (\d+)", errors))
@@ -209,10 +211,8 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted,
         for run in (directory, uninterrupted)
     )
     assert ours == theirs
-    pictures = [
-        sorted(path.name for path in (d / "images").iterdir()) for d in (directory, uninterrupted)
-    ]
-    assert pictures[0] == pictures[1]
+    steps = [path.name for path in sorted(images.iterdir())]
+    assert steps == [f"validation_{step:06}.png" for step in (10, 20, 30, 40)]
     # A run that has ended stays as it is.
     assert f"going on after step {STEPS}" in finish(start(directory))
     assert measurements(directory) == measurements(uninterrupted)
@@ -279,8 +279,9 @@ def test_hosts_that_do_not_agree_all_end_in_one_line(start, tmp_path):
     assert not (tmp_path / "run").exists()
     first, second = start_both({}, {"seed": 1})
     assert "process 1 of 2 has failed" in first and "--seed was 0 and is 1" in second
-    shutil.rmtree(tmp_path / "run")
-    first, second = start_both({}, {"exp_dir": tmp_path / "elsewhere"})
+    # What has not begun may begin with other flags.
+    changes = {"seed": 2}
+    first, second = start_both(changes, changes | {"exp_dir": tmp_path / "elsewhere"})
     assert "process 1 of 2 has failed" in first and "all machines share" in second
 
 
@@ -291,6 +292,7 @@ def train(run_script, generator_path, clip_path, tmp_path):
     def train(**changes):
         flags = {"generator": generator_path, "clip": clip_path, "exp_dir": tmp_path / "run"}
         flags |= FLAGS | changes
+        flags = {name: value for name, value in flags.items() if value is not None}
         handler = signal.getsignal(signal.SIGTERM)
         try:
             return run_script("train_mapper.py", *(f"--{k}={v}" for k, v in flags.items()))
@@ -325,7 +327,9 @@ def test_defaults_are_the_official_ones(run_script):
     assert {name: defaults.get(name) for name in official} == official
 
 
-def test_a_run_says_how_it_goes_and_when_it_does_nothing(train, tmp_path, monkeypatch):
+@pytest.fixture
+def without_networks(monkeypatch):
+    """Lets training change nothing, and compile nothing."""
     losses = {"loss": 0.8, "clip_loss": 0.75, "latent_l2": 1e-12}
     stand_ins = {
         "make_mapper_train_step": lambda *_: lambda state, _: (state, losses),
@@ -334,9 +338,19 @@ def test_a_run_says_how_it_goes_and_when_it_does_nothing(train, tmp_path, monkey
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(mapper_training, name, stand_in)
+
+
+def test_a_large_batch_is_validated_on_as_many_images(train, without_networks):
+    changes = {"train_dataset_size": 65, "test_dataset_size": None}
+    outcome = train(batch_size=65, max_steps=1, mapper_type="LevelsMapper", **changes)
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_run_says_how_it_goes_and_when_it_does_nothing(train, without_networks, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     outcome = train(max_steps=2, val_interval=2, mapper_type="LevelsMapper")
     assert outcome.code == 0, outcome.err
+    assert "step 2, validation loss 0.8000" in outcome.err
     assert "note: no --arcface, so no identity loss" in outcome.err
     assert "loss 0.8000: 100.0% CLIP (1 x 0.75), 0.0% latent L2" in outcome.err
     bar = outcome.err.split("\r")[-1]
@@ -464,6 +478,18 @@ def test_a_damaged_checkpoint_is_refused(train, tmp_path):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     assert_refused(train(max_steps=1), "checkpoint of step 1", "cannot be read")
+
+
+@pytest.mark.parametrize("part", ["state", "progress", "metrics"])
+def test_every_part_of_a_checkpoint_may_be_damaged(tmp_path, part):
+    state = {"weights": jnp.ones(3)}
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as saved:
+        saved.save(1, state, Progress(), validation_loss=0.5)
+    for path in (tmp_path / "checkpoints" / "1" / part).iterdir():
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot be read: .*; remove"):
+        Checkpoints(epath.Path(tmp_path)).restore(1, state)
 
 
 def test_a_validation_that_is_not_finite_stops_the_run(train, tmp_path, monkeypatch):
