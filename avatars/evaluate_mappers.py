@@ -35,7 +35,7 @@ MAPPERS = {
     "afro": ("a person with an afro", "hair", "curly afro"),
     "sunglasses": ("a person with sunglasses", "glasses", "sunglasses"),
     "beard": ("a person with a beard", "facial_hair", "beard"),
-    "smile": ("a smiling person", "mouth", "smiling"),
+    "surprised": ("a surprised person", "eyes", "surprised"),
     "hat": ("a person wearing a hat", "headwear", "hat"),
 }
 # For the time per image.

@@ -16,7 +16,7 @@ from styleclip_jax.mapper_training import apply_mapper
 
 ROOT = Path(__file__).parents[1]
 TEXT = "a person with sunglasses"
-MAPPERS = ("afro", "beard", "hat", "purple_hair", "smile", "sunglasses")
+MAPPERS = ("afro", "beard", "hat", "purple_hair", "sunglasses", "surprised")
 
 
 @pytest.fixture
