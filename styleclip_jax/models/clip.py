@@ -107,8 +107,7 @@ class Attention(nnx.Module):
 
 
 def _layer_norm(width: int, *, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
-    # As PyTorch: the variance is that of the centred values, which cancels less.
-    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
 class Block(nnx.Module):
