@@ -107,7 +107,8 @@ class Attention(nnx.Module):
 
 
 def _layer_norm(width: int, *, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
-    return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    # As PyTorch: the variance is that of the centred values, which cancels less.
+    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 class Block(nnx.Module):

@@ -60,6 +60,19 @@ def test_logits_are_openais(name):
     assert_close(logits, GOLDEN[f"{name}.logits_per_image"])
 
 
+def test_layers_are_normalized_exactly_however_far_their_mean_is_from_zero(clip):
+    norms = [module for _, module in nnx.iter_modules(clip) if isinstance(module, nnx.LayerNorm)]
+    assert len(norms) == 3 + 2 * 2
+    for norm in norms:
+        width = norm.num_features
+        x = np.random.default_rng(0).normal(1000, 1, (4, width)).astype(np.float32)
+        exact = x.astype(np.float64)
+        exact = (exact - exact.mean(1, keepdims=True)) / np.sqrt(exact.var(1, keepdims=True) + 1e-5)
+        assert norm.scale is not None and norm.bias is not None
+        ours = (norm(jnp.asarray(x)) - norm.bias[...]) / norm.scale[...]
+        np.testing.assert_allclose(ours, exact, atol=1e-3)
+
+
 def test_features_and_logits_are_those_of_hugging_faces_clip():
     torch.manual_seed(0)
     shared = {"num_hidden_layers": 2, "projection_dim": 24}
