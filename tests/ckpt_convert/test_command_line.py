@@ -200,6 +200,8 @@ def test_an_interruption_waits_for_the_threads_that_write(
     fails, rosinality, tmp_path, monkeypatch, number
 ):
     written = []
+    # A program that runs in the background begins with interruptions ignored.
+    before = signal.signal(number, signal.default_int_handler)
 
     def save(path, *_):
         path.mkdir()
@@ -207,9 +209,12 @@ def test_an_interruption_waits_for_the_threads_that_write(
         written.append(path)
 
     monkeypatch.setattr(command_line, "save_model", save)
-    assert "interrupted" in fails("stylegan2", rosinality, tmp_path / "out")
+    try:
+        assert "interrupted" in fails("stylegan2", rosinality, tmp_path / "out")
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert written == [tmp_path / "out"]
-    assert signal.getsignal(number) is signal.default_int_handler
 
 
 def test_the_help_shows_examples(capsys):
