@@ -16,7 +16,6 @@ may contain is ever run.
 
 import argparse
 import contextlib
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from ckpt_convert import arcface, clip, formats, latents, mapper, stylegan2
 from ckpt_convert.mapping import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
 from styleclip_jax.checkpoints import save_model, to_path
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, is_out_of_memory
 
 MODELS = {
     "stylegan2": (stylegan2.convert, "a generator: rosinality's .pt or NVIDIA's .pkl"),
@@ -39,9 +38,6 @@ MODELS = {
     "arcface": (arcface.convert, "the face recognition network model_ir_se50.pth"),
     "mapper": (mapper.convert, "a latent mapper of the official StyleCLIP code"),
 }
-
-# Of an accelerator, and of a CPU in the middle of a computation.
-OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|Out of memory")
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,7 +144,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+        if not is_out_of_memory(error):
             raise
         return _fail("there is not enough memory")
     return 0

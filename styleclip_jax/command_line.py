@@ -18,13 +18,10 @@ from typing import Any, NoReturn, TypeVar, cast
 import jax
 from absl import app, flags, logging
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, is_out_of_memory
 
 CACHE = Path("~/.cache/styleclip_jax")
 COMMAND_FILE = "command.txt"
-
-# Of a device, and of a CPU in the middle of a computation.
-_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 
 Config = TypeVar("Config")
 
@@ -57,8 +54,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         except KeyboardInterrupt:
             _fail("interrupted")
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            known = isinstance(error, MemoryError)
-            if not known and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            if not is_out_of_memory(error):
                 raise
             _fail("there is not enough memory; take fewer images at a time")
 

@@ -1,4 +1,9 @@
-"""The one exception for mistakes that the user can mend."""
+"""What ends a script in one line: mistakes that the user can mend, and too little memory."""
+
+import jax
+
+# Of a device, and of a CPU in the middle of a computation.
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 
 
 class InputError(ValueError):
@@ -7,3 +12,8 @@ class InputError(ValueError):
     Scripts print the message as one line and exit with code 1; in a library call it is an
     ordinary ``ValueError``.
     """
+
+
+def is_out_of_memory(error: MemoryError | jax.errors.JaxRuntimeError) -> bool:
+    """Whether the host's memory or a device's has run out."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
