@@ -8,7 +8,6 @@
 """
 
 import io
-import json
 import lzma
 import math
 import os
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from ckpt_convert import pickles
 from styleclip_jax.errors import InputError
+from styleclip_jax.files import parse_json
 
 # The first object of a legacy stream (torch/serialization.py).
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -146,8 +146,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_text("utf-8"))
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, expected a JSON object")

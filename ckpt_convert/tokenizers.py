@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.files import parse_json
 from styleclip_jax.text import parse_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -55,14 +56,14 @@ def has_tokenizer(directory: Path) -> bool:
 def _read_directory(path: Path) -> tuple[Any, list[str]]:
     try:
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-            vocab = json.loads((path / "vocab.json").read_text("utf-8"))
+            vocab = parse_json((path / "vocab.json").read_text("utf-8"))
             lines = (path / "merges.txt").read_text("utf-8").split("\n")
             return vocab, [line for line in lines if line and not line.startswith("#version")]
         if (path / "tokenizer.json").is_file():
-            model = json.loads((path / "tokenizer.json").read_text("utf-8"))["model"]
+            model = parse_json((path / "tokenizer.json").read_text("utf-8"))["model"]
             merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
             return model["vocab"], merges
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"the tokenizer in {path} is damaged") from None
     raise InputError(
         f"{path} has no tokenizer: expected vocab.json and merges.txt, or tokenizer.json"

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.files import parse_json
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.models.mapper import MAPPER_TYPES, Mapper, MapperConfig
@@ -28,7 +29,9 @@ AVATARS = epath.Path(str(importlib.resources.files("styleclip_jax") / "pretraine
 CONFIG_FILE = "config.json"
 PARAMETERS = "parameters"
 TOKENIZER = "tokenizer"
+# Of a run of train_mapper.py.
 MAPPER = "mapper"
+FLAGS_FILE = "config/flags.json"
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
@@ -157,7 +160,7 @@ def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:
 def _find_mapper(path: epath.Path) -> epath.Path:
     if (path / MAPPER / CONFIG_FILE).exists():
         return path / MAPPER
-    if (path / "config" / "flags.json").exists():
+    if (path / FLAGS_FILE).exists():
         raise InputError(f"the run {path} has no mapper yet: its first validation writes one")
     if path.exists():
         return path
@@ -240,7 +243,7 @@ def _read_config(
     """A checkpoint's class, its configuration, and the sizes of its files as far as it tells."""
     classes = {model.__name__: model for model in expected}
     try:
-        described = json.loads((path / CONFIG_FILE).read_text())
+        described = parse_json((path / CONFIG_FILE).read_text())
         name, fields = described["model"], described["config"]
         sizes = dict(described.get("sizes") or {})
     except FileNotFoundError:
@@ -253,7 +256,7 @@ def _read_config(
             f"{path} is a file, expected a checkpoint directory; official PyTorch files are"
             " converted first, with python -m ckpt_convert"
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"{path / CONFIG_FILE} is damaged: it does not describe a model") from None
     if name not in list(classes):
         raise InputError(f"{path} holds a {name}, expected a {' or '.join(classes)}")

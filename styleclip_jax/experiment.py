@@ -27,14 +27,14 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from styleclip_jax import distributed
-from styleclip_jax.checkpoints import absolute
+from styleclip_jax.checkpoints import FLAGS_FILE, absolute
 from styleclip_jax.errors import InputError
+from styleclip_jax.files import parse_json
 from styleclip_jax.images import write_image
 from styleclip_jax.results import library_versions
 
 Tree = TypeVar("Tree")
 
-FLAGS_FILE = "config/flags.json"
 LOCK_FILE = "config/lock"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -98,7 +98,7 @@ def _lock(directory: epath.Path, held: contextlib.ExitStack) -> None:
 
 def _compare_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, Any]) -> None:
     try:
-        recorded = json.loads(path.read_text())["flags"]
+        recorded = parse_json(path.read_text())["flags"]
         names = sorted(recorded.keys() | flags.keys())
     except FileNotFoundError:
         raise InputError(
@@ -124,7 +124,7 @@ def _read_metrics(path: epath.Path, last: int) -> list[dict[str, Any]]:
     # A line without its end was being written when the run was killed.
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     try:
-        read = [json.loads(line) for line in lines]
+        read = [parse_json(line) for line in lines]
         return [line for line in read if line["split"] and line["step"] <= last]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged; remove it to go on without it") from None

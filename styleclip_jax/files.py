@@ -1,10 +1,11 @@
-"""Files that are either complete or absent."""
+"""Files that are either complete or absent, and JSON that may be damaged."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -28,3 +29,15 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parses JSON.
+
+    Raises:
+        ValueError: It is damaged, or nests without end.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"it nests too deep ({error})") from None

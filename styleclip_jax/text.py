@@ -1,7 +1,6 @@
 """Texts to tokens to features: CLIP's tokenizer and text tower."""
 
 import html
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from styleclip_jax.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_path
 from styleclip_jax.errors import InputError
+from styleclip_jax.files import parse_json
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -73,7 +73,7 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
     path = to_path(AVATARS / "clip" if path is None else path)
     folder = path / TOKENIZER
     try:
-        config = CLIPConfig(**json.loads((path / CONFIG_FILE).read_text())["config"])
+        config = CLIPConfig(**parse_json((path / CONFIG_FILE).read_text())["config"])
         vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
         vocab, merges = parse_tokenizer(
             vocab_file.read_bytes(), merges_file.read_bytes(), config.vocab_size
@@ -83,7 +83,7 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
             f"{path} has no tokenizer (vocab.json and merges.txt in {TOKENIZER}/); convert the"
             " CLIP again with --tokenizer"
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP") from None
     return Tokenizer(vocab, merges, config.context_length)
 
@@ -100,7 +100,7 @@ def parse_tokenizer(
         ValueError: These are no tokens of a CLIP of ``vocab_size`` tokens, or not all are in its
             vocabulary, or the end of a text is not the last one, or merges are not of tokens.
     """
-    ids = json.loads(vocab)
+    ids = parse_json(vocab)
     if not isinstance(ids, dict):
         raise ValueError("the vocabulary is no JSON object")
     "".join(ids).encode()  # JSON can write halves of characters, which no text has.
