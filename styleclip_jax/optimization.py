@@ -214,9 +214,14 @@ def edit_latents(
             break
     result = _finish(problem, state)
     # No loss has seen what the last step made.
-    if not all(jnp.isfinite(x).all() for x in jax.tree.leaves((result.latents, result.images))):
+    if not _is_finite((result.latents, result.images)):
         raise _not_finite("image", int(state.step), config.steps)
     return result
+
+
+@jax.jit
+def _is_finite(arrays: tuple[Latents, Array]) -> Bool[Array, ""]:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(arrays)]).all()
 
 
 def _not_finite(what: str, step: int, steps: int) -> FloatingPointError:
@@ -242,11 +247,8 @@ def _check(generator, clip, latents, text_features, config, arcface) -> Latents:
             )
         if config.space != "stylespace":
             raise InputError("latents are StyleSpace arrays, which need space='stylespace'")
-    elif np.shape(latents)[1:] != (architecture.num_layers, architecture.w_dim):
-        raise InputError(
-            f"latents have shape {np.shape(latents)}, this generator needs"
-            f" (images, {architecture.num_layers}, {architecture.w_dim})"
-        )
+    else:
+        architecture.check_w_plus(np.shape(latents))
     latents = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), latents)
     if isinstance(latents, list):
         latents = tuple(latents)

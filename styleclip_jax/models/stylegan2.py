@@ -95,6 +95,14 @@ class GeneratorConfig:
         """Channels of the activations at ``resolution`` pixels."""
         return min(self.channel_base // resolution, self.channel_max)
 
+    def check_w_plus(self, shape: tuple[int, ...]) -> None:
+        """Raises InputError unless W+ latents have the shape (B, num_layers, w_dim)."""
+        if shape[1:] != (self.num_layers, self.w_dim):
+            raise InputError(
+                f"latents have shape {shape}, this generator needs"
+                f" (images, {self.num_layers}, {self.w_dim})"
+            )
+
     @property
     def style_dims(self) -> tuple[int, ...]:
         """Widths of the StyleSpace entries in the official order."""
@@ -386,11 +394,7 @@ class Generator(nnx.Module):
         Raises:
             InputError: The latents are not (B, num_layers, w_dim).
         """
-        if w_plus.shape[1:] != (self.num_layers, self.config.w_dim):
-            raise InputError(
-                f"latents have shape {w_plus.shape}, this generator needs"
-                f" (images, {self.num_layers}, {self.config.w_dim})"
-            )
+        self.config.check_w_plus(w_plus.shape)
         convs, rgbs = self.synthesis.convs, self.synthesis.rgbs
         styles = [convs[0].affine(w_plus[:, 0]), rgbs[0].affine(w_plus[:, 1])]
         for k in range(1, len(rgbs)):
