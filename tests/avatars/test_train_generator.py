@@ -1,5 +1,3 @@
-from typing import Any, cast
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,10 +61,11 @@ def test_the_fast_gradient_of_a_convolution_is_the_gradient(size, padding):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, 6, 5, 4))
     kernel = jax.random.normal(keys[1], (size, size, 4, 3))
-    results = []
-    for convolve in (train_generator.convolve, stylegan2.convolve):
-        y, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, padding), x, kernel)  # noqa: B023
-        y = jnp.asarray(cast(Any, y))
-        results.append((y, *pullback(jax.random.normal(keys[2], y.shape))))
+
+    def value_and_gradients(convolve):
+        y, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, padding), x, kernel)
+        return y, *pullback(jax.random.normal(keys[2], y.shape))
+
+    results = map(value_and_gradients, (train_generator.convolve, stylegan2.convolve))
     for fast, plain in zip(*results, strict=True):
         np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
