@@ -174,7 +174,7 @@ def main(_: Sequence[str]) -> None:
         print(text, score, flush=True)
     for part in ("before", "target", "others"):
         metrics[f"edits_{part}"] = float(np.mean([s[part] for s in metrics["edits"].values()]))
-    image_files.write_image(out / "edits.png", grid(np.concatenate(rows), 12))
+    image_files.write_image(out / "edits.jpg", grid(np.concatenate(rows), 12))
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(json.dumps({k: v for k, v in metrics.items() if not isinstance(v, dict)}, indent=2))
 
