@@ -1,7 +1,5 @@
 """What ends a script in one line: mistakes that the user can mend, and too little memory."""
 
-import jax
-
 # Of a device, and of a CPU in the middle of a computation.
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 
@@ -14,6 +12,6 @@ class InputError(ValueError):
     """
 
 
-def is_out_of_memory(error: MemoryError | jax.errors.JaxRuntimeError) -> bool:
-    """Whether the host's memory or a device's has run out."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error, of Python or of JAX, says that the host's memory or a device's has run out."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)

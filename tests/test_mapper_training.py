@@ -149,7 +149,8 @@ def steps_by_devices(tmp_path_factory) -> dict[str, dict]:
     for name in ("1", "2", "4", "2x2"):
         with np.load(directory / f"{name}.npz") as archive:
             results[name] = dict(archive)
-        programs = [path.read_text() for path in (directory / name).glob("*after_optimizations.txt")]
+        files = (directory / name).glob("*after_optimizations.txt")
+        programs = [file.read_text() for file in files]
         # XLA calls all pmapped programs the same: another is that by which processes meet.
         results[name]["programs"] = [program for program in programs if "pmapped_step" in program]
     return results
