@@ -13,5 +13,5 @@ class InputError(ValueError):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error, of Python or of JAX, says that the host's memory or a device's has run out."""
+    """Whether an error of Python or JAX says that the memory of host or device has run out."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
