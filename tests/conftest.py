@@ -1,8 +1,10 @@
 """Small random models, and scripts run as from the command line."""
 
 import json
+import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +24,16 @@ from styleclip_jax.models import CLIP, CLIPConfig, Generator, GeneratorConfig  #
 
 ROOT = Path(__file__).parents[1]
 
-# Tests neither read nor fill the user's cache of compiled programs.
-jax.config.update("jax_enable_compilation_cache", False)
+# Several processes that run tests share an accelerator.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Tests, and the scripts that they start, share a cache of compiled programs, but not the user's.
+_COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+for _option, _value in {
+    "jax_compilation_cache_dir": _COMPILED.name,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+}.items():
+    jax.config.update(_option, _value)
+    os.environ[_option.upper()] = str(_value)
 # Parity is a matter of float32, which accelerators multiply in shorter formats by default.
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -43,6 +53,13 @@ CLIP_CONFIG = CLIPConfig(
     context_length=20,
     vocab_size=190,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Frees what a module has compiled: Linux lets a process have 65,530 pieces of memory."""
+    yield
+    jax.clear_caches()
 
 
 def tokenizer_files() -> dict[str, bytes]:

@@ -352,6 +352,7 @@ def test_a_hugging_face_tokenizer_is_read_from_old_and_new_files(tmp_path):
         (gzip.compress(b"\xff\xfe" * 9), "no tokenizer"),
         (gzip.compress(b"#version")[:-9], "no tokenizer"),
     ],
+    ids=["no gzip", "few", "not pairs", "not utf-8", "truncated"],
 )
 def test_a_damaged_merges_file_is_refused(content, message, tmp_path):
     path = tmp_path / "bpe.txt.gz"
