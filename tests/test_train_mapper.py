@@ -54,24 +54,17 @@ def arcface_path(random_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start(generator_path, clip_path, arcface_path, tmp_path_factory):
+def start(generator_path, clip_path, arcface_path):
     """Starts train_mapper.py in a process of its own."""
-    cache = tmp_path_factory.mktemp("compiled")
 
     def start(run: Path, devices: int = 1, **changes) -> subprocess.Popen:
         flags = {"generator": generator_path, "clip": clip_path, "arcface": arcface_path}
         flags |= {"exp_dir": run} | FLAGS | changes
-        environment = {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            # Hosts wait half a minute for each other, so none may be spared a compilation alone.
-            "JAX_ENABLE_COMPILATION_CACHE": str(devices == 1),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        device_count = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
             [sys.executable, "train_mapper.py", *(f"--{k}={v}" for k, v in flags.items())],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, "XLA_FLAGS": device_count},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
