@@ -69,22 +69,21 @@ def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path,
 
 def test_the_first_command_puts_sunglasses_on_most_faces(run_script, tmp_path):
     results = tmp_path / "results"
-    outcome = run_script("optimize.py", f"--description={TEXT}", f"--results_dir={results}")
+    # Which faces get them depends on rounding, and so on the machine; how many, hardly.
+    outcome = run_script(
+        "optimize.py", f"--description={TEXT}", f"--results_dir={results}", "--num_images=16"
+    )
     assert outcome.code == 0, outcome.err
 
-    def share_of_dark_pixels(path):
-        with Image.open(path) as image:
-            eyes = np.asarray(image.convert("L"))[24:36, 20:44]
-        return (eyes < 70).mean()
+    def share_of_dark_pixels(directory):
+        images = [Image.open(path).convert("L") for path in sorted(directory.glob("0*.png"))]
+        return np.mean([np.asarray(image)[24:36, 20:44] < 70 for image in images], (1, 2))
 
-    worn = 0
-    for i in range(4):
-        before, after = (
-            share_of_dark_pixels(results / directory / f"{i:03}.png")
-            for directory in ("before", "1-a-person-with-sunglasses")
-        )
-        worn += after > max(0.4, before + 0.2)
-    assert worn >= 3
+    before = share_of_dark_pixels(results / "before")
+    after = share_of_dark_pixels(results / "1-a-person-with-sunglasses")
+    bare = before < 0.3  # Some wear sunglasses already, or are too dark to tell.
+    assert bare.sum() >= 8
+    assert (after[bare] > 0.5).mean() >= 0.6
 
 
 def test_a_wheel_brings_the_models_along(tmp_path):
