@@ -41,6 +41,7 @@ from styleclip_jax.losses import clip_loss
 from styleclip_jax.models import CLIP, ArcFace, Generator
 from styleclip_jax.optimization import (
     AVATARS_CONFIG,
+    AVATARS_GENERATE_CONFIG,
     EditResult,
     OptimizeConfig,
     edit_latents,
@@ -52,7 +53,14 @@ FLAGS = flags.FLAGS
 DEFAULTS = OptimizeConfig()
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
-AVATARS = {name: getattr(AVATARS_CONFIG, name) for name in ("steps", "learning_rate", "l2_lambda")}
+AVATARS = {
+    "edit": {
+        name: getattr(AVATARS_CONFIG, name) for name in ("steps", "learning_rate", "l2_lambda")
+    },
+    "generate": {
+        name: getattr(AVATARS_GENERATE_CONFIG, name) for name in ("steps", "learning_rate")
+    },
+}
 
 flags.DEFINE_multi_string(
     "description",
@@ -72,7 +80,10 @@ flags.DEFINE_string(
     None,
     "The network that draws the images: the directory that python -m ckpt_convert stylegan2 wrote."
     " Default: the avatars that come with the package, and settings that suit them: "
-    + ", ".join(f"--{name}={value}" for name, value in AVATARS.items())
+    + "; ".join(
+        f"to {mode}, " + ", ".join(f"--{name}={value}" for name, value in settings.items())
+        for mode, settings in AVATARS.items()
+    )
     + ".",
 )
 flags.DEFINE_string(
@@ -187,7 +198,7 @@ flags.DEFINE_integer(
 def main(_: Sequence[str]) -> None:
     """Applies every text to all images, and writes the results."""
     if not FLAGS.generator:
-        for name, value in AVATARS.items():
+        for name, value in AVATARS[FLAGS.mode].items():
             FLAGS.set_default(name, value)
     config = command_line.config_from_flags(OptimizeConfig)
     check_flags(config)

@@ -4,6 +4,7 @@ Writes `metrics.json` and sheets to look at. The judge of everything is the attr
 `avatars.classifier`, trained separately on rendered pictures; faces and pictures are unseen ones.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from styleclip_jax.command_line import run
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
 from styleclip_jax.models import CLIP, Generator
-from styleclip_jax.optimization import AVATARS_CONFIG, edit_latents
+from styleclip_jax.optimization import AVATARS_CONFIG, AVATARS_GENERATE_CONFIG, edit_latents
 from styleclip_jax.text import Tokenizer, encode_texts, load_tokenizer
 
 FLAGS = flags.FLAGS
@@ -160,13 +161,24 @@ def main(_: Sequence[str]) -> None:
     metrics["frechet_halves_of_data"] = distance(features[half:], features[:half])
     image_files.write_image(out / "samples.png", grid(generate(generator, 64, 0.7), 8))
 
+    mean = generator.mean_latents(len(EDITS))
+    text_features = encode_texts(clip, tokenizer, list(EDITS))
+    result = edit_latents(generator, clip, mean, text_features, AVATARS_GENERATE_CONFIG)
+    seen = labels_of(classifier, np.asarray(result.images))
+    metrics["generated_from_text"] = {
+        text: bool(labels[NAMES.index(slot)] == index(slot, value))
+        for labels, (text, (slot, value)) in zip(seen, EDITS.items(), strict=True)
+    }
+    image_files.write_image(out / "generated_from_text.png", grid(np.asarray(result.images), 7))
+
+    config = dataclasses.replace(AVATARS_CONFIG, space=FLAGS.space)
     start = sample_latents(generator, FLAGS.faces, SEED - 1)
     before = np.asarray(jax.jit(lambda generator, w: generator(w))(generator, start))
     seen_before = labels_of(classifier, before)
     metrics["edits"], rows = {}, [before[:12]]
     for text, (slot, value) in EDITS.items():
         text_features = encode_texts(clip, tokenizer, [text])
-        result = edit_latents(generator, clip, start, text_features, AVATARS_CONFIG)
+        result = edit_latents(generator, clip, start, text_features, config)
         edited = np.asarray(result.images)
         score = edit_score(seen_before, labels_of(classifier, edited), slot, value)
         metrics["edits"][text] = score
@@ -187,4 +199,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("clip", None, "CLIP; default: the one in the package.")
     flags.DEFINE_integer("samples", 5000, "Generated pictures for histograms and Fréchet distance.")
     flags.DEFINE_integer("faces", 64, "Random faces per edit.")
+    flags.DEFINE_enum("space", "w_plus", ["w_plus", "stylespace"], "Space of the edits.")
     run(main)

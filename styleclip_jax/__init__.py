@@ -18,6 +18,7 @@ from styleclip_jax.mapper_training import (
 )
 from styleclip_jax.optimization import (
     AVATARS_CONFIG,
+    AVATARS_GENERATE_CONFIG,
     EditResult,
     OptimizeConfig,
     edit_latents,
@@ -26,6 +27,7 @@ from styleclip_jax.text import load_tokenizer
 
 __all__ = [
     "AVATARS_CONFIG",
+    "AVATARS_GENERATE_CONFIG",
     "EditResult",
     "InputError",
     "MapperTrainConfig",

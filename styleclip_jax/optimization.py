@@ -86,6 +86,8 @@ class OptimizeConfig:
 # What suits the models that come with the package, found by trying (avatars/REPORT.md): steps that
 # are large enough to leave the neighbourhood in which the generator draws the same face.
 AVATARS_CONFIG = OptimizeConfig(steps=150, learning_rate=1.5, l2_lambda=0.012)
+# Where no image holds the latents back, such steps would leave all that looks like a face.
+AVATARS_GENERATE_CONFIG = OptimizeConfig(mode="generate", steps=60, learning_rate=0.02)
 
 
 @jax.tree_util.register_dataclass

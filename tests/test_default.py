@@ -67,6 +67,12 @@ def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path,
         assert image["clip_similarity_after"] > image["clip_similarity_before"]
 
 
+def share_of_dark_pixels(directory):
+    """Of the eyes, by image."""
+    images = [Image.open(path).convert("L") for path in sorted(directory.glob("0*.png"))]
+    return np.mean([np.asarray(image)[24:36, 20:44] < 70 for image in images], (1, 2))
+
+
 def test_the_first_command_puts_sunglasses_on_most_faces(run_script, tmp_path):
     results = tmp_path / "results"
     # Which faces get them depends on rounding, and so on the machine; how many, hardly.
@@ -75,15 +81,26 @@ def test_the_first_command_puts_sunglasses_on_most_faces(run_script, tmp_path):
     )
     assert outcome.code == 0, outcome.err
 
-    def share_of_dark_pixels(directory):
-        images = [Image.open(path).convert("L") for path in sorted(directory.glob("0*.png"))]
-        return np.mean([np.asarray(image)[24:36, 20:44] < 70 for image in images], (1, 2))
-
     before = share_of_dark_pixels(results / "before")
     after = share_of_dark_pixels(results / "1-a-person-with-sunglasses")
     bare = before < 0.3  # Some wear sunglasses already, or are too dark to tell.
     assert bare.sum() >= 8
     assert (after[bare] > 0.5).mean() >= 0.6
+
+
+def test_a_face_with_sunglasses_is_made_from_the_text_alone(run_script, tmp_path):
+    results = tmp_path / "results"
+    outcome = run_script(
+        "optimize.py", f"--description={TEXT}", f"--results_dir={results}", "--mode=generate"
+    )
+    assert outcome.code == 0, outcome.err
+    before = share_of_dark_pixels(results / "before")
+    after = share_of_dark_pixels(results / "1-a-person-with-sunglasses")
+    assert before < 0.3 and after > 0.5
+    # A face, not whatever else CLIP might like: its background is one bright colour.
+    with Image.open(results / "1-a-person-with-sunglasses" / "000.png") as image:
+        corners = np.asarray(image)[2:14, [*range(2, 14), *range(50, 62)]]
+    assert corners.mean() > 150 and corners.std(axis=(0, 1)).max() < 25
 
 
 def test_a_wheel_brings_the_models_along(tmp_path):
