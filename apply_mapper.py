@@ -89,6 +89,7 @@ flags.DEFINE_float(
 
 def main(_: Sequence[str]) -> None:
     """Applies the mappers with every strength to all images, and writes the results."""
+    command_line.refuse_random_images("latents", "num_images", "seed", "truncation")
     mappers = [load_mapper(path) for path in FLAGS.mapper]
     generator = load_generator(FLAGS.generator, FLAGS.dtype)
     if FLAGS.latents:
@@ -153,6 +154,8 @@ def apply(
         new = min(len(indices), size - indices[0])
         # The device holds no more than one batch of images.
         images = np.asarray(images)[:new]
+        if not np.isfinite(images).all():
+            raise FloatingPointError(f"images are not finite with --strength={strength}")
         write_images(directory, images, first=int(indices[0]))
         rows += [*images[: max(SHEET_ROWS - len(rows), 0)]]
         parts.append(jax.tree.map(operator.itemgetter(slice(new)), edited))

@@ -202,6 +202,8 @@ def main(_: Sequence[str]) -> None:
             FLAGS.set_default(name, value)
     config = command_line.config_from_flags(OptimizeConfig)
     check_flags(config)
+    # Python must not end while a step, which an interruption may have left behind, still runs.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     with command_line.run_directory(FLAGS.results_dir) as directory:
         generator = load_generator(FLAGS.generator, FLAGS.dtype)
         clip = load_clip(FLAGS.clip, FLAGS.dtype)
@@ -250,17 +252,14 @@ def check_flags(config: OptimizeConfig) -> None:
         raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.005")
     if config.patience == 0 and FLAGS["min_improvement"].present:
         raise InputError("--min_improvement goes with --patience, which is not given")
-    random_images = [f"--{n}" for n in ("num_images", "seed", "truncation") if FLAGS[n].present]
-    if config.mode == "generate" and (FLAGS.latents or random_images):
+    random_images = ("num_images", "seed", "truncation")
+    given = FLAGS.latents or any(FLAGS[name].present for name in random_images)
+    if config.mode == "generate" and given:
         raise InputError(
             "--mode=generate makes one image, from the mean image; leave out --latents,"
             " --num_images, --seed and --truncation, or use --mode=edit"
         )
-    if FLAGS.latents and random_images:
-        raise InputError(
-            f"{', '.join(random_images)}: for random images, but --latents gives the images; leave"
-            " out one or the other"
-        )
+    command_line.refuse_random_images("latents", *random_images)
     if FLAGS.generator and not FLAGS.clip:
         print(
             "note: the CLIP that comes with the package knows nothing but avatars; give --clip too",

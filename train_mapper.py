@@ -187,8 +187,12 @@ flags.DEFINE_string(
     None,
     "On several machines: host:port of the first one. Not needed on TPU pods and under SLURM.",
 )
-flags.DEFINE_integer("num_processes", None, "On several machines: how many there are.")
-flags.DEFINE_integer("process_id", None, "On several machines: number of this one, from 0.")
+flags.DEFINE_integer(
+    "num_processes", None, "On several machines: how many there are.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "process_id", None, "On several machines: number of this one, from 0.", lower_bound=0
+)
 flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other machines.", lower_bound=1)
 
 
@@ -205,8 +209,10 @@ def main(_: Sequence[str]) -> None:
         clip = replicate(load_clip(FLAGS.clip, FLAGS.dtype))
         arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
         text_features = encode_texts(clip, tokenizer, [FLAGS.description])
-        train_latents = read_latents("latents_train", "train_dataset_size", generator, FLAGS.seed)
-        test_latents = read_latents("latents_test", "test_dataset_size", generator, FLAGS.seed + 1)
+        # Other faces than the other scripts draw with this seed, so that those show what is new.
+        seeds = map(int, np.random.SeedSequence(FLAGS.seed).generate_state(2))
+        train_latents = read_latents("latents_train", "train_dataset_size", generator, next(seeds))
+        test_latents = read_latents("latents_test", "test_dataset_size", generator, next(seeds))
         mapper = new_mapper(generator)
         training_batch(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
 
@@ -283,6 +289,10 @@ def choose_defaults() -> None:
             FLAGS.set_default(name, value)
     elif not FLAGS.clip:
         say("note: the CLIP that comes with the package knows nothing but avatars; give --clip too")
+    command_line.refuse_random_images("latents_train", "train_dataset_size")
+    command_line.refuse_random_images("latents_test", "test_dataset_size")
+    if FLAGS.latents_train and FLAGS.latents_test:
+        command_line.refuse_random_images("latents_train", "truncation")
     FLAGS.set_default("test_dataset_size", max(FLAGS.test_dataset_size, FLAGS.batch_size))
     if not FLAGS.mapper_type:
         in_stylespace = FLAGS.space == "stylespace"

@@ -27,7 +27,7 @@ from styleclip_jax.text import encode_texts, load_tokenizer
 
 FLAGS = flags.FLAGS
 
-# Seeds of train_mapper.py are 0 and 1.
+# Of faces that no training of a mapper sees; the mappers that ship saw seeds 0 and 1.
 SEED = 2_000_000
 # Name: the text it was trained for, and what the classifier must see afterwards.
 MAPPERS = {

@@ -162,12 +162,12 @@ def _find_mapper(path: epath.Path) -> epath.Path:
         return path / MAPPER
     if (path / FLAGS_FILE).exists():
         raise InputError(f"the run {path} has no mapper yet: its first validation writes one")
+    ours = AVATARS / "mappers"
+    names = sorted(mapper.name for mapper in ours.iterdir()) if ours.exists() else []
+    if str(path) in names and not (path / CONFIG_FILE).exists():
+        return ours / path
     if path.exists():
         return path
-    ours = AVATARS / "mappers"
-    if (ours / path).exists():
-        return ours / path
-    names = sorted(mapper.name for mapper in ours.iterdir()) if ours.exists() else []
     raise InputError(
         f"there is no mapper {path}; give a directory of train_mapper.py or of python -m"
         f" ckpt_convert mapper, or a name of these: {', '.join(names) or 'none'}"
@@ -247,9 +247,10 @@ def _read_config(
         name, fields = described["model"], described["config"]
         sizes = dict(described.get("sizes") or {})
     except FileNotFoundError:
+        found = f"has no {CONFIG_FILE}" if path.exists() else "does not exist"
         raise InputError(
-            f"{path} is no checkpoint directory: it has no {CONFIG_FILE}; official PyTorch files"
-            " are converted first, with python -m ckpt_convert"
+            f"{path} is no checkpoint directory: it {found}; official PyTorch files are converted"
+            " first, with python -m ckpt_convert"
         ) from None
     except NotADirectoryError:
         raise InputError(

@@ -70,6 +70,16 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
 
 
+def refuse_random_images(latents_flag: str, *names: str) -> None:
+    """Raises InputError where latents are given, and flags of random images in their place too."""
+    given = [f"--{name}" for name in names if flags.FLAGS[name].present]
+    if flags.FLAGS[latents_flag].value and given:
+        raise InputError(
+            f"{', '.join(given)}: for random images, but --{latents_flag} gives the images; leave"
+            " out one or the other"
+        )
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)

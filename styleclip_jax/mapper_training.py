@@ -197,6 +197,10 @@ def apply_mapper(
         InputError: The mapper was made for another generator, or for the other latent space.
     """
     mappers: tuple[Any, ...] = tuple(mapper) if isinstance(mapper, Sequence) else (mapper,)
+    if not mappers:
+        raise InputError("there is no mapper to apply")
+    if isinstance(latents, list):
+        latents = tuple(latents)
     spaces = {m.space for m in mappers}
     if len(spaces) != 1:
         raise InputError(

@@ -255,6 +255,8 @@ def _check(generator, clip, latents, text_features, config, arcface) -> Latents:
     if isinstance(latents, list):
         latents = tuple(latents)
     batch = jax.tree.leaves(latents)[0].shape[0]
+    if not batch:
+        raise InputError("there are no latents to edit")
     if text_features.shape not in ((1, clip.config.embed_dim), (batch, clip.config.embed_dim)):
         raise InputError(
             f"text_features have shape {text_features.shape}, expected"

@@ -1,6 +1,7 @@
 """Texts to tokens to features: CLIP's tokenizer and text tower."""
 
 import html
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ class Tokenizer:
     """
 
     def __init__(self, vocab: dict[str, int], merges: Sequence[str], context_length: int):
+        # Tokenizers need no PyTorch, whose absence it would remark upon.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         # Slow to import, and needed only where texts are read.
         from transformers import CLIPTokenizer
 
@@ -36,12 +39,13 @@ class Tokenizer:
         self._tokenizer = CLIPTokenizer(vocab=vocab, merges=pairs)
         self.context_length = context_length
 
-    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "batch context"]:
-        """Encodes texts as OpenAI's ``clip.tokenize`` does: start, tokens, end, zeros.
+    def __call__(self, texts: str | Sequence[str]) -> Int[np.ndarray, "batch context"]:
+        """Encodes texts, or one, as OpenAI's ``clip.tokenize`` does: start, tokens, end, zeros.
 
         Raises:
             InputError: A text is empty or longer than the context.
         """
+        texts = [texts] if isinstance(texts, str) else texts
         tokens = np.zeros((len(texts), self.context_length), np.int32)
         for row, text in zip(tokens, texts, strict=True):
             ids = self._tokenizer(_clean(text))["input_ids"]

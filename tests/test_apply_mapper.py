@@ -9,6 +9,7 @@ from PIL import Image
 
 from styleclip_jax import checkpoints
 from styleclip_jax.checkpoints import save_model
+from styleclip_jax.errors import InputError
 from styleclip_jax.latents import draw, load_latents, sample_latents, save_latents
 from styleclip_jax.mapper_training import apply_mapper
 from styleclip_jax.models import Generator, LevelsMapper, MapperConfig
@@ -41,7 +42,7 @@ def apply(run_script, generator_path, tmp_path, mapper):
             "apply_mapper.py",
             f"--generator={generator_path}",
             f"--mapper={mapper}",
-            "--num_images=3",
+            *([] if any("--latents" in argument for argument in arguments) else ["--num_images=3"]),
             f"--results_dir={tmp_path / 'results'}",
             *arguments,
         )
@@ -138,6 +139,21 @@ def test_a_sheet_of_many_images_shows_the_first_ones_and_says_so(apply, tmp_path
     assert (tmp_path / "results" / "before" / "016.png").exists()
 
 
+def test_flags_of_random_images_are_refused_beside_latents(apply, tmp_path):
+    outcome = apply("--latents=mine.npy", "--num_images=2", "--truncation=0.5")
+    assert_refused(outcome, tmp_path, "--num_images, --truncation", "--latents")
+
+
+def test_images_that_are_not_finite_are_not_written(apply, tmp_path):
+    outcome = apply("--strength=1e38")
+    assert_refused(outcome, tmp_path, "not finite", "--strength=1e+38")
+
+
+def test_no_mapper_is_refused(generator):
+    with pytest.raises(InputError, match="no mapper"):
+        apply_mapper(generator, [], sample_latents(generator, 1, seed=0))
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_a_seed_out_of_range_ends_in_one_line(apply, tmp_path, seed):
     assert_refused(apply(f"--seed={seed}"), tmp_path, "seed", str(seed))
@@ -155,6 +171,9 @@ def test_mappers_that_come_with_the_package_are_found_by_name(
 ):
     monkeypatch.setattr(checkpoints, "AVATARS", checkpoints.epath.Path(tmp_path))
     save_model(tmp_path / "mappers" / "sunglasses", make_mapper(generator))
+    # Also beside a directory of the same name that is no mapper.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sunglasses").mkdir()
     assert apply(mapper="sunglasses").code == 0
     outcome = apply(mapper="moonglasses")
     assert outcome.code == 1

@@ -36,6 +36,10 @@ def test_tokens_are_the_official_ones(tokenizer, example):
     assert tokens.tolist() == expected + [0] * (77 - len(expected))
 
 
+def test_one_text_may_be_given_alone(tokenizer):
+    assert (tokenizer("a hat") == tokenizer(["a hat"])).all()
+
+
 def test_a_text_longer_than_the_context_is_refused(tokenizer):
     texts = [e["text"] for e in OFFICIAL if len(e["ids"]) > 75]
     assert texts

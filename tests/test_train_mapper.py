@@ -60,6 +60,7 @@ def start(generator_path, clip_path, arcface_path):
     def start(run: Path, devices: int = 1, **changes) -> subprocess.Popen:
         flags = {"generator": generator_path, "clip": clip_path, "arcface": arcface_path}
         flags |= {"exp_dir": run} | FLAGS | changes
+        flags = {name: value for name, value in flags.items() if value is not None}
         device_count = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
             [sys.executable, "train_mapper.py", *(f"--{k}={v}" for k, v in flags.items())],
@@ -267,7 +268,8 @@ def test_hosts_that_do_not_agree_all_end_in_one_line(start, tmp_path):
         lines = [finish(process, 1).splitlines() for process in processes]
         return [next(line for line in found if line.startswith("error: ")) for found in lines]
 
-    first, second = start_both({}, {"latents_test": "nowhere.npy"})
+    without_size = {"latents_test": "nowhere.npy", "test_dataset_size": None}
+    first, second = start_both({}, without_size)
     assert "process 1 of 2 has failed" in first and "nowhere.npy" in second
     assert not (tmp_path / "run").exists()
     first, second = start_both({}, {"seed": 1})
@@ -374,7 +376,8 @@ LATENTS = {
 def test_useless_latents_are_refused(train, tmp_path, name, flag):
     latents, reason = LATENTS[name]
     np.save(tmp_path / "latents.npy", latents.astype(np.float32))
-    outcome = train(**{flag: tmp_path / "latents.npy"})
+    size = flag.replace("latents_", "") + "_dataset_size"
+    outcome = train(**{flag: tmp_path / "latents.npy", size: None})
     assert_refused(outcome, "latents.npy", reason)
     assert not (tmp_path / "run").exists()
 
@@ -396,6 +399,11 @@ def test_useless_latents_are_refused(train, tmp_path, name, flag):
         ({"seed": 2**63}, ["seed", str(2**63)]),
         ({"exp_dir": "gs://bucket/run"}, ["--exp_dir=gs://bucket/run", "mount"]),
         ({"optimizer": "sgd"}, ["ranger", "adam"]),
+        (
+            {"latents_train": "faces.npy", "train_dataset_size": 5},
+            ["--train_dataset_size", "--latents_train"],
+        ),
+        ({"num_processes": 0}, ["num_processes", "0"]),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(train, tmp_path, changes, words):
@@ -406,7 +414,7 @@ def test_flags_that_do_not_fit_are_refused(train, tmp_path, changes, words):
 def test_stylespace_latents_need_the_flag(train, tmp_path, generator):
     styles = tuple(jnp.zeros((4, dim)) for dim in generator.config.style_dims)
     save_latents(tmp_path / "latents", styles)
-    outcome = train(latents_train=tmp_path / "latents.npz")
+    outcome = train(latents_train=tmp_path / "latents.npz", train_dataset_size=None)
     assert_refused(outcome, "--space=stylespace")
 
 
@@ -505,9 +513,13 @@ def test_training_stops_when_the_validation_says_so(train, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"space": "stylespace", "latents_train": "styles.npz"},
+        {"space": "stylespace", "latents_train": "styles.npz", "train_dataset_size": None},
         {"space": "stylespace", "mapper_type": "FullStyleSpaceMapper"},
-        {"mapper_type": "SingleMapper", "latents_train": "w_plus.npy"},
+        {
+            "mapper_type": "SingleMapper",
+            "latents_train": "w_plus.npy",
+            "train_dataset_size": None,
+        },
         {"dtype": "bfloat16", "optimizer": "adam"},
     ],
 )
