@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from avatars import classifier as attribute_classifier
@@ -101,6 +101,13 @@ def generate(generator: Generator, count: int, truncation: float) -> np.ndarray:
     return np.concatenate(batches)[:count]
 
 
+def shows(
+    labels: Int[np.ndarray, "count slots"], slot: str, value: str
+) -> Bool[np.ndarray, " count"]:
+    """Which pictures show the value."""
+    return labels[:, NAMES.index(slot)] == index(slot, value)
+
+
 def edit_score(
     before: Int[np.ndarray, "count slots"],
     after: Int[np.ndarray, "count slots"],
@@ -114,10 +121,9 @@ def edit_score(
         ``others``: share of the other visible labels that stayed.
     """
     keep = kept(before, slot, value)
-    shown = [labels[:, NAMES.index(slot)] == index(slot, value) for labels in (before, after)]
     return {
-        "before": float(shown[0].mean()),
-        "target": float(shown[1].mean()),
+        "before": float(shows(before, slot, value).mean()),
+        "target": float(shows(after, slot, value).mean()),
         "others": float((before == after)[keep].mean()),
     }
 
@@ -166,8 +172,8 @@ def main(_: Sequence[str]) -> None:
     result = edit_latents(generator, clip, mean, text_features, AVATARS_GENERATE_CONFIG)
     seen = labels_of(classifier, np.asarray(result.images))
     metrics["generated_from_text"] = {
-        text: bool(labels[NAMES.index(slot)] == index(slot, value))
-        for labels, (text, (slot, value)) in zip(seen, EDITS.items(), strict=True)
+        text: bool(shows(seen[i : i + 1], slot, value))
+        for i, (text, (slot, value)) in enumerate(EDITS.items())
     }
     image_files.write_image(out / "generated_from_text.png", grid(np.asarray(result.images), 7))
 
@@ -176,9 +182,8 @@ def main(_: Sequence[str]) -> None:
     before = np.asarray(jax.jit(lambda generator, w: generator(w))(generator, start))
     seen_before = labels_of(classifier, before)
     metrics["edits"], rows = {}, [before[:12]]
-    for text, (slot, value) in EDITS.items():
-        text_features = encode_texts(clip, tokenizer, [text])
-        result = edit_latents(generator, clip, start, text_features, config)
+    for i, (text, (slot, value)) in enumerate(EDITS.items()):
+        result = edit_latents(generator, clip, start, text_features[i : i + 1], config)
         edited = np.asarray(result.images)
         score = edit_score(seen_before, labels_of(classifier, edited), slot, value)
         metrics["edits"][text] = score

@@ -16,6 +16,7 @@ from styleclip_jax.mapper_training import apply_mapper
 
 ROOT = Path(__file__).parents[1]
 TEXT = "a person with sunglasses"
+EDITED = "1-a-person-with-sunglasses"
 MAPPERS = ("afro", "beard", "hat", "purple_hair", "sunglasses", "surprised")
 
 
@@ -49,7 +50,7 @@ def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path,
     with Image.open(results / "before_after.png") as sheet:
         assert sheet.width > 2 * 256 and sheet.height > 2 * 256
 
-    directory = results / "1-a-person-with-sunglasses"
+    directory = results / EDITED
     for name in ("000.png", "001.png"):
         before, after = (np.asarray(Image.open(d / name)) for d in (results / "before", directory))
         assert before.shape == after.shape and min(before.shape[:2]) >= 64
@@ -67,22 +68,23 @@ def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path,
         assert image["clip_similarity_after"] > image["clip_similarity_before"]
 
 
-def share_of_dark_pixels(directory):
-    """Of the eyes, by image."""
-    images = [Image.open(path).convert("L") for path in sorted(directory.glob("0*.png"))]
-    return np.mean([np.asarray(image)[24:36, 20:44] < 70 for image in images], (1, 2))
-
-
-def test_the_first_command_puts_sunglasses_on_most_faces(run_script, tmp_path):
-    results = tmp_path / "results"
-    # Which faces get them depends on rounding, and so on the machine; how many, hardly.
+def darkness_of_eyes(run_script, results, *arguments):
+    """Runs optimize.py; returns the share of dark pixels around the eyes before and after."""
     outcome = run_script(
-        "optimize.py", f"--description={TEXT}", f"--results_dir={results}", "--num_images=16"
+        "optimize.py", f"--description={TEXT}", f"--results_dir={results}", *arguments
     )
     assert outcome.code == 0, outcome.err
 
-    before = share_of_dark_pixels(results / "before")
-    after = share_of_dark_pixels(results / "1-a-person-with-sunglasses")
+    def share_of_dark_pixels(directory):
+        images = [Image.open(path).convert("L") for path in sorted(directory.glob("0*.png"))]
+        return np.mean([np.asarray(image)[24:36, 20:44] < 70 for image in images], (1, 2))
+
+    return (share_of_dark_pixels(results / name) for name in ("before", EDITED))
+
+
+def test_the_first_command_puts_sunglasses_on_most_faces(run_script, tmp_path):
+    # Which faces get them depends on rounding, and so on the machine; how many, hardly.
+    before, after = darkness_of_eyes(run_script, tmp_path / "results", "--num_images=16")
     bare = before < 0.3  # Some wear sunglasses already, or are too dark to tell.
     assert bare.sum() >= 8
     assert (after[bare] > 0.5).mean() >= 0.6
@@ -90,15 +92,10 @@ def test_the_first_command_puts_sunglasses_on_most_faces(run_script, tmp_path):
 
 def test_a_face_with_sunglasses_is_made_from_the_text_alone(run_script, tmp_path):
     results = tmp_path / "results"
-    outcome = run_script(
-        "optimize.py", f"--description={TEXT}", f"--results_dir={results}", "--mode=generate"
-    )
-    assert outcome.code == 0, outcome.err
-    before = share_of_dark_pixels(results / "before")
-    after = share_of_dark_pixels(results / "1-a-person-with-sunglasses")
+    before, after = darkness_of_eyes(run_script, results, "--mode=generate")
     assert before < 0.3 and after > 0.5
     # A face, not whatever else CLIP might like: its background is one bright colour.
-    with Image.open(results / "1-a-person-with-sunglasses" / "000.png") as image:
+    with Image.open(results / EDITED / "000.png") as image:
         corners = np.asarray(image)[2:14, [*range(2, 14), *range(50, 62)]]
     assert corners.mean() > 150 and corners.std(axis=(0, 1)).max() < 25
 

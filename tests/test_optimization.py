@@ -334,6 +334,11 @@ def test_settings_that_make_no_sense_are_refused(monkeypatch, changes, message):
         OptimizeConfig(**changes)
 
 
+def test_no_latents_are_refused(generator, clip, latents, texts):
+    with pytest.raises(InputError, match="no latents"):
+        edit_latents(generator, clip, latents[:0], texts, CONFIG)
+
+
 def test_latents_that_do_not_fit_are_refused(generator, clip, latents, texts):
     with pytest.raises(InputError, match=r"\(3, 5, 16\).*\(images, 6, 16\)"):
         edit_latents(generator, clip, latents[:, :5], texts, CONFIG)

@@ -44,6 +44,11 @@ FLAGS = {
 }
 
 
+def arguments(flags: dict) -> list[str]:
+    """The flags as on a command line; those that are None are left out."""
+    return [f"--{name}={value}" for name, value in flags.items() if value is not None]
+
+
 @pytest.fixture(scope="session")
 def arcface_path(random_model, tmp_path_factory) -> Path:
     """The checkpoint of a random ArcFace of one block."""
@@ -60,10 +65,9 @@ def start(generator_path, clip_path, arcface_path):
     def start(run: Path, devices: int = 1, **changes) -> subprocess.Popen:
         flags = {"generator": generator_path, "clip": clip_path, "arcface": arcface_path}
         flags |= {"exp_dir": run} | FLAGS | changes
-        flags = {name: value for name, value in flags.items() if value is not None}
         device_count = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
-            [sys.executable, "train_mapper.py", *(f"--{k}={v}" for k, v in flags.items())],
+            [sys.executable, "train_mapper.py", *arguments(flags)],
             cwd=ROOT,
             env={**os.environ, "XLA_FLAGS": device_count},
             stdout=subprocess.PIPE,
@@ -287,10 +291,9 @@ def train(run_script, generator_path, clip_path, tmp_path):
     def train(**changes):
         flags = {"generator": generator_path, "clip": clip_path, "exp_dir": tmp_path / "run"}
         flags |= FLAGS | changes
-        flags = {name: value for name, value in flags.items() if value is not None}
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            return run_script("train_mapper.py", *(f"--{k}={v}" for k, v in flags.items()))
+            return run_script("train_mapper.py", *arguments(flags))
         finally:
             signal.signal(signal.SIGTERM, handler)
 
