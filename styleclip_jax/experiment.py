@@ -24,7 +24,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from PIL import Image
-from tensorboardX import SummaryWriter
 
 from styleclip_jax import distributed
 from styleclip_jax.checkpoints import FLAGS_FILE, absolute
@@ -151,6 +150,9 @@ class Measurements:
         unfinished = directory / f"{METRICS_FILE}.unfinished"
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         unfinished.replace(directory / METRICS_FILE)
+        # Slow to import, and needed on one of many hosts.
+        from tensorboardX import SummaryWriter
+
         # TensorBoard's files are written late, so that a run that was killed has left only some.
         self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=0)
         for line in kept:
