@@ -26,12 +26,13 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
 
-from styleclip_jax import command_line
-from styleclip_jax.checkpoints import load_generator, load_mapper
-from styleclip_jax.images import sheet, write_image
-from styleclip_jax.latents import Latents, load_latents, sample_latents, save_latents
-from styleclip_jax.mapper_training import apply_mapper
-from styleclip_jax.results import write_images, write_metrics
+from styleclip_jax.io.checkpoints import load_generator, load_mapper
+from styleclip_jax.io.images import sheet, write_image
+from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.runs import command_line
+from styleclip_jax.runs.results import write_images, write_metrics
 
 FLAGS = flags.FLAGS
 

@@ -25,29 +25,23 @@ from absl import flags
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from styleclip_jax import command_line
-from styleclip_jax.checkpoints import load_arcface, load_clip, load_generator
 from styleclip_jax.errors import InputError
-from styleclip_jax.images import sheet, write_gif, write_image
-from styleclip_jax.latents import (
-    Latents,
-    draw,
-    load_latents,
-    sample_latents,
-    save_latents,
-    squared_distance,
-)
+from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_generator
+from styleclip_jax.io.images import sheet, write_gif, write_image
+from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.io.text import encode_texts, load_tokenizer
+from styleclip_jax.latents import Latents, draw, sample_latents, squared_distance
 from styleclip_jax.losses import clip_loss
-from styleclip_jax.models import CLIP, ArcFace, Generator
-from styleclip_jax.optimization import (
+from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
     AVATARS_GENERATE_CONFIG,
     EditResult,
     OptimizeConfig,
     edit_latents,
 )
-from styleclip_jax.results import image_name, write_images, write_metrics
-from styleclip_jax.text import encode_texts, load_tokenizer
+from styleclip_jax.models import CLIP, ArcFace, Generator
+from styleclip_jax.runs import command_line
+from styleclip_jax.runs.results import image_name, write_images, write_metrics
 
 FLAGS = flags.FLAGS
 DEFAULTS = OptimizeConfig()

@@ -29,28 +29,31 @@ from flax import nnx
 from PIL import Image
 from tqdm import tqdm
 
-from styleclip_jax import command_line, distributed
-from styleclip_jax.checkpoints import MAPPER, load_arcface, load_clip, load_generator, save_model
 from styleclip_jax.errors import InputError
-from styleclip_jax.experiment import Checkpoints, Measurements, Preemption, Progress, claim
-from styleclip_jax.images import before_after_sheet
-from styleclip_jax.latents import load_latents, sample_latents
-from styleclip_jax.mapper_training import (
-    MapperTrainConfig,
-    apply_mapper,
-    batch_indices,
+from styleclip_jax.io.checkpoints import MAPPER, load_arcface, load_clip, load_generator, save_model
+from styleclip_jax.io.images import before_after_sheet
+from styleclip_jax.io.latents import load_latents
+from styleclip_jax.io.text import encode_texts, load_tokenizer
+from styleclip_jax.latents import sample_latents
+from styleclip_jax.methods.mapper_diagnostics import (
     check_finite,
     describe_shares,
-    host_share,
+    training_warnings,
+)
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.mapper_training import (
+    MapperTrainConfig,
+    batch_indices,
     init_mapper_state,
     make_mapper_evaluation,
     make_mapper_train_step,
-    replicate,
-    training_warnings,
 )
 from styleclip_jax.models import Generator, MapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, Mapper
-from styleclip_jax.text import encode_texts, load_tokenizer
+from styleclip_jax.runs import command_line
+from styleclip_jax.runs import processes as distributed
+from styleclip_jax.runs.experiment import Checkpoints, Measurements, Preemption, Progress, claim
+from styleclip_jax.sharding import host_share, replicate
 
 FLAGS = flags.FLAGS
 DEFAULTS = MapperTrainConfig()

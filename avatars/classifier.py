@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from avatars.attributes import LABELS, observe
-from styleclip_jax.command_line import run
+from styleclip_jax.runs.command_line import run
 
 FLAGS = flags.FLAGS
 WIDTHS = (64, 96, 128)

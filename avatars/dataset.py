@@ -2,8 +2,9 @@
 
     python -m avatars.dataset --count 40000 --seed 0 --out train.npz
 
-The file holds `images` uint8 (N, 64, 64, 3) and `attributes` int8 (N, slots), the slots in the
-order of `avatars.attributes.SLOTS`.
+The file holds `images` uint8 (N, 128, 128, 3) and `attributes` int8 (N, slots), the slots in the
+order of `avatars.attributes.SLOTS`. With `--pairs` it also holds `other_images` and
+`other_attributes`: the same avatars with another value in one random slot.
 """
 
 import functools
@@ -23,10 +24,10 @@ from jaxtyping import Int8, UInt8
 from PIL import Image
 
 from avatars import attributes as table
-from styleclip_jax.command_line import run
+from styleclip_jax.runs.command_line import run
 
 FLAGS = flags.FLAGS
-RESOLUTION = 64
+RESOLUTION = 128
 
 
 @functools.cache
@@ -48,22 +49,39 @@ def render(
 
 def render_all(
     attributes: Int8[np.ndarray, "count slots"],
-) -> UInt8[np.ndarray, "count 64 64 3"]:
+) -> UInt8[np.ndarray, "count 128 128 3"]:
     """Draws many avatars on all processor cores."""
     with multiprocessing.Pool(os.cpu_count()) as pool:
         return np.stack(pool.map(render, attributes, chunksize=64))
 
 
+def change_one_slot(
+    attributes: Int8[np.ndarray, "count slots"], seed: int | Sequence[int]
+) -> Int8[np.ndarray, "count slots"]:
+    """Gives each avatar another value, uniformly chosen, in one uniformly chosen slot."""
+    rng = np.random.default_rng(seed)
+    rows, slots = np.arange(len(attributes)), rng.integers(len(table.NAMES), size=len(attributes))
+    sizes = np.array([len(values) for values in table.SLOTS.values()])[slots]
+    changed = attributes.copy()
+    changed[rows, slots] = (attributes[rows, slots] + rng.integers(1, sizes)) % sizes
+    return changed
+
+
 def main(_: Sequence[str]) -> None:
     """Samples, draws and writes a data set."""
     attributes = table.sample(FLAGS.count, FLAGS.seed)
+    arrays = {"images": render_all(attributes), "attributes": attributes}
+    if FLAGS.pairs:
+        others = change_one_slot(attributes, [FLAGS.seed, 1])
+        arrays |= {"other_images": render_all(others), "other_attributes": others}
     out = Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out, images=render_all(attributes), attributes=attributes)
+    np.savez_compressed(out, allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("count", 40_000, "How many avatars to draw.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the attributes.")
+    flags.DEFINE_boolean("pairs", False, "Also render every avatar with one slot changed.")
     flags.DEFINE_string("out", None, "The .npz file to write.", required=True)
     run(main)

@@ -19,14 +19,14 @@ from PIL import Image
 from avatars import classifier as attribute_classifier
 from avatars.attributes import LABELS, NAMES, SLOTS, index, kept, observe
 from avatars.captions import prompts
-from styleclip_jax import images as image_files
-from styleclip_jax.checkpoints import load_clip, load_generator
-from styleclip_jax.command_line import run
+from styleclip_jax.io import images as image_files
+from styleclip_jax.io.checkpoints import load_clip, load_generator
+from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
+from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_GENERATE_CONFIG, edit_latents
 from styleclip_jax.models import CLIP, Generator
-from styleclip_jax.optimization import AVATARS_CONFIG, AVATARS_GENERATE_CONFIG, edit_latents
-from styleclip_jax.text import Tokenizer, encode_texts, load_tokenizer
+from styleclip_jax.runs.command_line import run
 
 FLAGS = flags.FLAGS
 

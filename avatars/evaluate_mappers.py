@@ -17,13 +17,13 @@ from absl import flags
 
 from avatars import classifier as attribute_classifier
 from avatars.evaluate import edit_score, grid, labels_of
-from styleclip_jax import images as image_files
-from styleclip_jax.checkpoints import AVATARS, load_clip, load_generator, load_mapper
-from styleclip_jax.command_line import run
+from styleclip_jax.io import images as image_files
+from styleclip_jax.io.checkpoints import AVATARS, load_clip, load_generator, load_mapper
+from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import draw, sample_latents
-from styleclip_jax.mapper_training import apply_mapper
-from styleclip_jax.optimization import AVATARS_CONFIG, edit_latents
-from styleclip_jax.text import encode_texts, load_tokenizer
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.optimization import AVATARS_CONFIG, edit_latents
+from styleclip_jax.runs.command_line import run
 
 FLAGS = flags.FLAGS
 

@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, Int, Int8, Key, UInt8
 
 from avatars.attributes import observe, sample
 from avatars.train_generator import CARDINALITIES, CONFIG, indicators, latent_scale, mean_indicators
-from styleclip_jax import checkpoints
-from styleclip_jax.command_line import run
-from styleclip_jax.images import to_uint8
+from styleclip_jax.io import checkpoints
+from styleclip_jax.io.images import to_uint8
 from styleclip_jax.latents import draw
 from styleclip_jax.models import Generator
+from styleclip_jax.runs.command_line import run
 
 FLAGS = flags.FLAGS
 

@@ -24,11 +24,11 @@ from avatars.attributes import LABELS, NAMES, SLOTS, implied, index, observe, sa
 from avatars.captions import prompts
 from avatars.classifier import Classifier, probabilities
 from avatars.generated import disturbed_latents
-from styleclip_jax.images import to_uint8
+from styleclip_jax.io.images import to_uint8
+from styleclip_jax.io.text import Tokenizer
 from styleclip_jax.latents import draw, squared_distance
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.models import CLIP, Generator
-from styleclip_jax.text import Tokenizer
 
 GROUPS = 6
 STEPS_PER_TURN = 2

@@ -42,13 +42,13 @@ from avatars.classifier import load as load_classifier
 from avatars.generated import disturbed_latents
 from avatars.running_edits import UNKNOWN, RunningEdits, Targets, choose_targets
 from avatars.training import learning_rate_schedule, train
-from styleclip_jax import checkpoints
-from styleclip_jax.command_line import run
+from styleclip_jax.io import checkpoints
+from styleclip_jax.io.text import Tokenizer
 from styleclip_jax.latents import draw
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.models import Generator
 from styleclip_jax.models.clip import CLIP, CLIPConfig
-from styleclip_jax.text import Tokenizer
+from styleclip_jax.runs.command_line import run
 
 FLAGS = flags.FLAGS
 

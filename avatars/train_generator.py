@@ -27,22 +27,22 @@ import orbax.checkpoint as ocp
 import scipy.stats
 from absl import flags
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from avatars.attributes import SLOTS, observe
 from avatars.training import learning_rate_schedule, train
-from styleclip_jax import checkpoints
-from styleclip_jax.command_line import run
+from styleclip_jax.io import checkpoints
 from styleclip_jax.models import stylegan2
+from styleclip_jax.runs.command_line import run
 
 FLAGS = flags.FLAGS
 
 CONFIG = stylegan2.GeneratorConfig(
-    resolution=64,
+    resolution=128,
     z_dim=64,
     w_dim=96,
     mapping_layers=2,
-    channel_base=1024,
+    channel_base=2048,
     channel_max=128,
     mapping_lr_multiplier=1.0,
 )
@@ -74,6 +74,10 @@ LATENT_SCALES = {
 STEEPNESS = 256.0
 # How much each attribute's area counts; eyes and mouth, a few pixels, are what is learned last.
 AREA_WEIGHTS = {"eyes": 4.0, "mouth": 4.0}
+# Truncation to this much of a latent leaves the image as it is; beyond, it changes evenly.
+PLATEAU = 0.6
+# By how much layers are ahead of each other on the way from one avatar to another.
+WAY_NOISE = 0.15
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -130,10 +134,10 @@ def _padded(w: Array) -> Array:
     return jnp.concatenate([w, jnp.zeros((*w.shape[:-1], CONFIG.w_dim - w.shape[-1]))], axis=-1)
 
 
-def pixel_weights(images: np.ndarray, attributes: np.ndarray) -> Float[Array, "64 64 1"]:
+def pixel_weights(images: np.ndarray, attributes: np.ndarray) -> Float[Array, "size size 1"]:
     """Weights of the pixels, 1 on average, by which small attributes count as much as large ones.
 
-    An attribute is where the mean pictures of its values differ.
+    An attribute is where the mean images of its values differ.
     """
     images, labels = images[:5000].astype(np.float32), observe(attributes[:5000])
     weights = np.zeros(images.shape[1:3])
@@ -145,10 +149,16 @@ def pixel_weights(images: np.ndarray, attributes: np.ndarray) -> Float[Array, "6
     return jnp.asarray(weights / weights.mean())[..., None]
 
 
+def halved(images: Float[Array, "batch size size channels"]) -> Array:
+    """Averages blocks of 2 x 2 pixels."""
+    batch, size, _, channels = images.shape
+    return images.reshape(batch, size // 2, 2, size // 2, 2, channels).mean((2, 4))
+
+
 def reconstruction_loss(images: Array, targets: Array, weight: Array) -> Array:
-    """L1 and squared error of pixels, L1 of quarter-size pictures and of differences."""
+    """L1 and squared error of pixels, L1 of smaller images and of differences of neighbours."""
     difference = images - targets
-    coarse = difference.reshape(difference.shape[0], 16, 4, 16, 4, 3).mean((2, 4))
+    coarse = halved(halved(difference))
     return (
         (weight * jnp.abs(difference)).mean()
         + (weight * jnp.square(difference)).mean()
@@ -158,32 +168,92 @@ def reconstruction_loss(images: Array, targets: Array, weight: Array) -> Array:
     )
 
 
-def disturbed(w, mean_w, key) -> Float[Array, "batch layers w_dim"]:
-    """W+ latents that shall still draw what `w` stands for."""
-    truncation_key, shared_key, layer_key = jax.random.split(key, 3)
-    truncation = jax.random.uniform(truncation_key, (len(w), 1), minval=0.6, maxval=1.1)
-    w = mean_w + truncation * (w - mean_w)
-    shared = jax.random.normal(shared_key, (len(w), 1, CONFIG.w_dim))
-    of_layers = jax.random.normal(layer_key, (len(w), CONFIG.num_layers, CONFIG.w_dim))
-    return w[:, None] + FLAGS.latent_noise * (shared + of_layers)
+def training_latents(
+    attributes: Int[Array, "batch slots"],
+    others: Int[Array, "batch slots"],
+    mean_w: Float[Array, " w_dim"],
+    key: Key[Array, ""],
+) -> tuple[Float[Array, "batch layers w_dim"], Float[Array, " batch"]]:
+    """W+ latents between two avatars, and how much of the second one they shall show.
+
+    Half of them are those of the first avatar. The others are somewhere on the way to the second
+    one, on which the target image blends: linearly from where truncation to PLATEAU of the first
+    would be to where that of the second would be. So the image changes evenly on the way, and an
+    edit finds a gradient.
+    """
+    batch, layers = len(attributes), CONFIG.num_layers
+    keys = jax.random.split(key, 7)
+    truncation = jax.random.uniform(keys[0], (batch, 1), minval=PLATEAU, maxval=1.1)
+    between = jax.random.bernoulli(keys[1], 0.5, (batch, 1))
+    way = jnp.where(between, jax.random.uniform(keys[2], (batch, 1)), 0)
+    ways = way + between * WAY_NOISE * jax.random.normal(keys[3], (batch, layers))
+    # The layers of the last block only sharpen; they must not know what the image shows.
+    telling = layers - 2
+    way = ways[:, :telling].mean(1)
+    shown = jnp.clip(0.5 - truncation[:, 0] * (1 - 2 * way) / (2 * PLATEAU), 0, 1)
+
+    w, other = indicators(attributes)[:, None], indicators(others)[:, None]
+    w_plus = w + ways[..., None] * (other - w)
+    w_plus = mean_w + truncation[..., None] * (w_plus - mean_w)
+    shared = jax.random.normal(keys[4], (batch, 1, CONFIG.w_dim))
+    of_layers = jax.random.normal(keys[5], (batch, layers, CONFIG.w_dim))
+    w_plus += FLAGS.latent_noise * (shared + of_layers)
+    shuffled = jax.random.permutation(keys[6], w_plus[:, telling:])
+    return jnp.concatenate([w_plus[:, :telling], shuffled], axis=1), shown
 
 
 def synthesis_step(network, ema, opt_state, mean_w, weight, batch, key, *, optimizer):
     """One update of the synthesis network; returns the moving average of its weights too."""
-    images, attributes = batch
-    w_plus = disturbed(indicators(attributes), mean_w, key)
-    targets = images.astype(jnp.float32) / 127.5 - 1
+    images, attributes, other_images, other_attributes = batch
+    w_plus, shown = training_latents(attributes, other_attributes, mean_w, key)
+    shown = shown[:, None, None, None]
+    targets = (images + shown * (other_images.astype(jnp.float32) - images)) / 127.5 - 1
     graph, trainable, rest = nnx.split(network, nnx.Param, ...)
 
     def loss_fn(trainable):
-        images = nnx.merge(graph, trainable, rest)(LATENT_GAIN * w_plus)
-        return reconstruction_loss(images, targets, weight), jnp.abs(images - targets).mean()
+        network = nnx.merge(graph, trainable, rest)
+        styles = network.styles(LATENT_GAIN * w_plus)
+        *_, small, images = network.synthesis.skip_images(styles, CONFIG.resolution)
+        # CLIP sees the smaller image (`guide_resolution`), so it has to be right too.
+        loss = reconstruction_loss(images, targets, weight)
+        loss += reconstruction_loss(small, halved(targets), halved(weight[None])[0])
+        return loss, jnp.abs(images - targets).mean()
 
     gradients, error = jax.grad(loss_fn, has_aux=True)(trainable)
     updates, opt_state = optimizer.update(gradients, opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
     ema = optax.incremental_update(trainable, ema, 0.002)
     return nnx.merge(graph, trainable, rest), ema, opt_state, error
+
+
+def grow(small: stylegan2.Generator, network: stylegan2.Generator) -> None:
+    """Makes `network`, which has more channels and one more resolution, draw what `small` draws.
+
+    New channels start with random weights into them and none out of them, and the new block adds
+    nothing to the upsampled image (progressive growing, Karras et al. 2018, without the fade).
+    """
+
+    def copy(target: nnx.Variable, source: nnx.Variable, gain: float = 1.0) -> None:
+        corner = tuple(slice(n) for n in source.shape)
+        target[...] = target[...].at[corner].set(gain * source[...])
+
+    network.synthesis.constant[...] = small.synthesis.constant[...]
+    for new, old in zip(network.synthesis.convs, small.synthesis.convs, strict=False):
+        inputs, outputs = old.kernel.shape[2:]
+        new.kernel[...] = new.kernel[...].at[:, :, inputs:, :outputs].set(0)
+        copy(new.kernel, old.kernel, (new.kernel.shape[2] / inputs) ** 0.5)
+        for name in ("bias", "noise", "noise_strength"):
+            copy(getattr(new, name), getattr(old, name))
+        copy(new.affine.kernel, old.affine.kernel)
+        copy(new.affine.bias, old.affine.bias)
+    for new, old in zip(network.synthesis.rgbs, small.synthesis.rgbs, strict=False):
+        new.kernel[...] = jnp.zeros_like(new.kernel[...])
+        copy(new.kernel, old.kernel, (new.kernel.shape[0] / old.kernel.shape[0]) ** 0.5)
+        new.bias[...] = old.bias[...]
+        copy(new.affine.kernel, old.affine.kernel)
+        copy(new.affine.bias, old.affine.bias)
+    for new in list(network.synthesis.rgbs)[len(small.synthesis.rgbs) :]:
+        new.kernel[...] = jnp.zeros_like(new.kernel[...])
 
 
 def quantile_cuts() -> list[tuple[int, float, int]]:
@@ -230,20 +300,19 @@ def choosing_mapping(mapping: stylegan2.Mapping) -> None:
 
 def train_synthesis(
     network: stylegan2.Generator,
-    images: np.ndarray,
-    attributes: np.ndarray,
+    data: tuple[np.ndarray, ...],
     manager: ocp.CheckpointManager,
 ) -> stylegan2.Generator:
     """Trains; returns the generator with the moving average of the weights."""
-    constants = mean_indicators(), pixel_weights(images, attributes)
+    constants = mean_indicators(), pixel_weights(*data[:2])
     key = jax.random.key(FLAGS.seed)
     optimizer = optax.adam(learning_rate_schedule(FLAGS.learning_rate, FLAGS.steps), 0.9, 0.99)
     step_fn = jax.jit(partial(synthesis_step, optimizer=optimizer), donate_argnums=(0, 1, 2))
 
     def one_step(state, step):
         generator = np.random.default_rng([FLAGS.seed, step])
-        picked = generator.integers(len(images), size=FLAGS.batch_size)
-        batch = images[picked], attributes[picked]
+        picked = generator.integers(len(data[0]), size=FLAGS.batch_size)
+        batch = tuple(array[picked] for array in data)
         *state, error = step_fn(*state, *constants, batch, jax.random.fold_in(key, step))
         return tuple(state), error
 
@@ -266,14 +335,15 @@ def main(_: Sequence[str]) -> None:
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     stylegan2.convolve = convolve
     with np.load(FLAGS.data) as data:
-        images, attributes = data["images"], data["attributes"]
+        names = ("images", "attributes", "other_images", "other_attributes")
+        arrays = tuple(data[name] for name in names)
+    network = stylegan2.Generator(CONFIG, rngs=nnx.Rngs(FLAGS.seed))
     if FLAGS.init:
-        network = checkpoints.load_generator(FLAGS.init)
-        scale_affines(network, latent_scale() / LATENT_GAIN)
-    else:
-        network = stylegan2.Generator(CONFIG, rngs=nnx.Rngs(FLAGS.seed))
+        first = checkpoints.load_generator(FLAGS.init)
+        scale_affines(first, latent_scale() / LATENT_GAIN)
+        grow(first, network)
     with ocp.CheckpointManager(out / "synthesis", options=options) as manager:
-        generator = train_synthesis(network, images, attributes, manager)
+        generator = train_synthesis(network, arrays, manager)
     scale_affines(generator, LATENT_GAIN / latent_scale())
     choosing_mapping(generator.mapping)
     generator.mean_w[...] = latent_scale() * mean_indicators()
@@ -285,7 +355,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished generator.")
     flags.DEFINE_string("init", None, "Start from this generator, made by an earlier training.")
     flags.DEFINE_integer("steps", 9000, "Training steps.")
-    flags.DEFINE_integer("batch_size", 32, "Pictures per step.")
+    flags.DEFINE_integer("batch_size", 16, "Pictures per step.")
     flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate of Adam.")
     flags.DEFINE_float(
         "latent_noise", 0.12, "Standard deviation of the noise on w, and of that on every layer's."

@@ -32,18 +32,18 @@ from absl import app, flags
 from flax import nnx
 
 from styleclip_jax.losses import clip_loss
-from styleclip_jax.mapper_training import (
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.mapper_training import (
     MapperTrainConfig,
-    apply_mapper,
     init_mapper_state,
     make_mapper_train_step,
-    replicate,
 )
+from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.models.mapper import LevelsMapper, MapperConfig
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
-from styleclip_jax.optimization import OptimizeConfig, edit_latents
+from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
 MEASUREMENTS = (

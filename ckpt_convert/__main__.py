@@ -29,8 +29,8 @@ from etils import epath
 from ckpt_convert import arcface, clip, formats, latents, mapper, stylegan2
 from ckpt_convert.mapping import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
-from styleclip_jax.checkpoints import save_model, to_path
 from styleclip_jax.errors import InputError, is_out_of_memory
+from styleclip_jax.io.checkpoints import save_model, to_path
 
 MODELS = {
     "stylegan2": (stylegan2.convert, "a generator: rosinality's .pt or NVIDIA's .pkl"),

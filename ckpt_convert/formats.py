@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from ckpt_convert import pickles
 from styleclip_jax.errors import InputError
-from styleclip_jax.files import parse_json
+from styleclip_jax.io.files import parse_json
 
 # The first object of a legacy stream (torch/serialization.py).
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -8,7 +8,8 @@ import numpy as np
 
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import Latents, save_latents
+from styleclip_jax.io.latents import save_latents
+from styleclip_jax.latents import Latents
 
 
 def convert(source: SourceFile) -> Latents:

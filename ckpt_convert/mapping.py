@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from ckpt_convert.formats import SourceFile
-from styleclip_jax.checkpoints import build
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import build
 
 _MAX_LISTED = 8
 

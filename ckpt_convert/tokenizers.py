@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.files import parse_json
-from styleclip_jax.text import parse_tokenizer
+from styleclip_jax.io.files import parse_json
+from styleclip_jax.io.text import parse_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = ("<|startoftext|>", END_OF_TEXT)

@@ -1,29 +1,29 @@
 """Text-driven editing of StyleGAN2 images in JAX."""
 
 from styleclip_jax import models
-from styleclip_jax.checkpoints import (
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import (
     load_arcface,
     load_clip,
     load_generator,
     load_mapper,
     save_model,
 )
-from styleclip_jax.errors import InputError
+from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.losses import clip_loss, id_loss
-from styleclip_jax.mapper_training import (
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.mapper_training import (
     MapperTrainConfig,
-    apply_mapper,
     init_mapper_state,
     make_mapper_train_step,
 )
-from styleclip_jax.optimization import (
+from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
     AVATARS_GENERATE_CONFIG,
     EditResult,
     OptimizeConfig,
     edit_latents,
 )
-from styleclip_jax.text import load_tokenizer
 
 __all__ = [
     "AVATARS_CONFIG",

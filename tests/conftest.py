@@ -20,7 +20,7 @@ install_import_hook(
     "styleclip_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
-from styleclip_jax.checkpoints import build, save_model  # noqa: E402
+from styleclip_jax.io.checkpoints import build, save_model  # noqa: E402
 from styleclip_jax.models import CLIP, CLIPConfig, Generator, GeneratorConfig  # noqa: E402
 
 ROOT = Path(__file__).parents[1]

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import CLIP_CONFIG, GENERATOR, make_random_model
 
-from styleclip_jax import distributed
-from styleclip_jax.checkpoints import build, flatten
-from styleclip_jax.mapper_training import (
+from styleclip_jax.io.checkpoints import build, flatten
+from styleclip_jax.methods.mapper_training import (
     MapperTrainConfig,
     batch_indices,
-    host_share,
     init_mapper_state,
     make_mapper_train_step,
 )
 from styleclip_jax.models import CLIP, Generator, LevelsMapper, MapperConfig
+from styleclip_jax.runs import processes as distributed
+from styleclip_jax.sharding import host_share
 
 MAPPER = MapperConfig(w_dim=GENERATOR.w_dim, num_layers=GENERATOR.num_layers)
 CONFIG = MapperTrainConfig(optimizer="ranger", learning_rate=1e3)

@@ -7,11 +7,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from styleclip_jax import checkpoints
-from styleclip_jax.checkpoints import save_model
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import draw, load_latents, sample_latents, save_latents
-from styleclip_jax.mapper_training import apply_mapper
+from styleclip_jax.io import checkpoints
+from styleclip_jax.io.checkpoints import save_model
+from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.models import Generator, LevelsMapper, MapperConfig
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
 

@@ -14,8 +14,9 @@ import pytest
 from etils import epath
 from jax.core import Tracer
 
-from styleclip_jax import checkpoints
-from styleclip_jax.checkpoints import (
+from styleclip_jax.errors import InputError
+from styleclip_jax.io import checkpoints
+from styleclip_jax.io.checkpoints import (
     flatten,
     load_arcface,
     load_clip,
@@ -23,9 +24,8 @@ from styleclip_jax.checkpoints import (
     load_mapper,
     save_model,
 )
-from styleclip_jax.errors import InputError
+from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.models import ArcFace, ArcFaceConfig
-from styleclip_jax.text import load_tokenizer
 
 
 def assert_same(model, other):

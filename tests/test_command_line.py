@@ -10,8 +10,8 @@ import jax
 import pytest
 from absl import flags
 
-from styleclip_jax import command_line
 from styleclip_jax.errors import InputError
+from styleclip_jax.runs import command_line
 
 SCRIPT = """
 import os
@@ -19,7 +19,7 @@ import signal
 
 import jax
 from absl import flags
-from styleclip_jax import command_line
+from styleclip_jax.runs import command_line
 from styleclip_jax.errors import InputError
 
 WAYS = ["no", "input", "float", "os", "ctrl-c", "kill", "device", "bug"]

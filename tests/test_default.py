@@ -10,9 +10,9 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from PIL import Image
 
-from styleclip_jax.checkpoints import AVATARS, load_generator, load_mapper
+from styleclip_jax.io.checkpoints import AVATARS, load_generator, load_mapper
 from styleclip_jax.latents import draw, sample_latents
-from styleclip_jax.mapper_training import apply_mapper
+from styleclip_jax.methods.mapper_editing import apply_mapper
 
 ROOT = Path(__file__).parents[1]
 TEXT = "a person with sunglasses"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from styleclip_jax import distributed
 from styleclip_jax.errors import InputError
+from styleclip_jax.runs import processes as distributed
 
 ALONE = """
 import jax
-from styleclip_jax import distributed
+from styleclip_jax.runs import processes as distributed
 distributed.initialize(None, None, None)
 print(jax.process_count())
 """

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from styleclip_jax import images
 from styleclip_jax.errors import InputError
+from styleclip_jax.io import images
 
 
 def random_image(height=48, width=64):

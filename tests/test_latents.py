@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import (
-    draw,
-    load_latents,
-    sample_latents,
-    save_latents,
-    squared_distance,
-)
+from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.latents import draw, sample_latents, squared_distance
 from styleclip_jax.models import Generator
 
 

@@ -20,25 +20,26 @@ from ckpt_convert import clip as clip_conversion
 from ckpt_convert import mapper as mapper_conversion
 from ckpt_convert import mapping, stylegan2
 from ckpt_convert.formats import SourceFile
-from styleclip_jax.checkpoints import build, flatten
 from styleclip_jax.errors import InputError
-from styleclip_jax.mapper_training import (
-    MapperTrainConfig,
-    apply_mapper,
-    batch_indices,
+from styleclip_jax.io.checkpoints import build, flatten
+from styleclip_jax.methods.mapper_diagnostics import (
     check_finite,
     describe_shares,
-    host_share,
-    init_mapper_state,
     loss_shares,
+    training_warnings,
+)
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.mapper_training import (
+    MapperTrainConfig,
+    batch_indices,
+    init_mapper_state,
     make_mapper_evaluation,
     make_mapper_train_step,
-    shard,
-    training_warnings,
 )
 from styleclip_jax.models import Generator, GeneratorConfig, LevelsMapper, MapperConfig
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
+from styleclip_jax.sharding import host_share, shard
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = seeded.load("mapper_training")

@@ -13,12 +13,12 @@ from ckpt_convert import arcface as arcface_conversion
 from ckpt_convert import clip as clip_conversion
 from ckpt_convert import stylegan2
 from ckpt_convert.formats import SourceFile
-from styleclip_jax import optimization
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import draw, sample_latents
 from styleclip_jax.losses import clip_loss
+from styleclip_jax.methods import optimization
+from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents, learning_rate_schedule
 from styleclip_jax.models import CLIP, Generator, GeneratorConfig
-from styleclip_jax.optimization import OptimizeConfig, edit_latents, learning_rate_schedule
 
 GOLDEN = seeded.load("optimization")
 CASES = GOLDEN.settings["cases"]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from styleclip_jax import images
-from styleclip_jax.checkpoints import save_model
-from styleclip_jax.latents import load_latents, sample_latents, save_latents
+from styleclip_jax.io import images
+from styleclip_jax.io.checkpoints import save_model
+from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.latents import sample_latents
 from styleclip_jax.models import ArcFace, ArcFaceConfig
 
 

@@ -5,7 +5,7 @@ import optax
 import pytest
 import seeded
 
-from styleclip_jax.ranger import ranger
+from styleclip_jax.methods.ranger import ranger
 
 GOLDEN = seeded.load("mapper")
 SETTINGS = GOLDEN.settings["ranger"]

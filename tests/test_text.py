@@ -8,7 +8,7 @@ import seeded
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.text import Tokenizer, encode_texts, load_tokenizer
+from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 
 START, END = 49406, 49407
 OFFICIAL = json.loads((seeded.DIRECTORY / "tokens.json").read_text())

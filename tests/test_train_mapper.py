@@ -20,12 +20,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from styleclip_jax import mapper_training
-from styleclip_jax.checkpoints import flatten, load_mapper, save_model
 from styleclip_jax.errors import InputError
-from styleclip_jax.experiment import Checkpoints, Progress, claim
-from styleclip_jax.latents import sample_latents, save_latents
+from styleclip_jax.io.checkpoints import flatten, load_mapper, save_model
+from styleclip_jax.io.latents import save_latents
+from styleclip_jax.latents import sample_latents
+from styleclip_jax.methods import mapper_training
 from styleclip_jax.models import ArcFace, ArcFaceConfig
+from styleclip_jax.runs.experiment import Checkpoints, Progress, claim
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40

@@ -332,16 +332,22 @@ class Synthesis(nnx.Module):
     def __call__(
         self, styles: StyleSpace, resolution: int
     ) -> Float[Array, "batch resolution resolution 3"]:
+        return self.skip_images(styles, resolution)[-1]
+
+    def skip_images(
+        self, styles: StyleSpace, resolution: int
+    ) -> list[Float[Array, "batch height height 3"]]:
+        """The images of the skip connection at 4, 8, ..., ``resolution`` pixels."""
         conv_styles = [s for i, s in enumerate(styles) if i % 3 != 1]
         rgb_styles = styles[1::3]
         x = jnp.broadcast_to(self.constant[...], (styles[0].shape[0], *self.constant.shape))
         x = self.convs[0](x, conv_styles[0])
-        image = self.rgbs[0](x, rgb_styles[0])
+        images = [self.rgbs[0](x, rgb_styles[0])]
         for k in range(1, int(math.log2(resolution)) - 1):
             for i in (2 * k - 1, 2 * k):
                 x = self.convs[i](x, conv_styles[i])
-            image = upsample_image(image) + self.rgbs[k](x, rgb_styles[k])
-        return image
+            images.append(upsample_image(images[-1]) + self.rgbs[k](x, rgb_styles[k]))
+        return images
 
 
 class Generator(nnx.Module):

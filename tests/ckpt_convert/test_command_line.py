@@ -11,10 +11,10 @@ import seeded
 import torch
 from safetensors.numpy import save_file
 
-import styleclip_jax.checkpoints as checkpoints
+import styleclip_jax.io.checkpoints as checkpoints
 from ckpt_convert import __main__ as command_line
 from ckpt_convert import formats, stylegan2
-from styleclip_jax.text import load_tokenizer
+from styleclip_jax.io.text import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = seeded.load("stylegan2")

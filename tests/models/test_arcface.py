@@ -7,7 +7,7 @@ import seeded
 
 from ckpt_convert import arcface as arcface_conversion
 from ckpt_convert.formats import SourceFile
-from styleclip_jax.checkpoints import build, flatten
+from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 
 GOLDEN = seeded.load("mapper")

@@ -11,7 +11,7 @@ from flax import nnx
 
 from ckpt_convert import clip as clip_conversion
 from ckpt_convert.formats import SourceFile
-from styleclip_jax.checkpoints import build, flatten
+from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 
 GOLDEN = seeded.load("clip")

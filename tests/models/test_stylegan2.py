@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from ckpt_convert import mapping, stylegan2
 from ckpt_convert.formats import SourceFile
-from styleclip_jax.checkpoints import build, flatten
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.models.stylegan2 import (
     Generator,
     GeneratorConfig,

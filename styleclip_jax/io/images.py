@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.files import replace_file
+from styleclip_jax.io.files import replace_file
 
 AnyArray = Array | np.ndarray
 Picture = Float[AnyArray, "height width 3"] | Image.Image

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from styleclip_jax.files import replace_file
-from styleclip_jax.images import write_image
+from styleclip_jax.io.files import replace_file
+from styleclip_jax.io.images import write_image
 
 _LIBRARIES = ("styleclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

@@ -12,9 +12,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
 
-from styleclip_jax.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_path
 from styleclip_jax.errors import InputError
-from styleclip_jax.files import parse_json
+from styleclip_jax.io.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_path
+from styleclip_jax.io.files import parse_json
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"

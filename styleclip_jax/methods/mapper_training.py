@@ -5,30 +5,28 @@ Patashnik et al., arXiv 2103.17249, section 5; the official file is ``mapper/tra
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, draw
 from styleclip_jax.losses import Preprocess, clip_loss, id_loss
+from styleclip_jax.methods.mapper_editing import check_space
+from styleclip_jax.methods.ranger import ranger
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.models.stylegan2 import Generator
-from styleclip_jax.ranger import ranger
+from styleclip_jax.sharding import DEVICES, replicate, shard
 
 Metrics = dict[str, Float[Array, ""]]
-Tree = TypeVar("Tree")
-
-_DEVICES = "devices"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +133,14 @@ def make_mapper_train_step(
     optimizer = _optimizer(config)
 
     @functools.partial(
-        jax.pmap, axis_name=_DEVICES, in_axes=(None, None, 0), out_axes=None, donate_argnums=0
+        jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None, donate_argnums=0
     )
     def pmapped_step(state: MapperState, judges: _Judges, latents: Latents):
         parameters: Any = state.mapper
         gradients, metrics = jax.grad(_loss, has_aux=True)(parameters, judges, latents, config)
         # As one vector, so that the devices exchange one message.
         vector, unravel = ravel_pytree((gradients, metrics))
-        gradients, metrics = unravel(jax.lax.pmean(vector, _DEVICES))
+        gradients, metrics = unravel(jax.lax.pmean(vector, DEVICES))
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
         parameters = optax.apply_updates(parameters, updates)
@@ -166,53 +164,13 @@ def make_mapper_evaluation(
     """
     judges = replicate(_judges(generator, clip, text_features, config, arcface))
 
-    @functools.partial(jax.pmap, axis_name=_DEVICES, in_axes=(None, None, 0), out_axes=None)
+    @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None)
     def pmapped_evaluation(mapper: Mapper, judges: _Judges, latents: Latents):
         _, metrics = _loss(cast(Any, mapper), judges, latents, config)
         vector, unravel = ravel_pytree(metrics)
-        return unravel(jax.lax.pmean(vector, _DEVICES))
+        return unravel(jax.lax.pmean(vector, DEVICES))
 
     return lambda mapper, latents: pmapped_evaluation(mapper, judges, shard(latents))
-
-
-@jax.jit
-def apply_mapper(
-    generator: Generator,
-    mapper: Mapper | Sequence[Mapper],
-    latents: Latents,
-    strength: float | Float[Array, ""] = 0.1,
-) -> tuple[Float[Array, "batch resolution resolution 3"], Latents]:
-    """Edits latents with a mapper, compiled once for all strengths.
-
-    Args:
-        generator: Draws the images.
-        mapper: The mapper, or several whose residuals are added.
-        latents: W+ (B, L, w_dim) or StyleSpace. For a StyleSpace mapper W+ latents are converted.
-        strength: Factor of the residual; negative values edit the other way round.
-
-    Returns:
-        The edited images (B, R, R, 3) in about [-1, 1], and the edited latents.
-
-    Raises:
-        InputError: The mapper was made for another generator, or for the other latent space.
-    """
-    mappers: tuple[Any, ...] = tuple(mapper) if isinstance(mapper, Sequence) else (mapper,)
-    if not mappers:
-        raise InputError("there is no mapper to apply")
-    if isinstance(latents, list):
-        latents = tuple(latents)
-    spaces = {m.space for m in mappers}
-    if len(spaces) != 1:
-        raise InputError(
-            "mappers of W+ and of StyleSpace cannot be added; apply them one after the other"
-        )
-    if spaces == {"stylespace"} and not isinstance(latents, tuple):
-        latents = generator.styles(latents)
-    _check_space(mappers[0], latents)
-    edited = latents
-    for m in mappers:
-        edited = jax.tree.map(lambda w, r: w + strength * r, edited, m(latents))
-    return draw(generator, edited), edited
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.ndarray, " batch"]:
@@ -228,122 +186,6 @@ def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.nd
 @functools.lru_cache(maxsize=1)
 def _order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
     return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-def host_share(indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " share"]:
-    """This host's part of a global batch.
-
-    Raises:
-        InputError: The batch does not divide by the devices.
-    """
-    if len(indices) % jax.device_count():
-        raise InputError(
-            f"a batch of {len(indices)} does not divide by {jax.device_count()} devices; use a"
-            f" batch size of {-(-len(indices) // jax.device_count()) * jax.device_count()}"
-        )
-    return np.split(indices, jax.process_count())[jax.process_index()]
-
-
-def replicate(tree: Tree) -> Tree:
-    """Copies arrays to all local devices; arrays that are there already are not moved."""
-    return jax.device_put(tree, _local_sharding(PartitionSpec()))
-
-
-def shard(latents: Tree) -> Tree:
-    """Splits the leading axis of arrays, on host or device, into (local devices, share of each).
-
-    Raises:
-        InputError: The batch does not divide by the devices.
-    """
-    devices = jax.local_device_count()
-
-    def split(x: Any) -> Any:
-        if len(x) % devices:
-            raise InputError(
-                f"a batch of {len(x)} latents does not divide by {devices} local devices"
-            )
-        return x.reshape(devices, len(x) // devices, *x.shape[1:])
-
-    # Explicitly, because latents may be bound to one device.
-    return jax.device_put(jax.tree.map(split, latents), _local_sharding(PartitionSpec(_DEVICES)))
-
-
-def _local_sharding(spec: PartitionSpec) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (_DEVICES,)), spec)
-
-
-def check_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """Raises FloatingPointError unless all that the step computed is finite.
-
-    A loss that is finite can have a gradient that is not, and that an update that is not.
-    """
-    for name, value in metrics.items():
-        if not np.isfinite(value):
-            raise FloatingPointError(
-                f"the {name.replace('_', ' ')} is {value} at step {step}, of which no checkpoint"
-                " was written; the training needs other settings, for example a lower"
-                " --learning_rate, in another --exp_dir"
-            )
-
-
-def loss_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> dict[str, float]:
-    """The part of the loss that each term makes, in the order CLIP, identity, latent L2."""
-    weighted = {
-        name: weight * float(metrics[name])
-        for name, weight in (
-            ("clip_loss", config.clip_lambda),
-            ("id_loss", config.id_lambda),
-            ("latent_l2", config.latent_l2_lambda),
-        )
-        if name in metrics
-    }
-    total = sum(weighted.values())
-    return {name: value / total if total else 0.0 for name, value in weighted.items()}
-
-
-def describe_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> str:
-    """Says what :func:`loss_shares` finds, for example before the training starts."""
-    weights = {
-        "clip_loss": ("CLIP", config.clip_lambda),
-        "id_loss": ("identity", config.id_lambda),
-        "latent_l2": ("latent L2", config.latent_l2_lambda),
-    }
-    terms = [
-        f"{share:.1%} {weights[name][0]} ({weights[name][1]:g} x {float(metrics[name]):.3g})"
-        for name, share in loss_shares(metrics, config).items()
-    ]
-    return f"loss {float(metrics['loss']):.4f}: {', '.join(terms)}"
-
-
-def training_warnings(
-    first: Mapping[str, float], now: Mapping[str, float], latents: Latents | np.ndarray | tuple
-) -> list[str]:
-    """Says by name when the training seems to do nothing.
-
-    Args:
-        first: Metrics at the start.
-        now: Metrics after a while.
-        latents: The training latents; against the differences between them a change is small.
-    """
-    warnings = []
-    entries = jax.tree.leaves(latents)
-    spread = float(np.mean([np.std(x, axis=0).mean() for x in entries]))
-    # In StyleSpace the metric is the sum over its entries.
-    change = (float(now["latent_l2"]) / len(entries)) ** 0.5
-    if change < 0.01 * spread:
-        warnings.append(
-            f"residual-near-zero: the mapper changes the latents by {change:.2g} (root mean"
-            f" square), against {spread:.2g} between images; the edit will hardly be seen. Try a"
-            " lower --latent_l2_lambda, a higher --clip_lambda or another --learning_rate"
-        )
-    gain = float(first["clip_loss"]) - float(now["clip_loss"])
-    if gain < 0.005:
-        warnings.append(
-            f"clip-loss-flat: the CLIP loss went from {float(first['clip_loss']):.4f} to"
-            f" {float(now['clip_loss']):.4f}; the images do not come closer to the text. Try"
-            " another --learning_rate, a higher --clip_lambda, or other words"
-        )
-    return warnings
 
 
 def _optimizer(config: MapperTrainConfig) -> optax.GradientTransformation:
@@ -363,12 +205,6 @@ def _judges(
     return _Judges(generator, clip, arcface if config.id_lambda else None, text_features)
 
 
-def _check_space(mapper: Any, latents: Latents) -> None:
-    given = "stylespace" if isinstance(latents, tuple) else "w_plus"
-    if mapper.space != given:
-        raise InputError(f"the mapper changes latents in {mapper.space}, these are in {given}")
-
-
 def _loss(
     mapper: Callable[[Latents], Latents],
     judges: _Judges,
@@ -376,7 +212,7 @@ def _loss(
     config: MapperTrainConfig,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The official ``calc_loss``: means over the batch, and over all entries of a latent."""
-    _check_space(mapper, latents)
+    check_space(mapper, latents)
     residual = jax.tree.map(lambda r: config.strength * r, mapper(latents))
     edited = draw(judges.generator, jax.tree.map(jnp.add, latents, residual))
     metrics = {

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.files import parse_json
+from styleclip_jax.io.files import parse_json
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.models.mapper import MAPPER_TYPES, Mapper, MapperConfig

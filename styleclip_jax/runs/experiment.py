@@ -25,12 +25,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from PIL import Image
 
-from styleclip_jax import distributed
-from styleclip_jax.checkpoints import FLAGS_FILE, absolute
 from styleclip_jax.errors import InputError
-from styleclip_jax.files import parse_json
-from styleclip_jax.images import write_image
-from styleclip_jax.results import library_versions
+from styleclip_jax.io.checkpoints import FLAGS_FILE, absolute
+from styleclip_jax.io.files import parse_json
+from styleclip_jax.io.images import write_image
+from styleclip_jax.runs import processes as distributed
+from styleclip_jax.runs.results import library_versions
 
 Tree = TypeVar("Tree")
 

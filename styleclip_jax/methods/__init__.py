@@ -1,0 +1,1 @@
+"""What changes latents: optimization, mappers, and what trains them."""

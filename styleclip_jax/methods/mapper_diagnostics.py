@@ -1,0 +1,83 @@
+"""What a mapper training reports of itself: terms of the loss, warnings, values not finite."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from styleclip_jax.latents import Latents
+from styleclip_jax.methods.mapper_training import MapperTrainConfig
+
+
+def check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Raises FloatingPointError unless all that the step computed is finite.
+
+    A loss that is finite can have a gradient that is not, and that an update that is not.
+    """
+    for name, value in metrics.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(
+                f"the {name.replace('_', ' ')} is {value} at step {step}, of which no checkpoint"
+                " was written; the training needs other settings, for example a lower"
+                " --learning_rate, in another --exp_dir"
+            )
+
+
+def loss_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> dict[str, float]:
+    """The part of the loss that each term makes, in the order CLIP, identity, latent L2."""
+    weighted = {
+        name: weight * float(metrics[name])
+        for name, weight in (
+            ("clip_loss", config.clip_lambda),
+            ("id_loss", config.id_lambda),
+            ("latent_l2", config.latent_l2_lambda),
+        )
+        if name in metrics
+    }
+    total = sum(weighted.values())
+    return {name: value / total if total else 0.0 for name, value in weighted.items()}
+
+
+def describe_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> str:
+    """Says what :func:`loss_shares` finds, for example before the training starts."""
+    weights = {
+        "clip_loss": ("CLIP", config.clip_lambda),
+        "id_loss": ("identity", config.id_lambda),
+        "latent_l2": ("latent L2", config.latent_l2_lambda),
+    }
+    terms = [
+        f"{share:.1%} {weights[name][0]} ({weights[name][1]:g} x {float(metrics[name]):.3g})"
+        for name, share in loss_shares(metrics, config).items()
+    ]
+    return f"loss {float(metrics['loss']):.4f}: {', '.join(terms)}"
+
+
+def training_warnings(
+    first: Mapping[str, float], now: Mapping[str, float], latents: Latents | np.ndarray | tuple
+) -> list[str]:
+    """Says by name when the training seems to do nothing.
+
+    Args:
+        first: Metrics at the start.
+        now: Metrics after a while.
+        latents: The training latents; against the differences between them a change is small.
+    """
+    warnings = []
+    entries = jax.tree.leaves(latents)
+    spread = float(np.mean([np.std(x, axis=0).mean() for x in entries]))
+    # In StyleSpace the metric is the sum over its entries.
+    change = (float(now["latent_l2"]) / len(entries)) ** 0.5
+    if change < 0.01 * spread:
+        warnings.append(
+            f"residual-near-zero: the mapper changes the latents by {change:.2g} (root mean"
+            f" square), against {spread:.2g} between images; the edit will hardly be seen. Try a"
+            " lower --latent_l2_lambda, a higher --clip_lambda or another --learning_rate"
+        )
+    gain = float(first["clip_loss"]) - float(now["clip_loss"])
+    if gain < 0.005:
+        warnings.append(
+            f"clip-loss-flat: the CLIP loss went from {float(first['clip_loss']):.4f} to"
+            f" {float(now['clip_loss']):.4f}; the images do not come closer to the text. Try"
+            " another --learning_rate, a higher --clip_lambda, or other words"
+        )
+    return warnings

@@ -1,0 +1,1 @@
+"""What a script needs: command line, results, experiments, several processes."""

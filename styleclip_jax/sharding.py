@@ -1,0 +1,56 @@
+"""Batches and devices: arrays of a host on its devices, and the share of every host."""
+
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from styleclip_jax.errors import InputError
+
+# The axis of mapped programs.
+DEVICES = "devices"
+Tree = TypeVar("Tree")
+
+
+def host_share(indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " share"]:
+    """This host's part of a global batch.
+
+    Raises:
+        InputError: The batch does not divide by the devices.
+    """
+    if len(indices) % jax.device_count():
+        raise InputError(
+            f"a batch of {len(indices)} does not divide by {jax.device_count()} devices; use a"
+            f" batch size of {-(-len(indices) // jax.device_count()) * jax.device_count()}"
+        )
+    return np.split(indices, jax.process_count())[jax.process_index()]
+
+
+def replicate(tree: Tree) -> Tree:
+    """Copies arrays to all local devices; arrays that are there already are not moved."""
+    return jax.device_put(tree, _local_sharding(PartitionSpec()))
+
+
+def shard(latents: Tree) -> Tree:
+    """Splits the leading axis of arrays, on host or device, into (local devices, share of each).
+
+    Raises:
+        InputError: The batch does not divide by the devices.
+    """
+    devices = jax.local_device_count()
+
+    def split(x: Any) -> Any:
+        if len(x) % devices:
+            raise InputError(
+                f"a batch of {len(x)} latents does not divide by {devices} local devices"
+            )
+        return x.reshape(devices, len(x) // devices, *x.shape[1:])
+
+    # Explicitly, because latents may be bound to one device.
+    return jax.device_put(jax.tree.map(split, latents), _local_sharding(PartitionSpec(DEVICES)))
+
+
+def _local_sharding(spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (DEVICES,)), spec)
