@@ -28,7 +28,7 @@ from styleclip_jax.runs.command_line import run
 FLAGS = flags.FLAGS
 WIDTHS = (64, 96, 128)
 FEATURES = 256
-MAX_SHIFT = 2
+MAX_SHIFT = 4
 BATCH = 128
 _SPLITS = tuple(int(end) for end in np.cumsum([len(labels) for labels in LABELS.values()])[:-1])
 
@@ -60,10 +60,10 @@ class PatchConvolution(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """The network; 64 x 64 pictures in [-1, 1] to the logits of all slots, side by side."""
+    """The network; 128 x 128 images in [-1, 1] to the logits of all slots, side by side."""
 
     def __init__(self, *, rngs: nnx.Rngs):
-        channels = (12, *WIDTHS)
+        channels = (48, *WIDTHS)
         self.convolutions = nnx.List(
             PatchConvolution(channels[i], channels[i + 1], rngs=rngs) for i in range(len(WIDTHS))
         )
@@ -72,21 +72,21 @@ class Classifier(nnx.Module):
         )
         self.heads = nnx.Linear(FEATURES, sum(map(len, LABELS.values())), rngs=rngs)
 
-    def features(self, images: Float[Array, "batch 64 64 3"]) -> Float[Array, "batch features"]:
+    def features(self, images: Float[Array, "batch 128 128 3"]) -> Float[Array, "batch features"]:
         """Returns the penultimate layer."""
         batch = images.shape[0]
-        x = images.reshape(batch, 32, 2, 32, 2, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(batch, 32, 32, 12)
+        x = images.reshape(batch, 32, 4, 32, 4, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(batch, 32, 32, 48)
         for convolution in self.convolutions:
             x = convolution(x)
         return nnx.relu(self.hidden(x.reshape(batch, -1)))
 
-    def __call__(self, images: Float[Array, "batch 64 64 3"]) -> Float[Array, "batch labels"]:
+    def __call__(self, images: Float[Array, "batch 128 128 3"]) -> Float[Array, "batch labels"]:
         """Returns the logits."""
         return self.heads(self.features(images))
 
 
-def augment(images: Float[Array, "batch 64 64 3"], key: Array) -> Float[Array, "batch 64 64 3"]:
+def augment(images: Float[Array, "batch 128 128 3"], key: Array) -> Float[Array, "batch 128 128 3"]:
     """Shifts, blurs, brightens or darkens each picture a little, and adds noise."""
     size = images.shape[1]
     shift_key, blur_key, gain_key, offset_key, level_key, noise_key = jax.random.split(key, 6)
@@ -110,7 +110,9 @@ def augment(images: Float[Array, "batch 64 64 3"], key: Array) -> Float[Array, "
 
 
 def loss(
-    classifier: Classifier, images: Float[Array, "batch 64 64 3"], labels: Int[Array, "batch slots"]
+    classifier: Classifier,
+    images: Float[Array, "batch 128 128 3"],
+    labels: Int[Array, "batch slots"],
 ) -> Float[Array, ""]:
     """Cross-entropy, summed over slots and averaged over pictures."""
     logits = jnp.split(classifier(images), _SPLITS, axis=-1)
@@ -122,7 +124,7 @@ def loss(
 
 
 def train(
-    images: UInt8[np.ndarray, "count 64 64 3"],
+    images: UInt8[np.ndarray, "count 128 128 3"],
     attributes: Int[np.ndarray, "count slots"],
     *,
     steps: int,
@@ -172,7 +174,7 @@ def _evaluate(classifier, images):
 
 
 def _in_batches(
-    classifier: Classifier, images: Float[Array | np.ndarray, "count 64 64 3"]
+    classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features and logits of any number of pictures, with one compiled shape."""
     count = len(images)
@@ -186,7 +188,7 @@ def _in_batches(
 
 
 def probabilities(
-    classifier: Classifier, images: Float[Array | np.ndarray, "count 64 64 3"]
+    classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> dict[str, Float[np.ndarray, "count labels"]]:
     """Returns for every slot how probable each of `avatars.attributes.LABELS[slot]` is.
 
@@ -201,7 +203,7 @@ def probabilities(
 
 
 def predict(
-    classifier: Classifier, images: Float[Array | np.ndarray, "count 64 64 3"]
+    classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> dict[str, Int[np.ndarray, " count"]]:
     """Returns for every slot the index into `avatars.attributes.LABELS[slot]` seen in each picture.
 
@@ -211,7 +213,7 @@ def predict(
 
 
 def features(
-    classifier: Classifier, images: Float[Array | np.ndarray, "count 64 64 3"]
+    classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> Float[np.ndarray, "count features"]:
     """Returns the penultimate layer's activations for pictures in [-1, 1]."""
     return _in_batches(classifier, images)[0]
@@ -259,7 +261,7 @@ def load(path: str | Path) -> Classifier:
 
 def accuracies(
     classifier: Classifier,
-    images: UInt8[np.ndarray, "count 64 64 3"],
+    images: UInt8[np.ndarray, "count 128 128 3"],
     attributes: Int[np.ndarray, "count slots"],
 ) -> dict[str, float]:
     """Returns the share of pictures whose label is recognized, slot by slot."""

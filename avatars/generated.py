@@ -29,7 +29,7 @@ FLAGS = flags.FLAGS
 BATCH = 100
 
 
-def disturbed_latents(
+def perturbed_latents(
     attributes: Int[Array, "batch slots"], key: Key[Array, ""]
 ) -> Float[Array, "batch layers w_dim"]:
     """W+ latents in the neighbourhood of the attributes'."""
@@ -54,14 +54,14 @@ def disturbed_latents(
     )
 
 
-def disturbed(
+def perturbed(
     generator: Generator, count: int, seed: int
-) -> tuple[UInt8[np.ndarray, "count 64 64 3"], Int8[np.ndarray, "count slots"]]:
-    """Pictures of disturbed latents, and their labels."""
+) -> tuple[UInt8[np.ndarray, "count 128 128 3"], Int8[np.ndarray, "count slots"]]:
+    """Pictures of perturbed latents, and their labels."""
 
     @jax.jit
     def pictures(generator, attributes, key):
-        return draw(generator, disturbed_latents(attributes, key))
+        return draw(generator, perturbed_latents(attributes, key))
 
     attributes = sample(count, seed)
     made = []
@@ -75,7 +75,7 @@ def disturbed(
 def main(_: Sequence[str]) -> None:
     """Makes the pictures and writes them."""
     generator = checkpoints.load_generator(FLAGS.generator)
-    pictures, labels = disturbed(generator, FLAGS.count, FLAGS.seed)
+    pictures, labels = perturbed(generator, FLAGS.count, FLAGS.seed)
     out = pathlib.Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out, images=pictures, labels=labels)

@@ -1,14 +1,13 @@
 """Edits that go on while a CLIP is trained, and show it what its gradient leads to.
 
-Gradient descent on the similarity to a text finds pictures that no drawing resembles: half of an
-attribute, colours that spread, everything else blended away, since the less a picture shows of what
-the text does not name, the better it fits in cosine. So those pictures are part of the training
-(adversarial training, Madry et al., arXiv 1706.06083, in W+). Attacks of a few large steps are too
-weak: an optimization of a hundred small ones ends elsewhere. Here groups of edits take turns; each
-moves on by a few steps when it is its turn, judged by the CLIP as it is by then, until it is old
-and begins anew with other faces and texts.
+Gradient descent on a CLIP's loss finds images that no rendered image resembles: half of an
+attribute, colours that spread, other attributes that change along. So those images are part of the
+training (adversarial training, Madry et al., arXiv 1706.06083, in W+). Attacks of a few large steps
+are too weak: an optimization of a hundred small ones ends elsewhere. Here groups of edits take
+turns; each moves on by a few steps when it is its turn, guided by the CLIP as it is by then, until
+it is old and begins anew with other faces and texts.
 
-A classifier says what the pictures show; it must not be the one that judges the models in the end.
+A classifier annotates the images; it must not be the one that evaluates the models in the end.
 """
 
 from functools import partial
@@ -21,21 +20,22 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from avatars.attributes import LABELS, NAMES, SLOTS, implied, index, observe, sample, with_value
-from avatars.captions import prompts
+from avatars.captions import about, neutral
 from avatars.classifier import Classifier, probabilities
-from avatars.generated import disturbed_latents
+from avatars.generated import perturbed_latents
 from styleclip_jax.io.images import to_uint8
 from styleclip_jax.io.text import Tokenizer
 from styleclip_jax.latents import draw, squared_distance
-from styleclip_jax.losses import clip_loss
+from styleclip_jax.losses import clip_pixels, direction_loss
 from styleclip_jax.models import CLIP, Generator
 
 GROUPS = 6
-STEPS_PER_TURN = 2
+STEPS_PER_TURN = 3
 # The settings of an edit are drawn from these ranges, evenly in the logarithm.
-STEPS = (8, 120)
-LEARNING_RATE = (0.3, 2.0)
-L2_LAMBDA = (0.004, 0.012)
+STEPS = (10, 120)
+LEARNING_RATE = (0.05, 1.0)
+L2_LAMBDA = (0.0005, 0.01)
+ORTHOGONAL_LAMBDA = (0.2, 2.0)
 
 # In place of a label where nobody knows what a picture shows.
 UNKNOWN = -1
@@ -47,7 +47,7 @@ _ADAM = optax.scale_by_adam()
 
 
 class Targets(NamedTuple):
-    """A text about one attribute for each picture; it may be right already.
+    """A text about one attribute for each image; it may be right already.
 
     Attributes:
         texts: The texts.
@@ -72,7 +72,7 @@ def choose_targets(
     for row in attributes:
         slot = random.choice(NAMES)
         value = random.choice(list(SLOTS[slot]))
-        texts.append(random.choice(prompts(slot, value)))
+        texts.append(about(slot, value, random))
         slots.append(NAMES.index(slot))
         values.append(index(slot, value))
         wanted.append(with_value(row[None], slot, value)[0])
@@ -109,20 +109,48 @@ def merge_labels(
     return labels
 
 
-class _Group(NamedTuple):
-    attributes: Int[np.ndarray, "batch slots"]
-    targets: Targets
+class _Settings(NamedTuple):
+    learning_rate: float
+    l2_lambda: float
+    orthogonal_lambda: float
+
+
+class _Edits(NamedTuple):
+    """The arrays of a group of edits."""
+
     tokens: Int[Array, "batch context"]
+    neutral_tokens: Int[Array, "1 context"]
     start: Float[Array, "batch layers w_dim"]
     latents: Float[Array, "batch layers w_dim"]
     optimizer: optax.OptState
+
+
+class _Settings(NamedTuple):
     learning_rate: float
     l2_lambda: float
+    orthogonal_lambda: float
+
+
+class _Edits(NamedTuple):
+    """The arrays of a group of edits."""
+
+    tokens: Int[Array, "batch context"]
+    neutral_tokens: Int[Array, "1 context"]
+    start: Float[Array, "batch layers w_dim"]
+    latents: Float[Array, "batch layers w_dim"]
+    optimizer: optax.OptState
+
+
+class _Group(NamedTuple):
+    attributes: Int[np.ndarray, "batch slots"]
+    targets: Targets
+    settings: _Settings
+    edits: _Edits
     turns_left: int
 
 
 class Shown(NamedTuple):
-    """Pictures of edits, what they show, and what the edits are about."""
+    """Images of edits as CLIP sees them, what they show, and what the edits are about."""
 
     images: UInt8[np.ndarray, "batch 64 64 3"]
     labels: Int[np.ndarray, "batch slots"]
@@ -130,25 +158,36 @@ class Shown(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="steps")
-def _advance(clip, generator, tokens, start, latents, optimizer, rate, l2_lambda, steps):
-    texts = clip.encode_text(tokens)
+def _advance(clip, generator, edits, settings, steps):
+    """Takes some steps; returns the edits and their images, small and at full resolution."""
+    size = clip.config.image_size
+    texts, neutral_text = clip.encode_text(edits.tokens), clip.encode_text(edits.neutral_tokens)
+
+    def features(latents):
+        return clip.encode_image(clip_pixels(draw(generator, latents, size), size))
+
+    before = features(edits.start)
 
     def loss(latents):
-        judged = clip_loss(clip, draw(generator, latents), texts)
-        return (judged + l2_lambda * squared_distance(latents, start)).sum()
+        weight = settings.orthogonal_lambda
+        guidance = direction_loss(features(latents), before, texts, neutral_text, weight)
+        return (guidance + settings.l2_lambda * squared_distance(latents, edits.start)).sum()
 
+    latents, optimizer = edits.latents, edits.optimizer
     for _ in range(steps):
-        directions, optimizer = _ADAM.update(jax.grad(loss)(latents), optimizer)
-        latents = latents - rate * directions
-    return latents, optimizer, draw(generator, latents)
+        updates, optimizer = _ADAM.update(jax.grad(loss)(latents), optimizer)
+        latents = latents - settings.learning_rate * updates
+    styles = generator.styles(latents)
+    *_, small, image = generator.synthesis.skip_images(styles, generator.config.resolution)
+    return edits._replace(latents=latents, optimizer=optimizer), small, image
 
 
 class RunningEdits:
     """The groups of edits.
 
     Args:
-        generator: Draws the pictures.
-        labeller: Says what they show.
+        generator: Synthesizes the images.
+        annotator: Says what they show.
         tokenizer: Of the CLIP.
         size: Edits in a group.
         seed: Of faces, texts and settings.
@@ -157,48 +196,45 @@ class RunningEdits:
     def __init__(
         self,
         generator: Generator,
-        labeller: Classifier,
+        annotator: Classifier,
         tokenizer: Tokenizer,
         size: int,
         seed: int,
     ):
-        self._generator, self._labeller, self._tokenizer = generator, labeller, tokenizer
+        self._generator, self._annotator, self._tokenizer = generator, annotator, tokenizer
         self._size, self._seed = size, seed
         self._groups: list[_Group | None] = [None] * GROUPS
 
     def advance(self, clip: CLIP, turn: int) -> Shown:
-        """Moves the group on whose turn it is."""
+        """Moves the group whose turn it is."""
         group = self._groups[turn % GROUPS] or self._begin(turn)
-        *state, pictures = _advance(clip, self._generator, *group[2:-1], steps=STEPS_PER_TURN)
-        group = group._replace(
-            latents=state[0], optimizer=state[1], turns_left=group.turns_left - 1
+        edits, small, images = _advance(
+            clip, self._generator, group.edits, group.settings, steps=STEPS_PER_TURN
         )
+        group = group._replace(edits=edits, turns_left=group.turns_left - 1)
         self._groups[turn % GROUPS] = group if group.turns_left else None
-        pictures = np.clip(np.asarray(pictures), -1, 1)
-        seen = probabilities(self._labeller, pictures)
+        seen = probabilities(self._annotator, np.clip(np.asarray(images), -1, 1))
         labels = merge_labels(group.attributes, group.targets, seen)
-        return Shown(to_uint8(pictures), labels, group.targets)
+        return Shown(to_uint8(np.clip(np.asarray(small), -1, 1)), labels, group.targets)
 
     def _begin(self, turn: int) -> _Group:
         random = np.random.default_rng([self._seed, turn])
-        steps, learning_rate, l2_lambda = (
+        steps, *settings = (
             float(np.exp(random.uniform(*np.log(bounds))))
-            for bounds in (STEPS, LEARNING_RATE, L2_LAMBDA)
+            for bounds in (STEPS, LEARNING_RATE, L2_LAMBDA, ORTHOGONAL_LAMBDA)
         )
         attributes = sample(self._size, [self._seed, turn])
         targets = choose_targets(attributes, random)
-        latents = _disturbed(attributes, jax.random.fold_in(jax.random.key(self._seed), turn))
-        return _Group(
-            attributes,
-            targets,
+        latents = _perturbed(attributes, jax.random.fold_in(jax.random.key(self._seed), turn))
+        edits = _Edits(
             jnp.asarray(self._tokenizer(targets.texts)),
+            jnp.asarray(self._tokenizer([neutral(random)])),
             latents,
             latents,
             _ADAM.init(latents),
-            learning_rate,
-            l2_lambda,
-            -(-int(steps) // STEPS_PER_TURN),
         )
+        turns = -(-int(steps) // STEPS_PER_TURN)
+        return _Group(attributes, targets, _Settings(*settings), edits, turns)
 
 
-_disturbed = jax.jit(disturbed_latents)
+_perturbed = jax.jit(perturbed_latents)

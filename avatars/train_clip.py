@@ -1,19 +1,19 @@
 """Trains the avatars CLIP: `python -m avatars.train_clip --data train.npz --out DIR`.
 
 Contrastive training as in CLIP (arXiv 2103.00020, section 2.3), with one difference: we know which
-pictures of a batch a caption fits, so the target of a caption is spread over all of them instead of
+images of a batch a caption fits, so the target of a caption is spread over all of them instead of
 calling the others wrong. A linear classifier of the attributes on the image features helps the
 image tower along and is thrown away.
 
-What the judge of an optimization must withstand is part of the training: pictures are shifted,
+What a CLIP that guides an optimization must withstand is part of the training: images are shifted,
 zoomed, blurred, made noisy, and their contrast changes (which covers both ways to preprocess,
-`losses.clip_pixels`). `--data` may be given several times, for pictures from the generator too
-(`avatars.generated`).
+`losses.clip_pixels`).
 
-With `--generator` and `--labeller` half of every batch are pictures of edits that go on meanwhile
-(`avatars.running_edits`), so that CLIP is right about what its own gradient leads to; and from a
-picture to the same picture with what a text asks for, the similarity to the text has to rise by a
-certain amount, so that small things, such as eyes, weigh enough to be edited.
+With `--generator` and `--annotator` half of every batch are images of edits that go on meanwhile
+(`avatars.running_edits`), so that CLIP is right about what its own gradient leads to. And the
+features learn the geometry that `losses.direction_loss` relies on: from an image to the same image
+with what a text asks for, they move along the direction of the text, by a certain amount; to the
+same image with something else, they do not move along it.
 
 Checkpointed every few minutes; the same command resumes, with new edits.
 """
@@ -36,16 +36,17 @@ from tokenizers import Tokenizer as TokenizerModel
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from avatars.attributes import LABELS, NAMES, observe, sample
-from avatars.captions import caption, describe
+from avatars.attributes import LABELS, NAMES, SLOTS, observe, sample
+from avatars.captions import caption, describe, neutral
 from avatars.classifier import load as load_classifier
-from avatars.generated import disturbed_latents
+from avatars.generated import perturbed_latents
 from avatars.running_edits import UNKNOWN, RunningEdits, Targets, choose_targets
+from avatars.train_generator import halved
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax.io import checkpoints
 from styleclip_jax.io.text import Tokenizer
 from styleclip_jax.latents import draw
-from styleclip_jax.losses import clip_loss
+from styleclip_jax.losses import clip_pixels
 from styleclip_jax.models import Generator
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.runs.command_line import run
@@ -57,11 +58,13 @@ CONTEXT_LENGTH = 40
 # edit has to move.
 MAX_LOGIT_SCALE = 20.0
 CARDINALITIES = tuple(len(values) for values in LABELS.values())
-# Pairs per step; by how much the cosine has to rise from the first to the second picture; and the
-# weight of the squared amount that is missing.
-PAIRS = 16
-RISE = 0.3
-RISE_WEIGHT = 20.0
+# Triples per step; by how much the features have to move along the direction of the text; and the
+# weights of the squared amount that is missing, and of squared moves that nothing asks for.
+TRIPLES = 16
+RISE = 0.4
+RISE_WEIGHT, STILL_WEIGHT = 20.0, 20.0
+# Share of captions that tell nothing: their features are where directions begin.
+NEUTRAL_SHARE = 0.04
 
 
 def train_tokenizer(num_captions: int = 50_000, merges: int = 1500) -> dict[str, bytes]:
@@ -97,16 +100,16 @@ def train_tokenizer(num_captions: int = 50_000, merges: int = 1500) -> dict[str,
 
 
 def clip_config(vocab_size: int) -> CLIPConfig:
-    """The architecture of the avatars CLIP, about 2.7 million parameters.
+    """The architecture of the avatars CLIP, about 2 million parameters.
 
-    Large patches make few tokens, which is what a step costs on a CPU.
+    A patch is as large as an eye.
     """
     return CLIPConfig(
         image_size=64,
-        patch_size=16,
-        vision_width=192,
+        patch_size=8,
+        vision_width=160,
         vision_layers=4,
-        vision_heads=6,
+        vision_heads=5,
         text_width=128,
         text_layers=2,
         text_heads=4,
@@ -157,8 +160,7 @@ def contrastive_loss(
 
     A caption that fits no picture is only a wrong answer.
     """
-    unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
-    pictures, texts = unit(clip.encode_image(pixels)), unit(clip.encode_text(tokens))
+    pictures, texts = _unit(clip.encode_image(pixels)), _unit(clip.encode_text(tokens))
     scale = jnp.minimum(jnp.exp(clip.logit_scale[...]), MAX_LOGIT_SCALE)
     logits = jnp.where(jnp.isnan(fits), -1e4, scale * texts @ pictures.T)
     fits = jnp.nan_to_num(fits)
@@ -180,46 +182,80 @@ def attribute_loss(
     return jnp.stack(losses).mean()
 
 
-class Pairs(NamedTuple):
-    """Attributes of pictures, and of the same pictures with what a text asks for.
+class Triples(NamedTuple):
+    """Attributes of images, of what a text makes of them, and of what it does not.
 
     Attributes:
         before: Attributes.
-        after: Attributes.
+        after: The same with what the text asks for.
+        other: The same with something else.
         rises: Where the second ones fit the text and the first ones do not.
         tokens: The texts.
+        neutral_tokens: A text that tells nothing.
     """
 
     before: Int[Array, "batch slots"]
     after: Int[Array, "batch slots"]
+    other: Int[Array, "batch slots"]
     rises: Bool[Array, " batch"]
     tokens: Int[Array, "batch context"]
+    neutral_tokens: Int[Array, "1 context"]
 
 
-def choose_pairs(tokenizer: Tokenizer, random: np.random.Generator) -> Pairs:
-    """Chooses PAIRS pairs."""
-    attributes = sample(PAIRS, int(random.integers(2**32)))
+def choose_triples(tokenizer: Tokenizer, random: np.random.Generator) -> Triples:
+    """Chooses TRIPLES triples."""
+    attributes = sample(TRIPLES, int(random.integers(2**32)))
     targets = choose_targets(attributes, random)
-    arrays = attributes, targets.wanted, targets.rises, tokenizer(targets.texts)
-    return Pairs(*map(jnp.asarray, arrays))
+    other = change_elsewhere(attributes, targets.slots, random)
+    tokens, neutral_tokens = tokenizer(targets.texts), tokenizer([neutral(random)])
+    arrays = attributes, targets.wanted, other, targets.rises, tokens, neutral_tokens
+    return Triples(*map(jnp.asarray, arrays))
 
 
-def rise_loss(
-    clip: CLIP, generator: Generator, pairs: Pairs, key: Key[Array, ""]
+def change_elsewhere(
+    attributes: Int[np.ndarray, "batch slots"],
+    slots: Int[np.ndarray, " batch"],
+    random: np.random.Generator,
+) -> Int[np.ndarray, "batch slots"]:
+    """Changes one attribute of each image whose label in `slots` does not change by that."""
+    rows = np.arange(len(attributes))
+    sizes = np.array([len(values) for values in SLOTS.values()])
+    others = (slots + random.integers(1, len(NAMES), len(rows))) % len(NAMES)
+    changed = attributes.copy()
+    changed[rows, others] = (attributes[rows, others] + random.integers(1, sizes[others])) % sizes[
+        others
+    ]
+    touched = observe(changed)[rows, slots] != observe(attributes)[rows, slots]
+    return np.where(touched[:, None], attributes, changed)
+
+
+def triple_loss(
+    clip: CLIP, generator: Generator, triples: Triples, key: Key[Array, ""]
 ) -> Float[Array, ""]:
-    """How much the similarity to a text fails to rise by RISE from one picture to the other."""
-    latents = jnp.concatenate([disturbed_latents(x, key) for x in (pairs.before, pairs.after)])
-    texts = jnp.tile(clip.encode_text(pairs.tokens), (2, 1))
-    before, after = jnp.split(1 - clip_loss(clip, draw(generator, latents), texts), 2)
-    return jnp.mean(jnp.where(pairs.rises, jnp.square(jax.nn.relu(RISE - (after - before))), 0))
+    """How much features fail to move by RISE along a text, or move along another one."""
+    kinds = (triples.before, triples.after, triples.other)
+    latents = jnp.concatenate([perturbed_latents(attributes, key) for attributes in kinds])
+    size = clip.config.image_size
+    features = _unit(clip.encode_image(clip_pixels(draw(generator, latents, size), size)))
+    texts = _unit(clip.encode_text(jnp.concatenate([triples.tokens, triples.neutral_tokens])))
+    direction = _unit(texts[:-1] - texts[-1])
+    before, after, other = jnp.split(features, 3)
+    rise = jnp.sum((after - before) * direction, axis=-1)
+    missing = jnp.where(triples.rises, jnp.square(jax.nn.relu(RISE - rise)), 0).mean()
+    moved = jnp.square(jnp.sum((other - before) * direction, axis=-1)).mean()
+    return RISE_WEIGHT * missing + STILL_WEIGHT * moved
+
+
+def _unit(x: Array) -> Array:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @partial(jax.jit, static_argnames=("optimizer", "attribute_weight"), donate_argnames="state")
-def clip_step(state, generator, batch, pairs, key, *, optimizer, attribute_weight):
+def clip_step(state, generator, batch, triples, key, *, optimizer, attribute_weight):
     """One update of the CLIP and the auxiliary classifier."""
     networks, opt_state = state
     images, labels, tokens, fits = batch
-    augment_key, pair_key = jax.random.split(key)
+    augment_key, triple_key = jax.random.split(key)
     pixels = augment(images.astype(jnp.float32) / 127.5 - 1, augment_key)
 
     def loss_fn(networks):
@@ -227,7 +263,7 @@ def clip_step(state, generator, batch, pairs, key, *, optimizer, attribute_weigh
         loss, features = contrastive_loss(clip, pixels, tokens, fits)
         total = loss + attribute_weight * attribute_loss(heads, features, labels)
         if generator is not None:
-            total += RISE_WEIGHT * rise_loss(clip, generator, pairs, pair_key)
+            total += triple_loss(clip, generator, triples, triple_key)
         return total, loss
 
     gradients, loss = jax.grad(loss_fn, has_aux=True)(networks)
@@ -236,10 +272,14 @@ def clip_step(state, generator, batch, pairs, key, *, optimizer, attribute_weigh
 
 
 def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures and what can be seen on them, of all files together."""
-    files = [np.load(path) for path in paths]
-    labels = [f["labels"] if "labels" in f else observe(f["attributes"]) for f in files]
-    return np.concatenate([f["images"] for f in files]), np.concatenate(labels)
+    """Images as CLIP sees them, and what can be seen on them, of all files together."""
+    images, labels = [], []
+    for path in paths:
+        with np.load(path) as file:
+            labels.append(file["labels"] if "labels" in file else observe(file["attributes"]))
+            halves = [halved(part) for part in np.array_split(file["images"], 100)]
+            images.append(np.concatenate(halves).round().astype(np.uint8))
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def describe_batch(
@@ -249,7 +289,12 @@ def describe_batch(
 
     1 where it fits, 0 where not, NaN where that depends on what is unknown.
     """
-    described = [describe(row, generator) for row in labels]
+    described = [
+        (neutral(generator), frozenset())
+        if generator.random() < NEUTRAL_SHARE
+        else describe(row, generator)
+        for row in labels
+    ]
     told = np.array([[name in slots for name in NAMES] for _, slots in described])[:, None]
     same, unknown = labels[:, None] == labels[None], labels[None] == UNKNOWN
     fits = (same | ~told).all(-1).astype(np.float32)
@@ -287,30 +332,30 @@ def main(_: Sequence[str]) -> None:
     decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
     optimizer = optax.adamw(schedule, 0.9, 0.98, weight_decay=0.05, mask=decayed)
     key = jax.random.key(FLAGS.seed)
-    painter, edits, edited = None, None, 0
+    synthesizer, edits, edited = None, None, 0
     if FLAGS.generator:
-        painter, edited = checkpoints.load_generator(FLAGS.generator), FLAGS.batch_size // 2
-        labeller = load_classifier(FLAGS.labeller)
-        edits = RunningEdits(painter, labeller, tokenizer, edited, FLAGS.seed)
+        synthesizer, edited = checkpoints.load_generator(FLAGS.generator), FLAGS.batch_size // 2
+        annotator = load_classifier(FLAGS.annotator)
+        edits = RunningEdits(synthesizer, annotator, tokenizer, edited, FLAGS.seed)
 
     def one_step(state, step):
         generator = np.random.default_rng([FLAGS.seed, step])
         picked = generator.integers(len(images), size=FLAGS.batch_size - edited)
-        shown, shown_labels, pairs = images[picked], labels[picked], None
+        shown, shown_labels, triples = images[picked], labels[picked], None
         if edits:
             running = edits.advance(state[0][0], step)
             shown = np.concatenate([shown, running.images])
             shown_labels = np.concatenate([shown_labels, running.labels])
-            pairs = choose_pairs(tokenizer, generator)
+            triples = choose_triples(tokenizer, generator)
         texts, fits = describe_batch(shown_labels, generator)
         if edits:
             texts += running.targets.texts
             fits = np.concatenate([fits, target_fits(running.targets, shown_labels)])
         return clip_step(
             state,
-            painter,
+            synthesizer,
             (shown, shown_labels, tokenizer(texts), fits),
-            pairs,
+            triples,
             jax.random.fold_in(key, step),
             optimizer=optimizer,
             attribute_weight=FLAGS.attribute_weight,
@@ -336,7 +381,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "generator", None, "Make half of every batch by edits with this generator; see above."
     )
-    flags.DEFINE_string("labeller", None, "Weights of a classifier, which says what edits show.")
+    flags.DEFINE_string("annotator", None, "Weights of a classifier, which says what edits show.")
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Pictures, and captions, per step.")
     flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate of AdamW.")

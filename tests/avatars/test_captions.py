@@ -9,7 +9,9 @@ from avatars.captions import (
     COLOR_WORDS,
     MAX_WORDS,
     PHRASES,
+    about,
     captions,
+    neutral,
     prompts,
     tell,
 )
@@ -134,3 +136,19 @@ def test_prompts_state_their_value_and_nothing_else(slot):
         assert len(prompts(slot, value)) >= 2
         for prompt in prompts(slot, value):
             assert parse(prompt, facts) == {(slot, value)}, prompt
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_texts_about_one_value_state_it_and_nothing_else(slot):
+    facts, rng = stated_facts(), np.random.default_rng(0)
+    for value in SLOTS[slot]:
+        texts = [about(slot, value, rng) for _ in range(60)]
+        assert all(parse(text, facts) == {(slot, value)} for text in texts), texts
+        assert any(text.startswith(("give", "make", "add", "put", "show")) for text in texts)
+
+
+def test_neutral_texts_state_nothing():
+    facts, rng = stated_facts(), np.random.default_rng(0)
+    texts = {neutral(rng) for _ in range(200)}
+    assert not any(parse(text, facts) for text in texts)
+    assert {"a person", "someone"} <= texts

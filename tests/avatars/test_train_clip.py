@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +10,17 @@ import pytest
 from avatars import train_clip
 from avatars.attributes import NAMES, index, observe, sample
 from avatars.running_edits import UNKNOWN, choose_targets
-from avatars.train_clip import RISE, Pairs, contrastive_loss, describe_batch, rise_loss, target_fits
+from avatars.train_clip import (
+    RISE,
+    RISE_WEIGHT,
+    STILL_WEIGHT,
+    Triples,
+    change_elsewhere,
+    contrastive_loss,
+    describe_batch,
+    target_fits,
+    triple_loss,
+)
 
 
 @pytest.fixture
@@ -29,7 +40,11 @@ def test_a_caption_about_what_is_unknown_of_a_picture_may_fit_or_not(generator):
     labels[:100, glasses] = index("glasses", "sunglasses")
     labels[100:, glasses] = UNKNOWN
     texts, fits = describe_batch(labels, generator)
-    about = ["sunglasses" in text or "shades" in text for text in texts]
+    about = [
+        re.search("(no|without|no [a-z]+) (glasses|eyewear)", text) is None
+        and re.search("sunglasses|shades|sunnies|aviators|(dark|tinted) glasses", text) is not None
+        for text in texts
+    ]
     assert np.isnan(fits[:100, 100:])[about[:100]].all()
     assert not any(about[100:])
     assert (fits.diagonal() == 1).all()
@@ -57,22 +72,47 @@ def test_a_caption_that_fits_no_picture_is_only_a_wrong_answer():
     assert jnp.isfinite(three) and three != two
 
 
+def test_the_third_image_of_a_triple_differs_in_one_slot_and_shows_the_same_in_that_of_the_text():
+    attributes = sample(400, seed=4)
+    slots = np.random.default_rng(1).integers(len(NAMES), size=400)
+    changed = change_elsewhere(attributes, slots, np.random.default_rng(2))
+    rows = np.arange(400)
+    assert ((changed != attributes).sum(-1) <= 1).all()
+    assert (changed != attributes).any(-1).mean() > 0.8
+    np.testing.assert_array_equal(observe(changed)[rows, slots], observe(attributes)[rows, slots])
+
+
 @pytest.mark.parametrize(
-    ("rise", "rises", "expected"),
+    ("rise", "moved", "rises", "expected"),
     [
-        (0.3, True, 0.0),
-        (0.05, True, (RISE - 0.05) ** 2),
-        (-0.1, True, (RISE + 0.1) ** 2),
-        (0.05, False, 0.0),
+        (0.9, 0.0, True, 0.0),
+        (0.05, 0.0, True, RISE_WEIGHT * (RISE - 0.05) ** 2),
+        (-0.1, 0.0, True, RISE_WEIGHT * (RISE + 0.1) ** 2),
+        (0.05, 0.0, False, 0.0),
+        (0.9, 0.2, True, STILL_WEIGHT * 0.2**2),
+        (0.9, -0.2, True, STILL_WEIGHT * 0.2**2),
     ],
 )
-def test_the_similarity_has_to_rise_by_enough(rise, rises, expected, monkeypatch):
+def test_features_have_to_move_along_the_text_that_names_the_change_and_along_no_other(
+    rise, moved, rises, expected, monkeypatch
+):
+    """Features have two entries; the direction of every text is the first one."""
+    positions = iter((0.0, rise, moved))
+
+    def unit_features(_, key):
+        along = next(positions)
+        return jnp.tile(jnp.array([along, np.sqrt(1 - along**2)]), (4, 1))
+
+    clip: Any = SimpleNamespace(
+        config=SimpleNamespace(image_size=8),
+        encode_image=lambda x: x,
+        encode_text=lambda tokens: jnp.array([[1.0, 0.0]] * 4 + [[-1.0, 0.0]]),
+    )
+    monkeypatch.setattr(train_clip, "perturbed_latents", unit_features)
+    monkeypatch.setattr(train_clip, "draw", lambda generator, latents, size: latents)
+    monkeypatch.setattr(train_clip, "clip_pixels", lambda images, size: images)
     attributes = jnp.asarray(sample(4, seed=3))
-    clip: Any = SimpleNamespace(encode_text=lambda tokens: jnp.zeros((len(tokens), 1)))
-    positions = iter([jnp.zeros((4, 1, 1)), jnp.full((4, 1, 1), rise)])
-    monkeypatch.setattr(train_clip, "disturbed_latents", lambda *_: next(positions))
-    monkeypatch.setattr(train_clip, "draw", lambda generator, latents: latents[:, 0, 0])
-    monkeypatch.setattr(train_clip, "clip_loss", lambda _, x, __: 1 - x)
-    pairs = Pairs(attributes, attributes, jnp.full(4, rises), jnp.zeros((4, 8), jnp.int32))
-    loss = rise_loss(clip, cast(Any, None), pairs, jax.random.key(0))
-    np.testing.assert_allclose(loss, expected, atol=1e-6)
+    tokens = jnp.zeros((4, 8), jnp.int32)
+    triples = Triples(attributes, attributes, attributes, jnp.full(4, rises), tokens, tokens[:1])
+    loss = triple_loss(clip, cast(Any, None), triples, jax.random.key(0))
+    np.testing.assert_allclose(loss, expected, atol=1e-5)
