@@ -1,4 +1,8 @@
-"""How well images fit a text (CLIP), and whether they still show the same person (ArcFace)."""
+"""How well images fit a text (CLIP), and whether they still show the same person (ArcFace).
+
+Losses are functions of features, so that those of an original image are computed only once;
+:func:`clip_loss` and :func:`id_loss` take images.
+"""
 
 import functools
 from typing import Literal
@@ -64,12 +68,22 @@ def clip_pixels(
             that published settings give published results; ``"clip"`` also normalizes with the
             statistics that CLIP was trained with.
     """
+    return clip_normalize(clip_resize(images, image_size), preprocess)
+
+
+def clip_resize(
+    images: Float[Array, "batch height height 3"], image_size: int
+) -> Float[Array, "batch size size 3"]:
+    """The first part of :func:`clip_pixels`: images in [-1, 1] at CLIP's input size."""
     size = images.shape[1]
-    if size != image_size:
-        images = _resize(images, area_matrix(size, image_size))
-    if preprocess == "styleclip":
-        return images
-    return ((images + 1) / 2 - CLIP_MEAN) / CLIP_STD
+    return images if size == image_size else _resize(images, area_matrix(size, image_size))
+
+
+def clip_normalize(
+    images: Float[Array, "*batch size size 3"], preprocess: Preprocess
+) -> Float[Array, "*batch size size 3"]:
+    """The second part of :func:`clip_pixels`: the statistics that CLIP was trained with."""
+    return images if preprocess == "styleclip" else ((images + 1) / 2 - CLIP_MEAN) / CLIP_STD
 
 
 def clip_loss(
@@ -91,7 +105,73 @@ def clip_loss(
         A loss in [0, 2] per image.
     """
     pixels = clip_pixels(images, clip.config.image_size, preprocess)
-    return 1 - jnp.sum(_unit(clip.encode_image(pixels)) * _unit(text_features), axis=-1)
+    return similarity_loss(clip.encode_image(pixels), text_features)
+
+
+def similarity_loss(
+    features: Float[Array, "*batch embed"], text_features: Float[Array, "texts embed"]
+) -> Float[Array, "*batch"]:
+    """One minus the cosine of CLIP's image and text features; see :func:`clip_loss`.
+
+    Args:
+        features: Of images; here and below features need not be of unit length.
+        text_features: Of one text per image or one for all.
+    """
+    return 1 - jnp.sum(_unit(features) * _unit(text_features), axis=-1)
+
+
+def direction_loss(
+    features: Float[Array, "*batch embed"],
+    original_features: Float[Array, "*originals embed"],
+    text_features: Float[Array, "texts embed"],
+    neutral_features: Float[Array, "neutrals embed"],
+    orthogonal_lambda: float | Float[Array, "*images"],
+) -> Float[Array, "*batch"]:
+    """Whether CLIP's features of an image changed as the text asks, and in nothing else.
+
+    With features of unit length, the change ``d = e(image) - e(original)`` and the direction ``t``
+    of unit length from the neutral text to the text, the loss is
+    ``1 - <d, t> + orthogonal_lambda * |d - <d, t> t|^2``. As StyleGAN-NADA (arXiv 2108.00946,
+    equation 3), it follows a direction between two texts; but the length of the change counts too,
+    so that it is not enough to change a little in the right direction.
+
+    Args:
+        features: Of the edited images.
+        original_features: Of the images before the edit.
+        text_features: Of what the images should show, one text per image or one for all.
+        neutral_features: Of what they show anyway, such as "a face", likewise.
+        orthogonal_lambda: Weight of the change that the text does not ask for.
+
+    Returns:
+        A loss per image, 1 where nothing changed; it can be negative.
+    """
+    change = _unit(features) - _unit(original_features)
+    direction = _unit(_unit(text_features) - _unit(neutral_features))
+    along = jnp.sum(change * direction, axis=-1)
+    orthogonal = change - along[..., None] * direction
+    return 1 - along + orthogonal_lambda * jnp.sum(jnp.square(orthogonal), axis=-1)
+
+
+def keep_loss(
+    features: Float[Array, "*batch embed"],
+    original_features: Float[Array, "*originals embed"],
+    keep_features: Float[Array, "anchors embed"],
+) -> Float[Array, "*batch"]:
+    """Mean squared change of the images' CLIP losses for texts that the edit must not touch.
+
+    The entanglement loss of Predict, Prevent and Evaluate (Xu et al., CVPR 2022).
+
+    Args:
+        features: Of the edited images.
+        original_features: Of the images before the edit.
+        keep_features: Of the texts.
+
+    Returns:
+        A loss of at least zero per image.
+    """
+    change = _unit(features) - _unit(original_features)
+    changes = jnp.matmul(change, _unit(keep_features).T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.mean(jnp.square(changes), axis=-1)
 
 
 def identity_features(
@@ -122,8 +202,16 @@ def id_loss(
     Returns:
         A loss in [0, 2] per image.
     """
-    features = identity_features(arcface, images)
-    return 1 - jnp.sum(features * identity_features(arcface, reference_images), axis=-1)
+    return identity_loss(
+        identity_features(arcface, images), identity_features(arcface, reference_images)
+    )
+
+
+def identity_loss(
+    features: Float[Array, "batch features"], reference_features: Float[Array, "batch features"]
+) -> Float[Array, " batch"]:
+    """As :func:`id_loss`, of what :func:`identity_features` returns."""
+    return 1 - jnp.sum(features * reference_features, axis=-1)
 
 
 def _unit(x: Array) -> Array:

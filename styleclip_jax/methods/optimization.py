@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +11,62 @@ import numpy as np
 import optax
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, draw, squared_distance
-from styleclip_jax.losses import Preprocess, clip_loss, identity_features
+from styleclip_jax.losses import Preprocess
+from styleclip_jax.methods.objective import (
+    Features,
+    Guidance,
+    Objective,
+    TextFeatures,
+    as_number,
+    check_choices,
+    image_losses,
+    is_zero,
+    make_objective,
+    original_features,
+)
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
 
 _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
+# One for all images, or one for each.
+Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(
+        "learning_rate",
+        "l2_lambda",
+        "id_lambda",
+        "orthogonal_lambda",
+        "keep_lambda",
+        "stop_loss",
+        "patience",
+        "min_improvement",
+    ),
+    meta_fields=(
+        "steps",
+        "space",
+        "mode",
+        "guidance",
+        "views",
+        "view_kinds",
+        "guide_resolution",
+        "preprocess",
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class OptimizeConfig:
     """Settings of :func:`edit_latents`; the defaults are the official ones.
+
+    A pytree: numbers are leaves, scalars or one per image, which may be traced; another number does
+    not compile anew. Choices, the numbers of steps and views among them, are static.
 
     Attributes:
         steps: Number of steps, or the most steps where the loss decides when to stop.
@@ -35,7 +75,15 @@ class OptimizeConfig:
         id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
         space: ``"w_plus"`` or ``"stylespace"``, where the ToRGB styles stay as they are.
         mode: ``"edit"`` an image, or ``"generate"`` one from the text alone, without the distance
-            and identity terms.
+            and identity terms. There is no original image then, so no guidance by direction either.
+        guidance: ``"similarity"`` of image and text, or the ``"direction"`` in which the image
+            changes, which leaves alone what the text does not name; see
+            :func:`styleclip_jax.losses.direction_loss`.
+        orthogonal_lambda: With guidance by direction, the weight of all other changes.
+        keep_lambda: Weight of the texts to keep; counts only where their features are given.
+        views: CLIP's losses are means over this number of random views of the edited image, new
+            ones in every step; 0: of the image itself.
+        view_kinds: What the views differ in, some of :data:`styleclip_jax.views.VIEWS`.
         stop_loss: An image is finished when its loss is below this; None: never.
         patience: An image is finished when its loss has not improved by ``min_improvement`` for
             this many steps; 0: never. The run stops when all images are finished.
@@ -46,14 +94,19 @@ class OptimizeConfig:
     """
 
     steps: int = 300
-    learning_rate: float = 0.1
-    l2_lambda: float = 0.008
-    id_lambda: float = 0.0
+    learning_rate: Number = 0.1
+    l2_lambda: Number = 0.008
+    id_lambda: Number = 0.0
     space: Literal["w_plus", "stylespace"] = "w_plus"
     mode: Literal["edit", "generate"] = "edit"
-    stop_loss: float | None = None
-    patience: int = 0
-    min_improvement: float = 1e-3
+    guidance: Guidance = "similarity"
+    orthogonal_lambda: Number = 0.25
+    keep_lambda: Number = 100.0
+    views: int = 0
+    view_kinds: tuple[str, ...] = ("shift", "noise")
+    stop_loss: Number | None = None
+    patience: Number = 0
+    min_improvement: Number = 1e-3
     guide_resolution: int | None = None
     preprocess: Preprocess = "styleclip"
 
@@ -61,26 +114,39 @@ class OptimizeConfig:
         for field, allowed in {
             "space": ("w_plus", "stylespace"),
             "mode": ("edit", "generate"),
-            "preprocess": ("styleclip", "clip"),
         }.items():
             if getattr(self, field) not in allowed:
                 raise InputError(
                     f"{field} is {getattr(self, field)!r}, expected {' or '.join(allowed)}"
                 )
+        check_choices(self)
+        if self.mode == "generate" and self.guidance == "direction":
+            raise InputError(
+                "guidance is 'direction', which needs an original image, but mode is 'generate';"
+                " use guidance 'similarity'"
+            )
         for field, least in {
             "steps": 1,
             "learning_rate": 0,
             "l2_lambda": 0,
             "id_lambda": 0,
+            "orthogonal_lambda": 0,
+            "keep_lambda": 0,
             "patience": 0,
             "min_improvement": 0,
         }.items():
-            if not least <= getattr(self, field) <= _LARGEST:
-                raise InputError(
-                    f"{field} is {getattr(self, field)}, expected a number of at least {least}"
-                )
-        if self.stop_loss is not None and not abs(self.stop_loss) <= _LARGEST:
-            raise InputError(f"stop_loss is {self.stop_loss}, expected a finite number")
+            number = _known(getattr(self, field))
+            if number is not None and not np.all((least <= number) & (number <= _LARGEST)):
+                raise InputError(f"{field} is {number}, expected a number of at least {least}")
+        number = _known(self.stop_loss)
+        if number is not None and not np.all(np.abs(number) <= _LARGEST):
+            raise InputError(f"stop_loss is {number}, expected a finite number")
+
+
+def _known(number: Any) -> Any:
+    """The value of a number; None where it is traced, or where JAX puts something in its place."""
+    known = isinstance(number, int | float | np.ndarray | np.generic | jax.Array)
+    return number if known and not isinstance(number, Tracer) else None
 
 
 # What suits the models that come with the package, found by trying (avatars/REPORT.md): steps that
@@ -109,23 +175,21 @@ class EditResult:
 
 
 class _Program(NamedTuple):
-    """The settings that make another program, where all others are numbers that go into it."""
+    """The settings that make another program, beside those of the objective."""
 
     mode: str
     guide_resolution: int | None
-    preprocess: Preprocess
 
 
 class _Problem(NamedTuple):
     """What stays the same over all steps; ``numbers`` are settings."""
 
     generator: Generator
-    clip: CLIP
-    arcface: ArcFace | None
-    text_features: Float[Array, "texts embed"]
+    objective: Objective
     start: Latents
-    identity: Float[Array, "batch features"] | None
-    numbers: dict[str, Float[Array, ""]]
+    originals: Features | None
+    key: PRNGKeyArray | None
+    numbers: dict[str, Float[Array, "*images"]]
 
 
 class _State(NamedTuple):
@@ -140,13 +204,13 @@ class _State(NamedTuple):
     stopped: Bool[Array, ""]
 
 
-def learning_rate_schedule(peak: float | Float[Array, ""], steps: int) -> optax.Schedule:
+def learning_rate_schedule(peak: float | Float[Array, "*images"], steps: int) -> optax.Schedule:
     """Linear from zero over the first 5 % of the steps, down by a cosine over the last 25 %.
 
     Official ``optimization/run_optimization.py``, ``get_lr``; the first step's rate is zero there.
     """
 
-    def schedule(step: ArrayLike) -> Float[Array, ""]:
+    def schedule(step: ArrayLike) -> Float[Array, "*images"]:
         t = jnp.asarray(step) / steps
         ramp_down = 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(1, (1 - t) / 0.25))
         return peak * ramp_down * jnp.minimum(1, t / 0.05)
@@ -156,12 +220,15 @@ def learning_rate_schedule(peak: float | Float[Array, ""], steps: int) -> optax.
 
 def edit_latents(
     generator: Generator,
-    clip: CLIP,
+    clip: CLIP | Sequence[CLIP],
     latents: Latents,
-    text_features: Float[Array, "texts embed"],
-    config: OptimizeConfig,
+    text_features: TextFeatures,
+    config: OptimizeConfig = OptimizeConfig(),
     arcface: ArcFace | None = None,
     *,
+    neutral_features: TextFeatures | None = None,
+    keep_features: TextFeatures | None = None,
+    key: PRNGKeyArray | None = None,
     on_progress: Callable[[int, Float[Array, " batch"], Latents], None] | None = None,
     progress_every: int = 10,
 ) -> EditResult:
@@ -172,13 +239,17 @@ def edit_latents(
 
     Args:
         generator: Draws the images.
-        clip: Judges them.
+        clip: Tells how well they fit; of several CLIPs, the mean of their losses counts.
         latents: W+ (B, L, w_dim); with ``space="stylespace"`` also StyleSpace coordinates.
             With ``mode="generate"`` usually ``generator.mean_latents(B)``.
-        text_features: ``clip.encode_text`` of a text per image, (B, E), or of one for all, (1, E).
-        config: The settings. Other steps, spaces, modes, guide resolutions and kinds of
-            preprocessing compile another program, other numbers do not.
+        text_features: ``clip.encode_text`` of a text per image, (B, E), or of one for all, (1, E);
+            with several CLIPs, a sequence with those of each, here and below.
+        config: The settings.
         arcface: Needed where ``config.id_lambda`` is not zero.
+        neutral_features: With guidance by direction, of what the images show anyway, such as "a
+            face", in the shape of ``text_features``.
+        keep_features: Of texts (K, E) whose similarity shall stay what it was.
+        key: Decides the random views; None: ``jax.random.key(0)``.
         on_progress: Called every ``progress_every`` steps with the number of steps done, the losses
             before the last one, and the latents. The device waits for it, so not too often.
         progress_every: See ``on_progress``.
@@ -187,18 +258,24 @@ def edit_latents(
         Latents, images and losses.
 
     Raises:
-        InputError: Shapes that do not fit, or an identity loss without an ArcFace.
+        InputError: Shapes that do not fit, an identity loss without an ArcFace, guidance by
+            direction without a neutral text, or texts to keep where there is no original image.
         FloatingPointError: A loss is not finite, or what the last step made; the message names the
             step. Inside a caller's ``jax.jit``, where values are unknown, the losses hold the NaN
             instead.
     """
-    text_features = jnp.atleast_2d(text_features)
-    latents = _check(generator, clip, latents, text_features, config, arcface)
-    arcface = arcface if config.id_lambda and config.mode == "edit" else None
-    start, identity, state = _start(generator, arcface, latents, config)
-    numbers = _numbers(config)
-    problem = _Problem(generator, clip, arcface, text_features, start, identity, numbers)
-    program = _Program(config.mode, config.guide_resolution, config.preprocess)
+    latents = _check(generator, latents, config, arcface, keep_features)
+    batch = jax.tree.leaves(latents)[0].shape[0]
+    arcface = arcface if config.mode == "edit" else None
+    objective = make_objective(
+        clip, text_features, config, arcface, neutral_features, keep_features, batch
+    )
+    start, originals, state = _start(generator, objective, latents, config)
+    if config.views and key is None:
+        key = jax.random.key(0)
+    key = key if config.views else None
+    problem = _Problem(generator, objective, start, originals, key, _numbers(config))
+    program = _Program(config.mode, config.guide_resolution)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((problem, state))):
         state = _advance(problem, state, config.steps, program)
         return _finish(problem, state)
@@ -236,7 +313,7 @@ def _not_finite(what: str, step: int, steps: int) -> FloatingPointError:
     return FloatingPointError(f"the {what} is not finite at step {step} of {steps}; {cause}")
 
 
-def _check(generator, clip, latents, text_features, config, arcface) -> Latents:
+def _check(generator, latents, config, arcface, keep_features) -> Latents:
     """Raises InputError where the arguments do not fit each other; returns float32 latents."""
     architecture = generator.config
     if isinstance(latents, tuple | list):
@@ -257,37 +334,45 @@ def _check(generator, clip, latents, text_features, config, arcface) -> Latents:
     batch = jax.tree.leaves(latents)[0].shape[0]
     if not batch:
         raise InputError("there are no latents to edit")
-    if text_features.shape not in ((1, clip.config.embed_dim), (batch, clip.config.embed_dim)):
+    for field in dataclasses.fields(config):
+        shape = np.shape(getattr(config, field.name))
+        if field.name != "view_kinds" and shape not in ((), (batch,)):
+            raise InputError(f"{field.name} has shape {shape}, expected one number or ({batch},)")
+    if config.mode == "generate" and keep_features is not None:
         raise InputError(
-            f"text_features have shape {text_features.shape}, expected"
-            f" (1, {clip.config.embed_dim}) or ({batch}, {clip.config.embed_dim})"
+            "keep_features are of texts whose similarity stays that of an original image, but mode"
+            " is 'generate'; leave them out"
         )
-    if config.id_lambda and config.mode == "edit" and arcface is None:
-        raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace")
+    # Unless it is traced, when its value cannot be known.
+    if arcface is None and config.mode == "edit" and not isinstance(config.id_lambda, Tracer):
+        if not is_zero(config.id_lambda):
+            raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace")
     guides = architecture.resolutions
     if config.guide_resolution is not None and config.guide_resolution not in guides:
         raise InputError(f"guide_resolution is {config.guide_resolution}, expected one of {guides}")
     return latents
 
 
-def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, ""]]:
+def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:
+    """The numbers that the objective does not hold; limits that are off are never reached."""
     numbers = {
-        name: getattr(config, name)
-        for name in ("learning_rate", "l2_lambda", "id_lambda", "min_improvement")
+        name: as_number(getattr(config, name))
+        for name in ("learning_rate", "l2_lambda", "min_improvement", "patience")
     }
-    numbers["stop_loss"] = -np.inf if config.stop_loss is None else config.stop_loss
-    numbers["patience"] = config.patience or np.inf
-    return {name: jnp.asarray(number, jnp.float32) for name, number in numbers.items()}
+    numbers["stop_loss"] = as_number(-np.inf if config.stop_loss is None else config.stop_loss)
+    patience = numbers["patience"]
+    numbers["patience"] = jnp.where(patience > 0, patience, jnp.inf)
+    return numbers
 
 
 def _start(
-    generator: Generator, arcface: ArcFace | None, latents: Latents, config: OptimizeConfig
-) -> tuple[Latents, Float[Array, "batch features"] | None, _State]:
+    generator: Generator, objective: Objective, latents: Latents, config: OptimizeConfig
+) -> tuple[Latents, Features | None, _State]:
     if config.space == "stylespace" and not isinstance(latents, tuple):
         latents = jax.jit(Generator.styles)(generator, latents)
-    identity = None
-    if arcface is not None:
-        identity = _identity(generator, arcface, latents, config.guide_resolution)
+    originals = None
+    if objective.needs_originals:
+        originals = _originals(generator, objective, latents, config.guide_resolution)
     batch = jax.tree.leaves(latents)[0].shape[0]
     state = _State(
         step=jnp.zeros((), jnp.int32),
@@ -299,37 +384,35 @@ def _start(
         best_step=jnp.zeros((batch,), jnp.int32),
         stopped=jnp.zeros((), bool),
     )
-    return latents, identity, state
+    return latents, originals, state
 
 
 @functools.partial(jax.jit, static_argnames="resolution")
-def _identity(
-    generator: Generator, arcface: ArcFace, latents: Latents, resolution: int | None
-) -> Float[Array, "batch features"]:
-    return identity_features(arcface, draw(generator, latents, resolution))
+def _originals(
+    generator: Generator, objective: Objective, latents: Latents, resolution: int | None
+) -> Features:
+    return original_features(objective, draw(generator, latents, resolution))
 
 
-def _loss(latents: Latents, problem: _Problem, program: _Program) -> Float[Array, " batch"]:
+def _loss(
+    latents: Latents, problem: _Problem, program: _Program, step: Int[Array, ""]
+) -> Float[Array, " batch"]:
     if isinstance(latents, tuple):
         fixed = problem.generator.config.rgb_style_indices
         latents = tuple(
             jax.lax.stop_gradient(s) if i in fixed else s for i, s in enumerate(latents)
         )
     images = draw(problem.generator, latents, program.guide_resolution)
-    loss = clip_loss(problem.clip, images, problem.text_features, program.preprocess)
+    key = None if problem.key is None else jax.random.fold_in(problem.key, step)
+    loss, _ = image_losses(problem.objective, images, problem.originals, key)
     if program.mode == "generate":
         return loss
-    loss = loss + problem.numbers["l2_lambda"] * squared_distance(latents, problem.start)
-    if problem.arcface is not None and problem.identity is not None:
-        features = identity_features(problem.arcface, images)
-        distance = 1 - jnp.sum(features * problem.identity, axis=-1)
-        loss = loss + problem.numbers["id_lambda"] * distance
-    return loss
+    return loss + problem.numbers["l2_lambda"] * squared_distance(latents, problem.start)
 
 
 def _step(problem: _Problem, state: _State, program: _Program) -> _State:
     def total(latents):
-        losses = _loss(latents, problem, program)
+        losses = _loss(latents, problem, program, state.step)
         return jnp.sum(losses), losses
 
     numbers = problem.numbers
@@ -338,7 +421,7 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
     rate = learning_rate_schedule(numbers["learning_rate"], len(state.losses))(state.step)
     finite = jnp.isfinite(losses).all()
     latents = jax.tree.map(
-        lambda old, direction: jnp.where(finite, old - rate * direction, old),
+        lambda old, direction: jnp.where(finite, old - _each(rate, old) * direction, old),
         state.latents,
         directions,
     )
@@ -355,6 +438,11 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
         best_step=best_step,
         stopped=finished.all() | ~finite,
     )
+
+
+def _each(number: Any, x: Array) -> Array:
+    """A number of every image, or one for all, against the entries of latents."""
+    return number.reshape(number.shape + (1,) * (x.ndim - 1)) if number.ndim else number
 
 
 @functools.partial(jax.jit, static_argnames="program")

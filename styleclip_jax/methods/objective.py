@@ -1,0 +1,305 @@
+"""The objective that optimization and mapper training share: its terms, and what they need.
+
+A new term is a function of features in ``losses.py``, an entry of :data:`TERMS`, and a weight in
+``OptimizeConfig`` and ``MapperTrainConfig``.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.losses import (
+    Preprocess,
+    clip_normalize,
+    clip_resize,
+    direction_loss,
+    identity_features,
+    identity_loss,
+    keep_loss,
+    similarity_loss,
+)
+from styleclip_jax.models.arcface import ArcFace
+from styleclip_jax.models.clip import CLIP
+from styleclip_jax.views import VIEWS, random_views
+
+Guidance = Literal["similarity", "direction"]
+# Of one CLIP, or a sequence with those of each.
+TextFeatures = Float[Array, "texts embed"] | Sequence[Float[Array, "texts embed"]]
+
+
+class Features(NamedTuple):
+    """What the frozen networks see in images.
+
+    Attributes:
+        clip: Features (views, B, E) of every CLIP; none where no term needs them.
+        identity: ArcFace's features (B, F), or None.
+    """
+
+    clip: tuple[Float[Array, "views batch _"], ...]
+    identity: Float[Array, "batch _"] | None
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(
+        "clips",
+        "arcface",
+        "texts",
+        "neutrals",
+        "anchors",
+        "weights",
+        "orthogonal_lambda",
+    ),
+    meta_fields=("preprocess", "views", "view_kinds"),
+)
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What images are edited for; made by :func:`make_objective`.
+
+    Attributes:
+        clips: One or several; the loss is the mean of theirs.
+        arcface: None: no identity loss.
+        texts: Features of the text for every CLIP.
+        neutrals: Features of the neutral text for every CLIP; None: guidance by similarity.
+        anchors: Features of the texts to keep for every CLIP; None: no such term.
+        weights: Of the terms, by their names in :data:`TERMS`.
+        orthogonal_lambda: See :func:`styleclip_jax.losses.direction_loss`.
+        preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
+        views: Number of random views of every image; 0: the image itself.
+        view_kinds: See :data:`styleclip_jax.views.VIEWS`.
+    """
+
+    clips: tuple[CLIP, ...]
+    arcface: ArcFace | None
+    texts: tuple[Array, ...]
+    neutrals: tuple[Array, ...] | None
+    anchors: tuple[Array, ...] | None
+    weights: dict[str, Array]
+    orthogonal_lambda: Array
+    preprocess: Preprocess
+    views: int
+    view_kinds: tuple[str, ...]
+
+    @property
+    def compares_features(self) -> bool:
+        """Whether a term compares CLIP's features with those of the original images."""
+        return self.neutrals is not None or self.anchors is not None
+
+    @property
+    def needs_originals(self) -> bool:
+        """Whether a term compares images with the original ones."""
+        return self.compares_features or self.arcface is not None
+
+
+def make_objective(
+    clip: CLIP | Sequence[CLIP],
+    text_features: TextFeatures,
+    config: Any,
+    arcface: ArcFace | None,
+    neutral_features: TextFeatures | None,
+    keep_features: TextFeatures | None,
+    batch: int,
+) -> Objective:
+    """Checks that networks, texts and settings fit each other.
+
+    Args:
+        clip: One CLIP or several.
+        text_features: (1, E) or (batch, E); with several CLIPs a sequence with those of each, here
+            and below.
+        config: An ``OptimizeConfig`` or a ``MapperTrainConfig``.
+        arcface: Left out where its weight is zero.
+        neutral_features: Like ``text_features``; left out unless ``config.guidance`` is
+            ``"direction"``.
+        keep_features: (K, E); left out where their weight is zero.
+        batch: Number of images that have a text of their own.
+
+    Raises:
+        InputError: Features do not fit the CLIPs, or those of a neutral text are missing.
+    """
+    clips = tuple(clip) if isinstance(clip, Sequence) else (clip,)
+    if not clips:
+        raise InputError("there is no CLIP")
+
+    def checked(name: str, features: TextFeatures, rows: Sequence[int]) -> tuple[Array, ...]:
+        each: Any = features if isinstance(clip, Sequence) else (features,)
+        if len(each) != len(clips):
+            raise InputError(f"{name} are of {len(each)} CLIPs, expected {len(clips)}")
+        each = tuple(jnp.atleast_2d(x) for x in each)
+        for x, one in zip(each, clips, strict=True):
+            width = one.config.embed_dim
+            shapes = [(n, width) for n in rows or (len(x),)]
+            if x.shape not in shapes or not len(x):
+                expected = " or ".join(map(str, shapes)) if rows else f"(texts, {width})"
+                raise InputError(f"{name} have shape {x.shape}, expected {expected}")
+        return each
+
+    rows = sorted({1, batch})
+    texts = checked("text_features", text_features, rows)
+    neutrals = anchors = None
+    if config.guidance == "direction":
+        if neutral_features is None:
+            raise InputError(
+                "guidance is 'direction', which needs neutral_features: clip.encode_text of what"
+                " the images show anyway, such as 'a face'"
+            )
+        neutrals = checked("neutral_features", neutral_features, rows)
+        for text, neutral in zip(texts, neutrals, strict=True):
+            if not isinstance(text, Tracer) and not isinstance(neutral, Tracer):
+                if np.all(np.asarray(text) == np.asarray(neutral), axis=-1).any():
+                    raise InputError(
+                        "the text and the neutral text are the same; there is no direction"
+                    )
+    if keep_features is not None and not is_zero(config.keep_lambda):
+        anchors = checked("keep_features", keep_features, ())
+    # Without a weight of its own, as in optimization, CLIP's loss counts once.
+    weights = {name: getattr(config, term.weight, 1.0) for name, term in TERMS.items()}
+    return Objective(
+        clips=clips,
+        arcface=None if is_zero(config.id_lambda) else arcface,
+        texts=texts,
+        neutrals=neutrals,
+        anchors=anchors,
+        weights={name: as_number(weight) for name, weight in weights.items()},
+        orthogonal_lambda=as_number(config.orthogonal_lambda),
+        preprocess=config.preprocess,
+        views=config.views,
+        view_kinds=config.view_kinds,
+    )
+
+
+def original_features(
+    objective: Objective, images: Float[Array, "batch height height 3"]
+) -> Features:
+    """What the terms need of the images before the edit; no random views."""
+    clips = objective.clips if objective.compares_features else ()
+    return Features(
+        tuple(_clip_features(objective, clip, images, None) for clip in clips),
+        _identity_features(objective, images),
+    )
+
+
+def image_losses(
+    objective: Objective,
+    images: Float[Array, "batch height height 3"],
+    originals: Features | None,
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
+    """The weighted sum of all terms, and every term without its weight, of every image.
+
+    Args:
+        objective: The objective.
+        images: Images in [-1, 1].
+        originals: Of :func:`original_features`; needed where ``objective.needs_originals``.
+        key: Of the random views; needed where ``objective.views`` is not zero.
+    """
+    features = Features(
+        tuple(_clip_features(objective, clip, images, key) for clip in objective.clips),
+        _identity_features(objective, images),
+    )
+    terms = {
+        name: losses
+        for name, term in TERMS.items()
+        if (losses := term.losses(objective, features, originals)) is not None
+    }
+    return sum((objective.weights[name] * terms[name] for name in terms), jnp.zeros(())), terms
+
+
+def _clip_features(
+    objective: Objective, clip: CLIP, images: Array, key: PRNGKeyArray | None
+) -> Float[Array, "views batch _"]:
+    size = clip.config.image_size
+    seen = clip_resize(images, size)[None]
+    if objective.views and key is not None:
+        seen = random_views(seen[0], key, objective.views, objective.view_kinds)
+    pixels = clip_normalize(seen, objective.preprocess)
+    features = clip.encode_image(pixels.reshape(-1, size, size, 3))
+    return features.reshape(*pixels.shape[:2], -1)
+
+
+def _identity_features(objective: Objective, images: Array) -> Float[Array, "batch _"] | None:
+    return None if objective.arcface is None else identity_features(objective.arcface, images)
+
+
+def _guidance_term(objective: Objective, edited: Features, originals: Any) -> Array:
+    if objective.neutrals is None:
+        losses = map(similarity_loss, edited.clip, objective.texts)
+    else:
+        loss = functools.partial(direction_loss, orthogonal_lambda=objective.orthogonal_lambda)
+        losses = map(loss, edited.clip, originals.clip, objective.texts, objective.neutrals)
+    return _mean(losses)
+
+
+def _keep_term(objective: Objective, edited: Features, originals: Any) -> Array | None:
+    if objective.anchors is None:
+        return None
+    return _mean(map(keep_loss, edited.clip, originals.clip, objective.anchors))
+
+
+def _identity_term(objective: Objective, edited: Features, originals: Any) -> Array | None:
+    if edited.identity is None:
+        return None
+    return identity_loss(edited.identity, originals.identity)
+
+
+def _mean(losses: Any) -> Float[Array, " batch"]:
+    """Over CLIPs and views."""
+    return jnp.mean(jnp.stack(tuple(losses)), axis=(0, 1))
+
+
+class Term(NamedTuple):
+    """A term of the objective.
+
+    Attributes:
+        label: Its name for people.
+        weight: The field of the settings that weighs it.
+        losses: The loss of every image, or None where the term is not part of the objective.
+    """
+
+    label: str
+    weight: str
+    losses: Callable[[Objective, Features, Features | None], Array | None]
+
+
+TERMS = {
+    "clip_loss": Term("CLIP", "clip_lambda", _guidance_term),
+    "keep_loss": Term("kept texts", "keep_lambda", _keep_term),
+    "id_loss": Term("identity", "id_lambda", _identity_term),
+}
+
+
+def check_choices(config: Any) -> None:
+    """Raises InputError where the settings of the objective name something that does not exist."""
+    for field, allowed in {
+        "guidance": ("similarity", "direction"),
+        "preprocess": ("styleclip", "clip"),
+    }.items():
+        if getattr(config, field) not in allowed:
+            raise InputError(
+                f"{field} is {getattr(config, field)!r}, expected {' or '.join(allowed)}"
+            )
+    if config.views < 0:
+        raise InputError(f"views is {config.views}, expected a number of at least 0")
+    unknown = [kind for kind in config.view_kinds if kind not in VIEWS]
+    if unknown or not config.view_kinds:
+        raise InputError(
+            f"view_kinds are {', '.join(config.view_kinds) or 'none'}, expected some of"
+            f" {', '.join(VIEWS)}"
+        )
+
+
+def as_number(value: Any) -> Array:
+    """A number of the settings as an array, so that no other one compiles anew."""
+    return jnp.asarray(value, jnp.float32)
+
+
+def is_zero(number: Any) -> bool:
+    """Whether a number of the settings is known to be zero."""
+    return not isinstance(number, Tracer) and not np.any(number)
