@@ -277,8 +277,8 @@ def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     for path in paths:
         with np.load(path) as file:
             labels.append(file["labels"] if "labels" in file else observe(file["attributes"]))
-            halves = [halved(part) for part in np.array_split(file["images"], 100)]
-            images.append(np.concatenate(halves).round().astype(np.uint8))
+            halves = [np.asarray(halved(x)) for x in np.array_split(file["images"], 100)]
+            images.append(np.concatenate([x.round().astype(np.uint8) for x in halves]))
     return np.concatenate(images), np.concatenate(labels)
 
 
