@@ -2,8 +2,8 @@
 
 Contrastive training as in CLIP (arXiv 2103.00020, section 2.3), with one difference: we know which
 images of a batch a caption fits, so the target of a caption is spread over all of them instead of
-calling the others wrong. A linear classifier of the attributes on the image features helps the
-image tower along and is thrown away.
+calling the others wrong. A linear classifier of the attributes on the features of both towers helps
+them along and is thrown away.
 
 What a CLIP that guides an optimization must withstand is part of the training: images are shifted,
 zoomed, blurred, made noisy, and their contrast changes (which covers both ways to preprocess,
@@ -155,8 +155,8 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 
 def contrastive_loss(
     clip: CLIP, pixels: Array, tokens: Array, fits: Float[Array, "captions pictures"]
-) -> tuple[Array, Array]:
-    """CLIP's symmetric loss with several right answers; also the unit image features.
+) -> tuple[Array, Array, Array]:
+    """CLIP's symmetric loss with several right answers; also the unit features.
 
     A caption that fits no picture is only a wrong answer.
     """
@@ -166,20 +166,34 @@ def contrastive_loss(
     fits = jnp.nan_to_num(fits)
     by_caption = cross_entropy(logits, fits / jnp.maximum(fits.sum(1, keepdims=True), 1))
     by_picture = cross_entropy(logits.T, (fits / fits.sum(0, keepdims=True)).T)
-    return (by_caption + by_picture) / 2, pictures
+    return (by_caption + by_picture) / 2, pictures, texts
 
 
 def attribute_loss(
     heads: nnx.Linear, features: Array, labels: Int[Array, "batch slots"]
 ) -> Float[Array, ""]:
     """Mean cross entropy over the slots of a linear classifier on the image features."""
-    losses, start = [], 0
-    logits = MAX_LOGIT_SCALE * heads(features)
-    for i, count in enumerate(CARDINALITIES):
-        one_hot = jax.nn.one_hot(labels[:, i], count)
-        losses.append(cross_entropy(logits[:, start : start + count], one_hot))
-        start += count
-    return jnp.stack(losses).mean()
+    targets = [jax.nn.one_hot(labels[:, i], count) for i, count in enumerate(CARDINALITIES)]
+    return _slot_entropy(heads, features, targets)
+
+
+def text_attribute_loss(
+    heads: nnx.Linear,
+    features: Array,
+    labels: Int[Array, "batch slots"],
+    told: Bool[Array, "batch slots"],
+) -> Float[Array, ""]:
+    """The same on text features: a text means what it tells, and nothing in all other slots."""
+    targets = [
+        jnp.where(told[:, i, None], jax.nn.one_hot(labels[:, i], count), 1 / count)
+        for i, count in enumerate(CARDINALITIES)
+    ]
+    return _slot_entropy(heads, features, targets)
+
+
+def _slot_entropy(heads: nnx.Linear, features: Array, targets: list[Array]) -> Array:
+    logits = jnp.split(MAX_LOGIT_SCALE * heads(features), np.cumsum(CARDINALITIES)[:-1], axis=-1)
+    return jnp.stack([cross_entropy(x, y) for x, y in zip(logits, targets, strict=True)]).mean()
 
 
 class Triples(NamedTuple):
@@ -254,14 +268,17 @@ def _unit(x: Array) -> Array:
 def clip_step(state, generator, batch, triples, key, *, optimizer, attribute_weight):
     """One update of the CLIP and the auxiliary classifier."""
     networks, opt_state = state
-    images, labels, tokens, fits = batch
+    images, labels, tokens, fits, text_labels, told = batch
     augment_key, triple_key = jax.random.split(key)
     pixels = augment(images.astype(jnp.float32) / 127.5 - 1, augment_key)
 
     def loss_fn(networks):
         clip, heads = networks
-        loss, features = contrastive_loss(clip, pixels, tokens, fits)
-        total = loss + attribute_weight * attribute_loss(heads, features, labels)
+        loss, features, text_features = contrastive_loss(clip, pixels, tokens, fits)
+        total = loss + attribute_weight * (
+            attribute_loss(heads, features, labels)
+            + text_attribute_loss(heads, text_features, text_labels, told)
+        )
         if generator is not None:
             total += triple_loss(clip, generator, triples, triple_key)
         return total, loss
@@ -284,10 +301,10 @@ def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def describe_batch(
     labels: Int[np.ndarray, "batch slots"], generator: np.random.Generator
-) -> tuple[list[str], Float[np.ndarray, "captions pictures"]]:
-    """One caption per picture, and which pictures of the batch each caption fits.
+) -> tuple[list[str], Float[np.ndarray, "captions images"], Bool[np.ndarray, "captions slots"]]:
+    """One caption per image, which images of the batch it fits, and which slots it tells.
 
-    1 where it fits, 0 where not, NaN where that depends on what is unknown.
+    It fits: 1, not: 0, NaN where that depends on what is unknown.
     """
     described = [
         (neutral(generator), frozenset())
@@ -295,11 +312,12 @@ def describe_batch(
         else describe(row, generator)
         for row in labels
     ]
-    told = np.array([[name in slots for name in NAMES] for _, slots in described])[:, None]
+    tells = np.array([[name in slots for name in NAMES] for _, slots in described])
+    told = tells[:, None]
     same, unknown = labels[:, None] == labels[None], labels[None] == UNKNOWN
     fits = (same | ~told).all(-1).astype(np.float32)
     fits[(same | unknown | ~told).all(-1) & (unknown & told).any(-1)] = np.nan
-    return [text for text, _ in described], fits
+    return [text for text, _ in described], fits, tells
 
 
 def target_fits(
@@ -347,14 +365,19 @@ def main(_: Sequence[str]) -> None:
             shown = np.concatenate([shown, running.images])
             shown_labels = np.concatenate([shown_labels, running.labels])
             triples = choose_triples(tokenizer, generator)
-        texts, fits = describe_batch(shown_labels, generator)
+        texts, fits, told = describe_batch(shown_labels, generator)
+        text_labels = shown_labels
         if edits:
-            texts += running.targets.texts
-            fits = np.concatenate([fits, target_fits(running.targets, shown_labels)])
+            targets = running.targets
+            texts += targets.texts
+            fits = np.concatenate([fits, target_fits(targets, shown_labels)])
+            values = np.repeat(targets.values[:, None], len(NAMES), axis=1)
+            text_labels = np.concatenate([text_labels, values])
+            told = np.concatenate([told, targets.slots[:, None] == np.arange(len(NAMES))])
         return clip_step(
             state,
             synthesizer,
-            (shown, shown_labels, tokenizer(texts), fits),
+            (shown, shown_labels, tokenizer(texts), fits, text_labels, told),
             triples,
             jax.random.fold_in(key, step),
             optimizer=optimizer,

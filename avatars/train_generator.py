@@ -12,6 +12,10 @@ belongs to each attribute, and quantiles of the normal distribution divide it in
 per value, as wide as the value is frequent. Such a step function is exactly what two layers of
 leaky ReLUs can represent.
 
+Half of the latents lie between two avatars that differ in one attribute, where the target image
+blends, so that the image changes evenly on the way of an edit. With `--annotator` a last stage also
+compares the features of a classifier, which tells a moustache from a shadow.
+
 The training is checkpointed every few minutes and resumes from the last checkpoint.
 """
 
@@ -30,6 +34,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from avatars.attributes import SLOTS, observe
+from avatars.classifier import load as load_classifier
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax.io import checkpoints
 from styleclip_jax.models import stylegan2
@@ -73,7 +78,9 @@ LATENT_SCALES = {
 # Of the steps of the mapping network: one thousandth of the thresholds' range is in between.
 STEEPNESS = 256.0
 # How much each attribute's area counts; eyes and mouth, a few pixels, are what is learned last.
-AREA_WEIGHTS = {"eyes": 4.0, "mouth": 4.0}
+AREA_WEIGHTS = {"eyes": 4.0, "mouth": 4.0, "facial_hair": 4.0}
+# Weight of the mean absolute difference of an annotator's features.
+FEATURE_WEIGHT = 0.05
 # Truncation to this much of a latent leaves the image as it is; beyond, it changes evenly.
 PLATEAU = 0.6
 # By how much layers are ahead of each other on the way from one avatar to another.
@@ -202,7 +209,7 @@ def training_latents(
     return jnp.concatenate([w_plus[:, :telling], shuffled], axis=1), shown
 
 
-def synthesis_step(network, ema, opt_state, mean_w, weight, batch, key, *, optimizer):
+def synthesis_step(network, ema, opt_state, mean_w, weight, annotator, batch, key, *, optimizer):
     """One update of the synthesis network; returns the moving average of its weights too."""
     images, attributes, other_images, other_attributes = batch
     w_plus, shown = training_latents(attributes, other_attributes, mean_w, key)
@@ -217,6 +224,9 @@ def synthesis_step(network, ema, opt_state, mean_w, weight, batch, key, *, optim
         # CLIP sees the smaller image (`guide_resolution`), so it has to be right too.
         loss = reconstruction_loss(images, targets, weight)
         loss += reconstruction_loss(small, halved(targets), halved(weight[None])[0])
+        if annotator is not None:
+            seen, wanted = annotator.features(images), annotator.features(targets)
+            loss += FEATURE_WEIGHT * jnp.abs(seen - wanted).mean()
         return loss, jnp.abs(images - targets).mean()
 
     gradients, error = jax.grad(loss_fn, has_aux=True)(trainable)
@@ -304,7 +314,8 @@ def train_synthesis(
     manager: ocp.CheckpointManager,
 ) -> stylegan2.Generator:
     """Trains; returns the generator with the moving average of the weights."""
-    constants = mean_indicators(), pixel_weights(*data[:2])
+    annotator = load_classifier(FLAGS.annotator) if FLAGS.annotator else None
+    constants = mean_indicators(), pixel_weights(*data[:2]), annotator
     key = jax.random.key(FLAGS.seed)
     optimizer = optax.adam(learning_rate_schedule(FLAGS.learning_rate, FLAGS.steps), 0.9, 0.99)
     step_fn = jax.jit(partial(synthesis_step, optimizer=optimizer), donate_argnums=(0, 1, 2))
@@ -354,6 +365,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("data", None, "Pictures and attributes, written by avatars.dataset.")
     flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished generator.")
     flags.DEFINE_string("init", None, "Start from this generator, made by an earlier training.")
+    flags.DEFINE_string(
+        "annotator", None, "Weights of a classifier, in whose features images should be right too."
+    )
     flags.DEFINE_integer("steps", 9000, "Training steps.")
     flags.DEFINE_integer("batch_size", 16, "Pictures per step.")
     flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate of Adam.")
