@@ -497,6 +497,24 @@ def test_every_part_of_a_checkpoint_may_be_damaged(tmp_path, part):
         Checkpoints(epath.Path(tmp_path)).restore(1, state)
 
 
+def test_a_flipped_bit_in_a_checkpoint_is_refused(tmp_path):
+    state, random = {"weights": jnp.arange(1000.0)}, np.random.default_rng(0)
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as saved:
+        saved.save(1, state, Progress(best_loss=0.5), validation_loss=0.5)
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as saved:
+        for part in ("state", "progress"):
+            files = [f for f in (tmp_path / "checkpoints" / "1" / part).rglob("*") if f.is_file()]
+            for file in [f for f in files if f.name != "commit_success.txt"]:
+                content = file.read_bytes()
+                damaged = bytearray(content)
+                damaged[random.integers(len(content))] ^= 1 << random.integers(8)
+                file.write_bytes(damaged)
+                with pytest.raises(InputError, match=r"step 1 .* is damaged"):
+                    saved.restore(1, state)
+                file.write_bytes(content)
+        assert saved.restore(1, state)[1].best_loss == 0.5
+
+
 def test_a_validation_that_is_not_finite_stops_the_run(train, tmp_path, monkeypatch):
     losses = {"loss": math.nan, "clip_loss": 0.75, "latent_l2": 0.0}
     monkeypatch.setattr(mapper_training, "make_mapper_evaluation", lambda *_: lambda *_: losses)

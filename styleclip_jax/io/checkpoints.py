@@ -1,12 +1,13 @@
 """A model <-> a directory: ``config.json``, Orbax ``parameters/`` and, for CLIP, ``tokenizer/``.
 
-Paths may be local or on any file system that Orbax writes to, such as ``gs://``.
+``SHA256SUMS`` has the checksums of all its files. Paths may be local or on any file system that
+Orbax writes to, such as ``gs://``.
 """
 
 import dataclasses
 import importlib.resources
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,6 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.checksums import CHECKSUMS, verify_checksums, write_checksums
 from styleclip_jax.io.files import parse_json
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
@@ -80,7 +82,7 @@ def save_model(
 ) -> None:
     """Writes a model to a new directory that :func:`load_generator` and its siblings read.
 
-    The configuration is written last, so a directory that a crash left unfinished does not load.
+    The checksums are written last, so a directory that a crash left unfinished does not load.
     In a program of several processes any one of them calls this.
 
     Args:
@@ -109,14 +111,9 @@ def save_model(
     for name, content in (tokenizer_files or {}).items():
         (path / TOKENIZER).mkdir(exist_ok=True)
         (path / TOKENIZER / name).write_bytes(content)
-    described = {
-        "model": type(model).__name__,
-        "config": dataclasses.asdict(model.config),
-        "sizes": _file_sizes(path / PARAMETERS),
-    }
-    unfinished = path / f"{CONFIG_FILE}.unfinished"
-    unfinished.write_text(json.dumps(described, indent=2) + "\n")
-    unfinished.rename(path / CONFIG_FILE)
+    described = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
+    (path / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n")
+    write_checksums(path)
 
 
 def load_generator(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.float32) -> Generator:
@@ -176,13 +173,9 @@ def _find_mapper(path: epath.Path) -> epath.Path:
 
 def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) -> Any:
     path = to_path(path)
-    model_class, fields, sizes = _read_config(path, expected)
-    # Orbax notices only some damages, and reports them on many lines.
-    if not sizes.items() <= _file_sizes(path / PARAMETERS).items():
-        raise InputError(
-            f"the parameters in {path} cannot be read: files are missing or have other sizes than"
-            " were written; copy or convert the checkpoint again"
-        )
+    model_class, fields = _read_config(path, expected)
+    # Before Orbax reads them: it notices only some damages, and reports those on many lines.
+    verify(path)
 
     def restore(abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
         # NumPy's arrays stay on the host. Nothing binds them to a device, so that a model goes
@@ -226,26 +219,14 @@ def _check_shapes(
         )
 
 
-def _file_sizes(directory: epath.Path) -> dict[str, int]:
-    """Bytes of every file below a directory by its path; nothing where there is no directory."""
-    sizes = {}
-    for entry in directory.iterdir() if directory.exists() else ():
-        if entry.is_dir():
-            sizes |= {f"{entry.name}/{name}": n for name, n in _file_sizes(entry).items()}
-        else:
-            sizes[entry.name] = entry.stat().length
-    return sizes
-
-
 def _read_config(
     path: epath.Path, expected: tuple[type, ...]
-) -> tuple[Callable[..., nnx.Module], Any, dict[str, int]]:
-    """A checkpoint's class, its configuration, and the sizes of its files as far as it tells."""
+) -> tuple[Callable[..., nnx.Module], Any]:
+    """A checkpoint's class and its configuration."""
     classes = {model.__name__: model for model in expected}
     try:
         described = parse_json((path / CONFIG_FILE).read_text())
         name, fields = described["model"], described["config"]
-        sizes = dict(described.get("sizes") or {})
     except FileNotFoundError:
         found = f"has no {CONFIG_FILE}" if path.exists() else "does not exist"
         raise InputError(
@@ -261,7 +242,28 @@ def _read_config(
         raise InputError(f"{path / CONFIG_FILE} is damaged: it does not describe a model") from None
     if name not in list(classes):
         raise InputError(f"{path} holds a {name}, expected a {' or '.join(classes)}")
-    return classes[name], fields, sizes
+    return classes[name], fields
+
+
+def verify(path: epath.Path, below: Sequence[str] = ("",)) -> None:
+    """Compares a checkpoint's files with their checksums; see :func:`verify_checksums`.
+
+    Raises:
+        InputError: A file is damaged or missing, or the checkpoint is not complete.
+    """
+    try:
+        verify_checksums(path, below)
+    except InputError as error:
+        raise InputError(
+            f"{path} cannot be read: {error}; copy or convert the checkpoint again"
+        ) from None
+    except FileNotFoundError:
+        # Older checkpoints have the sizes of their files instead of checksums.
+        if "sizes" not in parse_json((path / CONFIG_FILE).read_text()):
+            raise InputError(
+                f"{path} cannot be read: {CHECKSUMS} is missing; copy or convert the checkpoint"
+                " again"
+            ) from None
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_path
+from styleclip_jax.io.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_path, verify
 from styleclip_jax.io.files import parse_json
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 
@@ -78,10 +78,13 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
     folder = path / TOKENIZER
     try:
         config = CLIPConfig(**parse_json((path / CONFIG_FILE).read_text())["config"])
+        verify(path, (CONFIG_FILE, TOKENIZER))
         vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
         vocab, merges = parse_tokenizer(
             vocab_file.read_bytes(), merges_file.read_bytes(), config.vocab_size
         )
+    except InputError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{path} has no tokenizer (vocab.json and merges.txt in {TOKENIZER}/); convert the"

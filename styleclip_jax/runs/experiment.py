@@ -27,6 +27,7 @@ from PIL import Image
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import FLAGS_FILE, absolute
+from styleclip_jax.io.checksums import verify_checksums, write_checksums
 from styleclip_jax.io.files import parse_json
 from styleclip_jax.io.images import write_image
 from styleclip_jax.runs import processes as distributed
@@ -231,6 +232,31 @@ class Progress:
         return reached or 0 < patience <= self.stale
 
 
+class _Checksums:
+    """Gives an item of a checkpoint ``SHA256SUMS``, which are complete when the checkpoint is."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Adds the checksums after all else, before the checkpoint gets its name."""
+        super().finalize(directory)  # pyright: ignore[reportAttributeAccessIssue]
+        write_checksums(directory)
+
+    def restore(self, directory: epath.Path, *arguments: Any, **options: Any) -> Any:
+        """Reads the item if its checksums are right; older checkpoints have none."""
+        with contextlib.suppress(FileNotFoundError):
+            verify_checksums(directory)
+        return super().restore(  # pyright: ignore[reportAttributeAccessIssue]
+            directory, *arguments, **options
+        )
+
+
+class _State(_Checksums, ocp.StandardCheckpointHandler):
+    """The arrays."""
+
+
+class _Progress(_Checksums, ocp.JsonCheckpointHandler):
+    """What else a training has to remember."""
+
+
 class Checkpoints:
     """Saves and restores the state of a training, asynchronously and from several hosts.
 
@@ -244,6 +270,12 @@ class Checkpoints:
 
     def __init__(self, directory: epath.Path, keep: int = 3):
         path = absolute(directory / CHECKPOINTS)
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        state, remembered = _State(), _Progress()
+        handlers.add("state", ocp.args.StandardSave, state)
+        handlers.add("state", ocp.args.StandardRestore, state)
+        handlers.add("progress", ocp.args.JsonSave, remembered)
+        handlers.add("progress", ocp.args.JsonRestore, remembered)
         managers = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             best_fn=_validation_loss,
@@ -264,7 +296,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         try:
-            self._manager = ocp.CheckpointManager(path, options=options)
+            self._manager = ocp.CheckpointManager(path, options=options, handler_registry=handlers)
         except ValueError as error:
             raise InputError(
                 f"the metrics of a checkpoint in {path} cannot be read: {error}; remove the"
