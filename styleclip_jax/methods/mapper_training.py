@@ -89,6 +89,12 @@ class MapperTrainConfig:
                 raise InputError(f"{field} is {getattr(self, field)}, expected at least 0")
 
 
+# What suits the models that come with the package.
+AVATARS_MAPPER_CONFIG = MapperTrainConfig(
+    learning_rate=2.0, guidance="direction", orthogonal_lambda=0.5
+)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MapperState:
