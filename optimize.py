@@ -9,6 +9,8 @@ Examples:
       --description="a person with a beard" --description="a person with a red hat"
   python optimize.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
       --description="a person with purple hair" --latents=faces.npy --guide_resolution=256
+  python optimize.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 --templates \
+      --guidance=direction --description="a smiling face" --keep="a face with makeup" --views=4
 """
 
 import math
@@ -17,19 +19,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from tqdm import tqdm
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_generator
+from styleclip_jax.io.checkpoints import load_arcface, load_generator
 from styleclip_jax.io.images import sheet, write_gif, write_image
 from styleclip_jax.io.latents import load_latents, save_latents
-from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, draw, sample_latents, squared_distance
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods.optimization import (
@@ -37,23 +39,21 @@ from styleclip_jax.methods.optimization import (
     AVATARS_GENERATE_CONFIG,
     EditResult,
     OptimizeConfig,
+    best_latents,
     edit_latents,
 )
-from styleclip_jax.models import CLIP, ArcFace, Generator
-from styleclip_jax.runs import command_line
+from styleclip_jax.models import ArcFace, Generator
+from styleclip_jax.runs import command_line, objective_flags
 from styleclip_jax.runs.results import image_name, write_images, write_metrics
 
 FLAGS = flags.FLAGS
-DEFAULTS = OptimizeConfig()
+DEFAULTS: Any = OptimizeConfig()
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
 AVATARS = {
-    "edit": {
-        name: getattr(AVATARS_CONFIG, name) for name in ("steps", "learning_rate", "l2_lambda")
-    },
-    "generate": {
-        name: getattr(AVATARS_GENERATE_CONFIG, name) for name in ("steps", "learning_rate")
-    },
+    "edit": command_line.differences(AVATARS_CONFIG, DEFAULTS),
+    "generate": {"samples": 64}
+    | command_line.differences(AVATARS_GENERATE_CONFIG, OptimizeConfig(mode="generate")),
 }
 
 flags.DEFINE_multi_string(
@@ -75,17 +75,11 @@ flags.DEFINE_string(
     "The network that draws the images: the directory that python -m ckpt_convert stylegan2 wrote."
     " Default: the avatars that come with the package, and settings that suit them: "
     + "; ".join(
-        f"to {mode}, " + ", ".join(f"--{name}={value}" for name, value in settings.items())
-        for mode, settings in AVATARS.items()
+        f"to {mode}, {command_line.describe_flags(settings)}" for mode, settings in AVATARS.items()
     )
     + ".",
 )
-flags.DEFINE_string(
-    "clip",
-    None,
-    "The network that judges how well image and text fit: the directory that python -m"
-    " ckpt_convert clip wrote. Default: one that knows avatars and nothing else.",
-)
+objective_flags.define_flags(DEFAULTS)
 flags.DEFINE_string(
     "arcface",
     None,
@@ -109,7 +103,7 @@ flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_b
 flags.DEFINE_integer(
     "seed",
     0,
-    "Another seed gives other random images.",
+    "Another seed gives other random images, and other random views.",
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
@@ -124,7 +118,14 @@ flags.DEFINE_enum(
     "mode",
     DEFAULTS.mode,
     ["edit", "generate"],
-    "Edit images, or generate one from the text alone, starting from the mean image.",
+    "Edit images, or generate one from the text alone.",
+)
+flags.DEFINE_integer(
+    "samples",
+    0,
+    "With --mode=generate: start from the one of so many random images that fits the text best; 0:"
+    " from the mean image.",
+    lower_bound=0,
 )
 flags.DEFINE_enum(
     "space",
@@ -175,12 +176,6 @@ flags.DEFINE_integer(
     "Let CLIP see the image at this lower resolution, for example 256, which is several times"
     " faster; the result has full resolution all the same.",
 )
-flags.DEFINE_enum(
-    "preprocess",
-    DEFAULTS.preprocess,
-    ["styleclip", "clip"],
-    "What CLIP sees: the image as the official StyleCLIP shows it, or as CLIP was trained.",
-)
 flags.DEFINE_integer(
     "save_intermediate_every",
     0,
@@ -200,32 +195,38 @@ def main(_: Sequence[str]) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with command_line.run_directory(FLAGS.results_dir) as directory:
         generator = load_generator(FLAGS.generator, FLAGS.dtype)
-        clip = load_clip(FLAGS.clip, FLAGS.dtype)
-        tokenizer = load_tokenizer(FLAGS.clip)
+        texts = objective_flags.read_clips()
         arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
-        text_features = encode_texts(clip, tokenizer, FLAGS.description)
 
-        latents = first_latents(generator, config)
-        images = jax.jit(draw)(generator, latents)
-        write_images(directory / "before", images)
-        save_latents(directory / "before" / "latents", latents)
+        first = first_latents(generator, texts, config)
+        first_images = jax.jit(draw)(generator, first)
+        write_images(directory / "before", first_images)
+        save_latents(directory / "before" / "latents", first)
 
-        columns, metrics = [images], []
-        for i, text in enumerate(FLAGS.description):
-            features = text_features[i : i + 1]
-            place = directory / directory_name(i, text)
+        columns, labels, metrics = [], [], []
+        if config.mode == "edit":
+            columns, labels = [first_images], ["before"]
+        for i, description in enumerate(FLAGS.description):
+            text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))
+            # Every text has all images to edit, or one of its own to start from.
+            latents, images = first, first_images
+            if config.mode == "generate":
+                latents, images = jax.tree.map(lambda x, i=i: x[i : i + 1], (first, first_images))
+                columns.append(images)
+                labels.append("start")
+            place = directory / directory_name(i, description)
             begun = time.perf_counter()
-            result = edit(generator, clip, arcface, latents, features, config, text, place)
+            result = edit(generator, text, arcface, latents, config, description, place)
             jax.block_until_ready(result)
             seconds = time.perf_counter() - begun
             write_images(place, result.images)
             save_latents(place / "latents", result.latents)
             columns.append(result.images)
+            labels.append(description)
             metrics.append(
-                {"description": text, "directory": place.name, "seconds": seconds}
-                | measure(clip, features, config, latents, images, result)
+                {"description": description, "directory": place.name, "seconds": seconds}
+                | measure(text, config, latents, images, result)
             )
-        labels = ["before" if config.mode == "edit" else "mean image", *FLAGS.description]
         write_image(directory / "before_after.png", sheet(columns, labels))
         write_metrics(
             directory / "metrics.json",
@@ -246,13 +247,19 @@ def check_flags(config: OptimizeConfig) -> None:
         raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.005")
     if config.patience == 0 and FLAGS["min_improvement"].present:
         raise InputError("--min_improvement goes with --patience, which is not given")
-    random_images = ("num_images", "seed", "truncation")
-    given = FLAGS.latents or any(FLAGS[name].present for name in random_images)
-    if config.mode == "generate" and given:
-        raise InputError(
-            "--mode=generate makes one image, from the mean image; leave out --latents,"
-            " --num_images, --seed and --truncation, or use --mode=edit"
-        )
+    objective_flags.check_flags()
+    # Views are random too.
+    random_images = ("num_images", "truncation", *(() if config.views else ("seed",)))
+    if config.mode == "generate":
+        unused = ["latents", *(random_images if not FLAGS.samples else random_images[:1])]
+        given = [f"--{name}" for name in unused if FLAGS[name].present]
+        if given or FLAGS.keep:
+            raise InputError(
+                f"{', '.join(given or ['--keep'])}: --mode=generate makes one image from the text"
+                " alone; leave the flag out, or use --mode=edit"
+            )
+    elif FLAGS["samples"].present:
+        raise InputError("--samples goes with --mode=generate, which is not given")
     command_line.refuse_random_images("latents", *random_images)
     if FLAGS.generator and not FLAGS.clip:
         print(
@@ -261,10 +268,15 @@ def check_flags(config: OptimizeConfig) -> None:
         )
 
 
-def first_latents(generator: Generator, config: OptimizeConfig) -> Latents:
-    """The latents to start from, in the space of the optimization."""
-    if config.mode == "generate":
-        latents = generator.mean_latents(1)
+def first_latents(
+    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
+) -> Latents:
+    """The latents to start from, in the space of the optimization; to generate, one per text."""
+    if config.mode == "generate" and not FLAGS.samples:
+        latents = generator.mean_latents(len(FLAGS.description))
+    elif config.mode == "generate":
+        samples = sample_latents(generator, FLAGS.samples, FLAGS.seed, FLAGS.truncation)
+        latents = best_latents(generator, texts.clips, samples, texts.descriptions, config)
     elif FLAGS.latents:
         latents = load_latents(FLAGS.latents, generator)
     else:
@@ -276,12 +288,11 @@ def first_latents(generator: Generator, config: OptimizeConfig) -> Latents:
 
 def edit(
     generator: Generator,
-    clip: CLIP,
+    text: objective_flags.Texts,
     arcface: ArcFace | None,
     latents: Latents,
-    features: Float[Array, "1 embed"],
     config: OptimizeConfig,
-    text: str,
+    description: str,
     directory: Path,
 ) -> EditResult:
     """Applies a text to all images, with a progress bar and, if asked for, frames."""
@@ -300,14 +311,17 @@ def edit(
             write_image(directory / "frames" / f"{step:04}.png", frames[-1])
 
     # No bar where standard error is a file (disable=None).
-    with tqdm(total=config.steps, desc=text, unit="step", disable=None) as bar:
+    with tqdm(total=config.steps, desc=description, unit="step", disable=None) as bar:
         result = edit_latents(
             generator,
-            clip,
+            text.clips,
             latents,
-            features,
+            text.descriptions,
             config,
             arcface,
+            neutral_features=text.neutral,
+            keep_features=text.keep,
+            key=jax.random.key(FLAGS.seed),
             on_progress=None if bar.disable and not frames_every else report,
             progress_every=math.gcd(bar_every, frames_every),
         )
@@ -317,19 +331,23 @@ def edit(
 
 
 def measure(
-    clip: CLIP,
-    features: Float[Array, "1 embed"],
+    text: objective_flags.Texts,
     config: OptimizeConfig,
     latents: Latents,
     images: Array,
     result: EditResult,
 ) -> dict:
     """What metrics.json says about a text: a list of measurements per image."""
-    distances = jax.jit(clip_loss, static_argnames="preprocess")
-    before, after = (
-        np.asarray(1 - distances(clip, x, features, config.preprocess))
-        for x in (images, result.images)
-    )
+
+    def similarity(images: Array) -> np.ndarray:
+        loss = jax.jit(clip_loss, static_argnames="preprocess")
+        losses = [
+            loss(clip, images, features, config.preprocess)
+            for clip, features in zip(text.clips, text.descriptions, strict=True)
+        ]
+        return 1 - np.mean(losses, axis=0)
+
+    before, after = similarity(images), similarity(result.images)
     distance = np.asarray(jnp.sqrt(squared_distance(result.latents, latents)))
     steps = int(result.steps)
     losses = np.asarray(result.losses[:steps])

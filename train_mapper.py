@@ -30,10 +30,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import MAPPER, load_arcface, load_clip, load_generator, save_model
+from styleclip_jax.io.checkpoints import MAPPER, load_arcface, load_generator, save_model
 from styleclip_jax.io.images import before_after_sheet
 from styleclip_jax.io.latents import load_latents
-from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.methods.mapper_diagnostics import (
     check_finite,
@@ -42,6 +41,7 @@ from styleclip_jax.methods.mapper_diagnostics import (
 )
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
+    AVATARS_MAPPER_CONFIG,
     MapperTrainConfig,
     batch_indices,
     init_mapper_state,
@@ -50,7 +50,7 @@ from styleclip_jax.methods.mapper_training import (
 )
 from styleclip_jax.models import Generator, MapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, Mapper
-from styleclip_jax.runs import command_line
+from styleclip_jax.runs import command_line, objective_flags
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.experiment import Checkpoints, Measurements, Preemption, Progress, claim
 from styleclip_jax.sharding import host_share, replicate
@@ -61,10 +61,10 @@ DEFAULTS = MapperTrainConfig()
 # What differs for the small generator that comes with the package; flags that are given prevail.
 AVATARS = {
     "batch_size": 8,
-    "learning_rate": 2.0,
     "max_steps": 1000,
     "val_interval": 200,
     "save_interval": 200,
+    **command_line.differences(AVATARS_MAPPER_CONFIG, DEFAULTS),
 }
 
 SHEET_ROWS = 8
@@ -90,11 +90,9 @@ flags.DEFINE_string(
     "generator",
     None,
     "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
-    " come with the package, and settings that suit them: "
-    + ", ".join(f"--{name}={value}" for name, value in AVATARS.items())
-    + ".",
+    f" come with the package, and settings that suit them: {command_line.describe_flags(AVATARS)}.",
 )
-flags.DEFINE_string("clip", None, "Checkpoint directory of a CLIP. Default: the avatars' own.")
+objective_flags.define_flags(DEFAULTS)
 flags.DEFINE_string(
     "arcface", None, "Checkpoint directory of an ArcFace. Without one there is no identity loss."
 )
@@ -123,7 +121,7 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "seed",
     0,
-    "Chooses random images, their order, and the mapper's start.",
+    "Chooses random images, their order, the mapper's start and random views.",
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
@@ -163,12 +161,6 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "strength", DEFAULTS.strength, "Factor of the mapper's output that is added to the latents."
 )
-flags.DEFINE_enum(
-    "preprocess",
-    DEFAULTS.preprocess,
-    ["styleclip", "clip"],
-    "What CLIP sees: the image as the official StyleCLIP shows it, or as CLIP was trained.",
-)
 
 flags.DEFINE_integer("max_steps", 50000, "Number of steps.", lower_bound=1)
 flags.DEFINE_float("stop_loss", None, "Stop early when the validation loss is below this.")
@@ -207,11 +199,9 @@ def main(_: Sequence[str]) -> None:
     with distributed.together():
         choose_defaults()
         config = command_line.config_from_flags(MapperTrainConfig)
-        tokenizer = load_tokenizer(FLAGS.clip)
         generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
-        clip = replicate(load_clip(FLAGS.clip, FLAGS.dtype))
+        texts = replicate(objective_flags.read_clips())
         arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
-        text_features = encode_texts(clip, tokenizer, [FLAGS.description])
         # Other faces than the other scripts draw with this seed, so that those show what is new.
         seeds = map(int, np.random.SeedSequence(FLAGS.seed).generate_state(2))
         train_latents = read_latents("latents_train", "train_dataset_size", generator, next(seeds))
@@ -220,8 +210,11 @@ def main(_: Sequence[str]) -> None:
         training_batch(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
 
     directory = epath.Path(FLAGS.exp_dir).expanduser()
-    train_step = make_mapper_train_step(generator, clip, text_features, config, arcface)
-    evaluate = make_mapper_evaluation(generator, clip, text_features, config, arcface)
+    objective = (generator, texts.clips, texts.descriptions, config, arcface)
+    references = {"neutral_features": texts.neutral, "keep_features": texts.keep}
+    key = jax.random.key(FLAGS.seed)
+    train_step = make_mapper_train_step(*objective, **references, key=key)
+    evaluate = make_mapper_evaluation(*objective, **references)
     state = init_mapper_state(mapper, config)
     progress = Progress()
 
@@ -292,6 +285,7 @@ def choose_defaults() -> None:
             FLAGS.set_default(name, value)
     elif not FLAGS.clip:
         say("note: the CLIP that comes with the package knows nothing but avatars; give --clip too")
+    objective_flags.check_flags()
     command_line.refuse_random_images("latents_train", "train_dataset_size")
     command_line.refuse_random_images("latents_test", "test_dataset_size")
     if FLAGS.latents_train and FLAGS.latents_test:

@@ -2,6 +2,7 @@
 
 import html
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from styleclip_jax.io.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_pat
 from styleclip_jax.io.files import parse_json
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 
+# What templates bring along.
+_ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -125,7 +128,29 @@ def parse_tokenizer(
 
 
 def encode_texts(
-    clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str]
+    clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str], templates: Sequence[str] = ()
 ) -> Float[Array, "batch embed"]:
-    """CLIP features of texts, (B, embed_dim), not of unit length."""
-    return jax.jit(CLIP.encode_text)(clip, jnp.asarray(tokenizer(texts)))
+    """CLIP features of texts.
+
+    Args:
+        clip: Its text tower is used.
+        tokenizer: That of the CLIP.
+        texts: The texts.
+        templates: Sentences with "{}" in the place of a text, without its article: the features are
+            the mean of the unit features of all. None: the text itself.
+
+    Returns:
+        (B, embed_dim); of unit length only with templates.
+    """
+    encode = jax.jit(CLIP.encode_text)
+    if not templates:
+        return encode(clip, jnp.asarray(tokenizer(texts)))
+
+    def mean(text: str) -> Array:
+        noun = _ARTICLE.sub("", text)
+        features = encode(clip, jnp.asarray(tokenizer([x.format(noun) for x in templates])))
+        features /= jnp.linalg.norm(features, axis=-1, keepdims=True)
+        features = features.mean(axis=0)
+        return features / jnp.linalg.norm(features)
+
+    return jnp.stack([mean(text) for text in texts])

@@ -7,6 +7,7 @@ import numpy as np
 
 from styleclip_jax.latents import Latents
 from styleclip_jax.methods.mapper_training import MapperTrainConfig
+from styleclip_jax.methods.objective import TERMS
 
 
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:
@@ -23,31 +24,31 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
             )
 
 
+# Name for people, and the field of the settings that weighs the term.
+_TERMS = {name: (term.label, term.weight) for name, term in TERMS.items()}
+_TERMS["latent_l2"] = ("latent L2", "latent_l2_lambda")
+
+
 def loss_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> dict[str, float]:
-    """The part of the loss that each term makes, in the order CLIP, identity, latent L2."""
+    """How much each term contributes to the loss, as a share of the absolute values of all.
+
+    Guidance by direction becomes negative where an image changed enough.
+    """
     weighted = {
-        name: weight * float(metrics[name])
-        for name, weight in (
-            ("clip_loss", config.clip_lambda),
-            ("id_loss", config.id_lambda),
-            ("latent_l2", config.latent_l2_lambda),
-        )
+        name: getattr(config, weight) * float(metrics[name])
+        for name, (_, weight) in _TERMS.items()
         if name in metrics
     }
-    total = sum(weighted.values())
+    total = sum(map(abs, weighted.values()))
     return {name: value / total if total else 0.0 for name, value in weighted.items()}
 
 
 def describe_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> str:
     """Says what :func:`loss_shares` finds, for example before the training starts."""
-    weights = {
-        "clip_loss": ("CLIP", config.clip_lambda),
-        "id_loss": ("identity", config.id_lambda),
-        "latent_l2": ("latent L2", config.latent_l2_lambda),
-    }
     terms = [
-        f"{share:.1%} {weights[name][0]} ({weights[name][1]:g} x {float(metrics[name]):.3g})"
+        f"{share:.1%} {label} ({getattr(config, weight):g} x {float(metrics[name]):.3g})"
         for name, share in loss_shares(metrics, config).items()
+        for label, weight in [_TERMS[name]]
     ]
     return f"loss {float(metrics['loss']):.4f}: {', '.join(terms)}"
 

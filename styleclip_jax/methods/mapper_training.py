@@ -1,11 +1,11 @@
-"""Training a latent mapper on every device of every host, and applying it.
+"""Training a latent mapper on every device of every host.
 
 Patashnik et al., arXiv 2103.17249, section 5; the official file is ``mapper/training/coach.py``.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -13,12 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, draw
-from styleclip_jax.losses import Preprocess, clip_loss, id_loss
+from styleclip_jax.losses import Preprocess
 from styleclip_jax.methods.mapper_editing import check_space
+from styleclip_jax.methods.objective import (
+    Guidance,
+    Objective,
+    TextFeatures,
+    check_choices,
+    image_losses,
+    make_objective,
+    original_features,
+)
 from styleclip_jax.methods.ranger import ranger
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
@@ -39,6 +48,14 @@ class MapperTrainConfig:
         clip_lambda: Weight of the CLIP loss.
         id_lambda: Weight of the identity loss; counts only where an ArcFace is given.
         latent_l2_lambda: Weight of the mean squared change of the latents.
+        guidance: ``"similarity"`` of image and text, or the ``"direction"`` in which the image
+            changes, which leaves alone what the text does not name; see
+            :func:`styleclip_jax.losses.direction_loss`.
+        orthogonal_lambda: With guidance by direction, the weight of all other changes.
+        keep_lambda: Weight of the texts to keep; counts only where their features are given.
+        views: CLIP's losses are means over this number of random views of the edited images, new
+            ones in every step; 0: of the images themselves.
+        view_kinds: What the views differ in, some of :data:`styleclip_jax.views.VIEWS`.
         strength: Factor of the mapper's output, ``w + strength * mapper(w)``.
         preprocess: What CLIP sees; see :func:`styleclip_jax.losses.clip_pixels`.
     """
@@ -48,21 +65,34 @@ class MapperTrainConfig:
     clip_lambda: float = 1.0
     id_lambda: float = 0.1
     latent_l2_lambda: float = 0.8
+    guidance: Guidance = "similarity"
+    orthogonal_lambda: float = 0.25
+    keep_lambda: float = 100.0
+    views: int = 0
+    view_kinds: tuple[str, ...] = ("shift", "noise")
     strength: float = 0.1
     preprocess: Preprocess = "styleclip"
 
     def __post_init__(self) -> None:
-        for field, allowed in {
-            "optimizer": ("ranger", "adam"),
-            "preprocess": ("styleclip", "clip"),
-        }.items():
-            if getattr(self, field) not in allowed:
-                raise InputError(
-                    f"{field} is {getattr(self, field)!r}, expected {' or '.join(allowed)}"
-                )
-        for field in ("learning_rate", "clip_lambda", "id_lambda", "latent_l2_lambda"):
+        if self.optimizer not in ("ranger", "adam"):
+            raise InputError(f"optimizer is {self.optimizer!r}, expected ranger or adam")
+        check_choices(self)
+        for field in (
+            "learning_rate",
+            "clip_lambda",
+            "id_lambda",
+            "latent_l2_lambda",
+            "orthogonal_lambda",
+            "keep_lambda",
+        ):
             if not getattr(self, field) >= 0:
                 raise InputError(f"{field} is {getattr(self, field)}, expected at least 0")
+
+
+# What suits the models that come with the package.
+AVATARS_MAPPER_CONFIG = MapperTrainConfig(
+    learning_rate=2.0, guidance="direction", orthogonal_lambda=0.5
+)
 
 
 @jax.tree_util.register_dataclass
@@ -81,13 +111,12 @@ class MapperState:
     step: Int[Array, ""]
 
 
-class _Judges(NamedTuple):
+class _Problem(NamedTuple):
     """What stays the same over all steps."""
 
     generator: Generator
-    clip: CLIP
-    arcface: ArcFace | None
-    text_features: Float[Array, "1 embed"]
+    objective: Objective
+    key: PRNGKeyArray
 
 
 def init_mapper_state(mapper: Mapper, config: MapperTrainConfig) -> MapperState:
@@ -104,10 +133,14 @@ def init_mapper_state(mapper: Mapper, config: MapperTrainConfig) -> MapperState:
 
 def make_mapper_train_step(
     generator: Generator,
-    clip: CLIP,
-    text_features: Float[Array, "texts embed"],
+    clip: CLIP | Sequence[CLIP],
+    text_features: TextFeatures,
     config: MapperTrainConfig,
     arcface: ArcFace | None = None,
+    *,
+    neutral_features: TextFeatures | None = None,
+    keep_features: TextFeatures | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Callable[[MapperState, Any], tuple[MapperState, Metrics]]:
     """A training step that is ``jax.pmap``ped over all devices of all hosts.
 
@@ -115,29 +148,40 @@ def make_mapper_train_step(
     has a single all-reduce, of the mapper's gradients and the metrics together.
 
     Args:
-        generator: Draws the images.
-        clip: Judges them.
-        text_features: ``clip.encode_text`` of the text, (1, E).
+        generator: Synthesizes the images.
+        clip: Tells how well they fit; of several CLIPs, the mean of their losses counts.
+        text_features: ``clip.encode_text`` of the text, (1, E); with several CLIPs, a sequence with
+            those of each, here and below.
         config: The settings.
-        arcface: Judges whether they show the same person; None: no identity loss.
+        arcface: Tells whether they show the same person; None: no identity loss.
+        neutral_features: With guidance by direction, of what the images show anyway, such as "a
+            face", (1, E).
+        keep_features: Of texts (K, E) whose similarity shall stay what it was.
+        key: Decides the random views; None: ``jax.random.key(0)``.
 
     Returns:
         ``step(state, latents) -> (state, metrics)``. ``latents`` is this host's share of the global
         batch, on host or device, W+ or StyleSpace as the mapper needs. ``state`` is donated, so it
         is gone afterwards. ``metrics`` are means over the global batch: ``loss`` and, unweighted,
-        ``clip_loss``, ``id_loss`` and ``latent_l2``; ``gradient_norm`` and ``parameter_norm`` come
-        with them. The step raises InputError where the batch does not divide by the devices or does
-        not fit the mapper.
+        ``clip_loss`` and ``latent_l2``, and ``keep_loss`` and ``id_loss`` where they are part of
+        it; ``gradient_norm`` and ``parameter_norm`` come with them. The step raises InputError
+        where the batch does not divide by the devices or does not fit the mapper.
     """
-    judges = replicate(_judges(generator, clip, text_features, config, arcface))
+    objective = make_objective(
+        clip, text_features, config, arcface, neutral_features, keep_features, batch=1
+    )
+    key = jax.random.key(0) if key is None else key
+    problem = replicate(_Problem(generator, objective, key))
     optimizer = _optimizer(config)
 
     @functools.partial(
         jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None, donate_argnums=0
     )
-    def pmapped_step(state: MapperState, judges: _Judges, latents: Latents):
+    def pmapped_step(state: MapperState, problem: _Problem, latents: Latents):
         parameters: Any = state.mapper
-        gradients, metrics = jax.grad(_loss, has_aux=True)(parameters, judges, latents, config)
+        # The same views on all devices, so that their number does not matter.
+        problem = problem._replace(key=jax.random.fold_in(problem.key, state.step))
+        gradients, metrics = jax.grad(_loss, has_aux=True)(parameters, problem, latents, config)
         # As one vector, so that the devices exchange one message.
         vector, unravel = ravel_pytree((gradients, metrics))
         gradients, metrics = unravel(jax.lax.pmean(vector, DEVICES))
@@ -147,30 +191,39 @@ def make_mapper_train_step(
         metrics["parameter_norm"] = optax.tree.norm(parameters)
         return MapperState(parameters, optimizer_state, state.step + 1), metrics
 
-    return lambda state, latents: pmapped_step(state, judges, shard(latents))
+    return lambda state, latents: pmapped_step(state, problem, shard(latents))
 
 
 def make_mapper_evaluation(
     generator: Generator,
-    clip: CLIP,
-    text_features: Float[Array, "texts embed"],
+    clip: CLIP | Sequence[CLIP],
+    text_features: TextFeatures,
     config: MapperTrainConfig,
     arcface: ArcFace | None = None,
+    *,
+    neutral_features: TextFeatures | None = None,
+    keep_features: TextFeatures | None = None,
 ) -> Callable[[Mapper, Any], Metrics]:
     """The losses of a mapper without training; arguments as for :func:`make_mapper_train_step`.
+
+    Of the images themselves and not of random views, so that two evaluations can be compared.
 
     Returns:
         ``evaluate(mapper, latents) -> metrics``, also ``jax.pmap``ped over all devices.
     """
-    judges = replicate(_judges(generator, clip, text_features, config, arcface))
+    objective = make_objective(
+        clip, text_features, config, arcface, neutral_features, keep_features, batch=1
+    )
+    objective = dataclasses.replace(objective, views=0)
+    problem = replicate(_Problem(generator, objective, jax.random.key(0)))
 
     @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None)
-    def pmapped_evaluation(mapper: Mapper, judges: _Judges, latents: Latents):
-        _, metrics = _loss(cast(Any, mapper), judges, latents, config)
+    def pmapped_evaluation(mapper: Mapper, problem: _Problem, latents: Latents):
+        _, metrics = _loss(cast(Any, mapper), problem, latents, config)
         vector, unravel = ravel_pytree(metrics)
         return unravel(jax.lax.pmean(vector, DEVICES))
 
-    return lambda mapper, latents: pmapped_evaluation(mapper, judges, shard(latents))
+    return lambda mapper, latents: pmapped_evaluation(mapper, problem, shard(latents))
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.ndarray, " batch"]:
@@ -193,38 +246,25 @@ def _optimizer(config: MapperTrainConfig) -> optax.GradientTransformation:
     return make(config.learning_rate)
 
 
-def _judges(
-    generator: Generator, clip: CLIP, text_features: Array, config: MapperTrainConfig, arcface: Any
-) -> _Judges:
-    text_features = jnp.atleast_2d(text_features)
-    if text_features.shape != (1, clip.config.embed_dim):
-        raise InputError(
-            f"text_features have shape {text_features.shape}, expected (1,"
-            f" {clip.config.embed_dim}): a mapper learns one text"
-        )
-    return _Judges(generator, clip, arcface if config.id_lambda else None, text_features)
-
-
 def _loss(
     mapper: Callable[[Latents], Latents],
-    judges: _Judges,
+    problem: _Problem,
     latents: Latents,
     config: MapperTrainConfig,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The official ``calc_loss``: means over the batch, and over all entries of a latent."""
     check_space(mapper, latents)
+    generator, objective, key = problem
     residual = jax.tree.map(lambda r: config.strength * r, mapper(latents))
-    edited = draw(judges.generator, jax.tree.map(jnp.add, latents, residual))
-    metrics = {
-        "clip_loss": clip_loss(judges.clip, edited, judges.text_features, config.preprocess).mean(),
-        # In StyleSpace a sum over layers of each layer's mean.
-        "latent_l2": sum(jnp.square(r).mean() for r in jax.tree.leaves(residual)),
-    }
-    loss = config.clip_lambda * metrics["clip_loss"]
-    loss += config.latent_l2_lambda * metrics["latent_l2"]
-    if judges.arcface is not None:
-        # The reference does not depend on the mapper, so no gradient passes through it.
-        original = draw(judges.generator, latents)
-        metrics["id_loss"] = id_loss(judges.arcface, edited, original).mean()
-        loss += config.id_lambda * metrics["id_loss"]
-    return loss, {"loss": loss, **metrics}
+    originals = None
+    if objective.needs_originals:
+        # They do not depend on the mapper, so no gradient passes through them.
+        originals = original_features(objective, draw(generator, latents))
+    edited = draw(generator, jax.tree.map(jnp.add, latents, residual))
+    losses, terms = image_losses(objective, edited, originals, key)
+    # In StyleSpace a sum over layers of each layer's mean.
+    layers = [jnp.square(r).mean() for r in jax.tree.leaves(residual)]
+    latent_l2 = sum(layers, start=jnp.zeros(()))
+    loss = losses.mean() + config.latent_l2_lambda * latent_l2
+    means = {name: term.mean() for name, term in terms.items()}
+    return loss, {"loss": loss, **means, "latent_l2": latent_l2}

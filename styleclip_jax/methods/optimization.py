@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, draw, squared_distance
-from styleclip_jax.losses import Preprocess
+from styleclip_jax.losses import Preprocess, clip_pixels, similarity_loss
 from styleclip_jax.methods.objective import (
     Features,
     Guidance,
@@ -34,6 +34,8 @@ from styleclip_jax.models.stylegan2 import Generator
 
 _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
+# Images that are synthesized at once where many are.
+_CHUNK = 8
 # One for all images, or one for each.
 Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
 
@@ -151,7 +153,16 @@ def _known(number: Any) -> Any:
 
 # What suits the models that come with the package, found by trying (avatars/REPORT.md): steps that
 # are large enough to leave the neighbourhood in which the generator draws the same face.
-AVATARS_CONFIG = OptimizeConfig(steps=150, learning_rate=1.5, l2_lambda=0.012)
+AVATARS_CONFIG = OptimizeConfig(
+    steps=150,
+    learning_rate=1.5,
+    l2_lambda=0.004,
+    guidance="direction",
+    orthogonal_lambda=0.25,
+    views=4,
+)
+# What all avatars show; the neutral text of guidance by direction.
+AVATARS_NEUTRAL = "a person"
 # Where no image holds the latents back, such steps would leave all that looks like a face.
 AVATARS_GENERATE_CONFIG = OptimizeConfig(mode="generate", steps=60, learning_rate=0.02)
 
@@ -296,6 +307,56 @@ def edit_latents(
     if not _is_finite((result.latents, result.images)):
         raise _not_finite("image", int(state.step), config.steps)
     return result
+
+
+def best_latents(
+    generator: Generator,
+    clip: CLIP | Sequence[CLIP],
+    latents: Latents,
+    text_features: TextFeatures,
+    config: OptimizeConfig = OptimizeConfig(),
+) -> Latents:
+    """Chooses for every text the latents whose image fits it best; a start for mode "generate".
+
+    Args:
+        generator: Synthesizes the images.
+        clip: As for :func:`edit_latents`.
+        latents: What to choose from, (N, L, w_dim) or StyleSpace.
+        text_features: Of T texts, (T, E); with several CLIPs, a sequence with those of each.
+        config: Its ``guide_resolution`` and ``preprocess``.
+
+    Returns:
+        Latents (T, L, w_dim) or StyleSpace.
+    """
+    several = isinstance(clip, Sequence)
+    clips, texts = (tuple(clip), tuple(text_features)) if several else ((clip,), (text_features,))
+    losses = []
+    for i in range(0, len(jax.tree.leaves(latents)[0]), _CHUNK):
+        chunk = jax.tree.map(lambda x, i=i: x[i : i + _CHUNK], latents)
+        losses.append(
+            _text_losses(generator, clips, chunk, texts, config.guide_resolution, config.preprocess)
+        )
+    best = jnp.argmin(jnp.concatenate(losses, axis=1), axis=1)
+    return jax.tree.map(lambda x: x[best], latents)
+
+
+@functools.partial(jax.jit, static_argnames=("resolution", "preprocess"))
+def _text_losses(
+    generator: Generator,
+    clips: tuple[CLIP, ...],
+    latents: Latents,
+    texts: tuple[Array, ...],
+    resolution: int | None,
+    preprocess: Preprocess,
+) -> Float[Array, "texts batch"]:
+    """The loss of every image for every text, a mean over CLIPs."""
+    images = draw(generator, latents, resolution)
+    losses = []
+    for clip, text in zip(clips, texts, strict=True):
+        pixels = clip_pixels(images, clip.config.image_size, preprocess)
+        loss = functools.partial(similarity_loss, clip.encode_image(pixels))
+        losses.append(jax.vmap(loss)(text[:, None]))
+    return jnp.mean(jnp.stack(losses), axis=0)
 
 
 @jax.jit

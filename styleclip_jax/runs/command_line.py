@@ -97,7 +97,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         )
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
-        if flags.FLAGS[name].present and value == "":
+        if flags.FLAGS[name].present and "" in (value if isinstance(value, list) else [value]):
             _fail(f"--{name} is empty; give it a value, or leave it out")
         if isinstance(value, float) and not math.isfinite(value):
             _fail(f"--{name} is {value}, expected a finite number")
@@ -111,8 +111,26 @@ def _fail(error: Exception | str) -> NoReturn:
 
 def config_from_flags(config_class: Callable[..., Config]) -> Config:
     """Makes a configuration dataclass of the flags that have the names of its fields."""
-    fields = dataclasses.fields(cast(Any, config_class))
-    return config_class(**{field.name: flags.FLAGS[field.name].value for field in fields})
+    values = {}
+    for field in dataclasses.fields(cast(Any, config_class)):
+        value = flags.FLAGS[field.name].value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return config_class(**values)
+
+
+def differences(config: Any, defaults: Any) -> dict[str, Any]:
+    """The flags by which a configuration dataclass differs from another one."""
+    names = (field.name for field in dataclasses.fields(defaults))
+    values = {n: getattr(config, n) for n in names if getattr(config, n) != getattr(defaults, n)}
+    return {n: list(value) if isinstance(value, tuple) else value for n, value in values.items()}
+
+
+def describe_flags(values: Mapping[str, Any]) -> str:
+    """Flags as one writes them."""
+    return ", ".join(
+        f"--{name}={','.join(value) if isinstance(value, list) else value}"
+        for name, value in values.items()
+    )
 
 
 def parse_settings(assignments: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:

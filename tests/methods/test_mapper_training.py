@@ -284,7 +284,7 @@ def test_mappers_and_latents_of_different_spaces_are_refused(generator):
 
 def test_two_texts_are_refused(generator, clip):
     two: Any = jnp.ones((2, clip.config.embed_dim))
-    with pytest.raises(InputError, match="a mapper learns one text"):
+    with pytest.raises(InputError, match=r"\(2, 16\), expected \(1, 16\)"):
         make_mapper_train_step(generator, clip, two, MapperTrainConfig())
 
 

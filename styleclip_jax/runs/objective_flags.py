@@ -1,0 +1,138 @@
+"""The flags of the objective, which optimize.py and train_mapper.py share."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from jaxtyping import Array, Float
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import load_clip
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
+from styleclip_jax.io.text import encode_texts, load_tokenizer
+from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
+from styleclip_jax.models import CLIP
+from styleclip_jax.views import VIEWS
+
+FLAGS = flags.FLAGS
+NEUTRAL = "a face"
+
+# The flags count as those of the script that calls define_flags.
+flags.disclaim_key_flags()
+
+
+class Texts(NamedTuple):
+    """CLIPs and their features of texts; one entry per CLIP.
+
+    Attributes:
+        clips: The CLIPs of ``--clip``.
+        descriptions: Features of what the images should show, (texts, E).
+        neutral: Features of ``--neutral``, (1, E), or None.
+        keep: Features of ``--keep``, (K, E), or None.
+    """
+
+    clips: tuple[CLIP, ...]
+    descriptions: tuple[Float[Array, "texts _"], ...]
+    neutral: tuple[Float[Array, "1 _"], ...] | None
+    keep: tuple[Float[Array, "anchors _"], ...] | None
+
+
+def define_flags(defaults: Any) -> None:
+    """Defines the flags.
+
+    Args:
+        defaults: An ``OptimizeConfig`` or a ``MapperTrainConfig``.
+    """
+    flags.DEFINE_multi_string(
+        "clip",
+        None,
+        "The network that tells how well image and text fit: the directory that python -m"
+        " ckpt_convert clip wrote. Repeat the flag to use the mean loss of several CLIPs. Default:"
+        " one that knows avatars and nothing else.",
+    )
+    flags.DEFINE_enum(
+        "preprocess",
+        defaults.preprocess,
+        ["styleclip", "clip"],
+        "What CLIP sees: the image as the official StyleCLIP shows it, or as CLIP was trained.",
+    )
+    flags.DEFINE_enum(
+        "guidance",
+        defaults.guidance,
+        ["similarity", "direction"],
+        "similarity, as the official StyleCLIP: image and text should be alike, which also removes"
+        " what the text does not name. direction: the image should change as from --neutral to the"
+        " text, and in nothing else.",
+    )
+    flags.DEFINE_string(
+        "neutral",
+        None,
+        "With --guidance=direction: what all images show, before and after. Default:"
+        f" {NEUTRAL!r}, for the avatars {AVATARS_NEUTRAL!r}.",
+    )
+    flags.DEFINE_float(
+        "orthogonal_lambda",
+        defaults.orthogonal_lambda,
+        "With --guidance=direction: how much CLIP's other changes are held back. Larger values keep"
+        " more of the image, smaller ones change it more surely.",
+    )
+    flags.DEFINE_multi_string(
+        "keep",
+        None,
+        "A text that must fit the image as well after the edit as before, such as 'a person with a"
+        " hat'. Repeat the flag for several.",
+    )
+    flags.DEFINE_float(
+        "keep_lambda", defaults.keep_lambda, "How much the texts of --keep are held."
+    )
+    flags.DEFINE_integer(
+        "views",
+        defaults.views,
+        "Show CLIP this number of random views of every image in every step, which guards against"
+        " changes that only CLIP sees, and takes longer; 0: the image itself.",
+    )
+    flags.DEFINE_list(
+        "view_kinds",
+        list(defaults.view_kinds),
+        f"How the random views differ from the image, separated by commas: {', '.join(VIEWS)}.",
+    )
+    flags.DEFINE_bool(
+        "templates",
+        False,
+        f"Average the features of every text over {len(IMAGENET_TEMPLATES)} sentences such as 'a"
+        " photo of a ...', which suits general CLIPs.",
+    )
+
+
+def check_flags() -> None:
+    """Sets the default of ``--neutral``; raises InputError where flags contradict each other."""
+    for name, needed, given in (
+        ("neutral", "--guidance=direction", FLAGS.guidance == "direction"),
+        ("orthogonal_lambda", "--guidance=direction", FLAGS.guidance == "direction"),
+        ("keep_lambda", "--keep", FLAGS.keep),
+        ("view_kinds", "--views", FLAGS.views),
+    ):
+        if FLAGS[name].present and not given:
+            raise InputError(f"--{name} has no effect without {needed}; leave out --{name}")
+    if FLAGS.guidance == "direction":
+        FLAGS.set_default("neutral", NEUTRAL if FLAGS.generator else AVATARS_NEUTRAL)
+
+
+def read_clips() -> Texts:
+    """Loads the CLIPs, and encodes the texts of ``--description``, ``--neutral`` and ``--keep``."""
+    templates = IMAGENET_TEMPLATES if FLAGS.templates else ()
+    paths = FLAGS.clip or [None]
+    clips = tuple(load_clip(path, FLAGS.dtype) for path in paths)
+    tokenizers = tuple(load_tokenizer(path) for path in paths)
+
+    def encode(texts: str | Sequence[str] | None) -> Any:
+        if not texts:
+            return None
+        texts = [texts] if isinstance(texts, str) else texts
+        return tuple(
+            encode_texts(clip, tokenizer, texts, templates)
+            for clip, tokenizer in zip(clips, tokenizers, strict=True)
+        )
+
+    neutral = FLAGS.neutral if FLAGS.guidance == "direction" else None
+    return Texts(clips, encode(FLAGS.description), encode(neutral), encode(FLAGS.keep))
