@@ -1,0 +1,542 @@
+r"""Edits the same faces with the same texts by several methods, and measures the edits.
+
+The table on standard output has a row per text and a summary per method. Results go to a new
+directory: metrics.json with every wording of every text, a sheet of images per method, and, with
+--classifier, the labels that it read.
+
+Examples:
+  python evaluate.py --classifier=classifier.npz --wordings=1
+  python evaluate.py --method=optimization --method=optimization,steps=60,learning_rate=1 \
+      --method=stylespace --method=swap --classifier=classifier.npz --texts=eyes=wink
+  python evaluate.py --method=mapper --texts=glasses=sunglasses --mapper=sunglasses \
+      --texts=mouth=smiling --mapper=runs/smile --classifier=classifier.npz
+  python evaluate.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
+      --judge_clip=checkpoints/vit-l-14 --description="a face with sunglasses"
+"""
+
+import ast
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Array, Float, Int
+
+from avatars import classifier as attribute_classifier
+from avatars.attributes import implied
+from avatars.scores import edit_score, kept_by_slot, read_labels
+from avatars.texts import EDITS, Edit, select
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_generator, load_mapper
+from styleclip_jax.io.images import sheet, write_image
+from styleclip_jax.io.latents import load_latents
+from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
+from styleclip_jax.latents import Latents, draw, sample_latents
+from styleclip_jax.losses import Preprocess, id_loss
+from styleclip_jax.measures import embed_images, embed_texts, gain_and_drift, pixel_change
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.optimization import AVATARS_CONFIG, OptimizeConfig, edit_latents
+from styleclip_jax.models import CLIP, ArcFace, Generator
+from styleclip_jax.runs import command_line
+from styleclip_jax.runs.results import write_metrics
+
+FLAGS = flags.FLAGS
+
+LABELS_FILE = "labels.npz"
+WIDTH = 11
+SHEET_ROWS = 8
+METHODS = ("optimization", "stylespace", "mapper", "swap")
+# What edits of faces tend to change along with what they should.
+FACE_ANCHORS = (
+    "a face with long hair",
+    "a face with dark hair",
+    "a face with glasses",
+    "a face with a beard",
+    "a face with a smile",
+    "a face with makeup",
+    "a face of an old person",
+    "a face of a woman",
+    "a face with pale skin",
+    "a face with a hat",
+)
+# Of the table: figures, their headings and formats.
+COLUMNS = {
+    "before": ("before", ".1%"),
+    "target": ("target", ".1%"),
+    "others": ("others", ".1%"),
+    "whole": ("whole", ".1%"),
+    "clip_gain": ("gain", "+.3f"),
+    "clip_drift_over_gain": ("drift", ".2f"),
+    "judge_clip_gain": ("judge gain", "+.3f"),
+    "judge_clip_drift_over_gain": ("judge drift", ".2f"),
+    "identity": ("identity", ".3f"),
+    "pixels": ("pixels", ".1%"),
+    "seconds": ("s/image", ".3f"),
+}
+
+flags.DEFINE_multi_string(
+    "method",
+    ["optimization"],
+    f"What edits: {', '.join(METHODS)}; repeat the flag to compare several. stylespace is"
+    " optimization in StyleSpace; swap writes the wanted attribute into the latents of the avatars,"
+    " the most that their generator can do. Settings of an optimization follow after commas, as in"
+    " optimization,steps=60,learning_rate=0.5.",
+)
+flags.DEFINE_string(
+    "results_dir", "evaluation", "Where to write; if taken, a numbered one beside it."
+)
+
+flags.DEFINE_multi_string(
+    "texts",
+    [],
+    "Edits of avatars to evaluate, by slot=value or by one of their wordings; repeat the flag for"
+    " several. Default: all of avatars/texts.py.",
+)
+flags.DEFINE_multi_string(
+    "description",
+    [],
+    "Any text to evaluate; repeat the flag for several. Without --texts, there are no others.",
+)
+flags.DEFINE_integer("wordings", None, "How many wordings per edit. Default: all.", lower_bound=1)
+flags.DEFINE_multi_string(
+    "anchor",
+    [],
+    "A text about what should not change; repeat the flag for several. Default: for --texts, those"
+    " about other attributes; for --description, a list of what faces have.",
+)
+
+flags.DEFINE_string("generator", None, "Checkpoint directory of a StyleGAN2. Default: the avatars.")
+flags.DEFINE_string("clip", None, "Checkpoint directory of the CLIP that guides. Default: avatars.")
+flags.DEFINE_string(
+    "judge_clip", None, "Checkpoint directory of another CLIP, which measures but does not guide."
+)
+flags.DEFINE_string("arcface", None, "Checkpoint directory of an ArcFace: measures the identity.")
+flags.DEFINE_string(
+    "classifier", None, "Attribute classifier of the avatars, made by avatars.classifier."
+)
+flags.DEFINE_multi_string(
+    "mapper",
+    [],
+    "For --method=mapper: a mapper for every text, in the order of --texts and --description.",
+)
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+)
+
+flags.DEFINE_string("latents", None, "Latents of the faces, .npy. Default: random faces.")
+flags.DEFINE_integer("faces", 64, "How many random faces.", lower_bound=2)
+flags.DEFINE_integer(
+    "seed", 1_000_000, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1
+)
+flags.DEFINE_float("truncation", 0.7, "Variety of the random faces.", lower_bound=0)
+flags.DEFINE_integer("batch_size", 16, "How many faces are edited at a time.", lower_bound=1)
+flags.DEFINE_string(
+    "compare",
+    None,
+    "Results directory of an evaluation of the same texts and faces by the same methods, for"
+    " example with another number of threads: count the images in which the classifier reads the"
+    " same labels.",
+)
+
+
+class Task(NamedTuple):
+    """A change to make: an edit of avatars in several wordings, or any text."""
+
+    name: str
+    wordings: tuple[str, ...]
+    edit: Edit | None
+    mapper: str | None
+
+
+class Models(NamedTuple):
+    """The networks that edit."""
+
+    generator: Generator
+    clip: CLIP
+    tokenizer: Tokenizer
+    arcface: ArcFace | None
+
+
+class Method(NamedTuple):
+    """A way to edit.
+
+    Attributes:
+        name: As given with the flag.
+        settings: All its settings.
+        edit: From latents, a task and one of its wordings to images.
+        reads_text: Whether the wording makes a difference.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    edit: Callable[[Latents, Task, str], Float[Array, "batch height height 3"]]
+    reads_text: bool
+
+
+def main(_: Sequence[str]) -> None:
+    """Edits with every method, measures, and writes the results."""
+    tasks = make_tasks()
+    check_flags(tasks)
+    arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
+    models = Models(
+        load_generator(FLAGS.generator, FLAGS.dtype),
+        load_clip(FLAGS.clip, FLAGS.dtype),
+        load_tokenizer(FLAGS.clip),
+        arcface,
+    )
+    methods = [make_method(name, models) for name in FLAGS.method]
+    if FLAGS.latents:
+        latents = load_latents(FLAGS.latents, models.generator)
+    else:
+        latents = sample_latents(models.generator, FLAGS.faces, FLAGS.seed, FLAGS.truncation)
+    batches = batches_of(latents)
+    images, _ = edit_all(lambda x: jax.jit(draw)(models.generator, x), batches)
+    measure = Measure(models, images, tasks)
+    names = [label_name(m, text) for m in methods for t in tasks for text in wordings(m, t)]
+    earlier = load_labels(FLAGS.compare, names, len(images)) if FLAGS.compare else {}
+
+    with command_line.run_directory(FLAGS.results_dir) as directory:
+        results, labels = {}, {}
+        for method in methods:
+            result, columns, read = evaluate(method, tasks, batches, measure)
+            results[method.name] = result
+            labels |= {label_name(method, text): x for text, x in read.items()}
+            write_image(
+                directory / f"{len(results)}-{method.name.partition(',')[0]}.jpg",
+                sheet([images[:SHEET_ROWS], *columns.values()], ["before", *columns]),
+            )
+        print_headings("mean of all texts")
+        for name, result in results.items():
+            print_row(name, result["mean"] | {"seconds": result["seconds_per_image"]})
+        metrics: dict[str, Any] = {"methods": results}
+        if FLAGS.classifier:
+            np.savez_compressed(directory / LABELS_FILE, before=measure.labels, **labels)
+        if FLAGS.compare:
+            same = np.concatenate([(labels[name] == earlier[name]).all(-1) for name in names])
+            metrics["same_labels"] = float(same.mean())
+            print(f"\nsame labels as in {FLAGS.compare}: {same.mean():.2%} of the images")
+        write_metrics(directory / "metrics.json", metrics, command_line.script_flags())
+    print(f"\nwrote {directory}")
+
+
+def evaluate(
+    method: Method, tasks: Sequence[Task], batches: Sequence[Latents], measure: "Measure"
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Evaluates a method on all tasks, and prints a row for each.
+
+    Returns:
+        What metrics.json says about it; by task the first images edited with its first wording; by
+        wording the labels that the classifier reads.
+    """
+    print_headings(method.name)
+    measured, columns, labels, seconds = {}, {}, {}, []
+    # Compiles, which is not timed.
+    method.edit(batches[0], tasks[0], tasks[0].wordings[0])
+    for task in tasks:
+        rows = {}
+        for text in wordings(method, task):
+            edited, elapsed = edit_all(method.edit, batches, task, text)
+            seconds.append(elapsed / len(edited))
+            rows[text], labels[text] = measure(edited, task, text)
+            columns.setdefault(task.name, edited[:SHEET_ROWS])
+        measured[task.name] = rows
+        print_row(task.name, with_ratios(mean(rows.values())))
+    means = {name: mean(rows.values()) for name, rows in measured.items()}
+    result = {
+        "settings": method.settings,
+        "seconds_per_image": fmean(seconds),
+        "mean": with_ratios(mean(means.values())),
+        "texts": {
+            name: {
+                "mean": with_ratios(means[name]),
+                "wordings": {text: with_ratios(row) for text, row in rows.items()},
+            }
+            for name, rows in measured.items()
+        },
+    }
+    return result, columns, labels
+
+
+def wordings(method: Method, task: Task) -> tuple[str, ...]:
+    """The wordings to try: one where they make no difference."""
+    return task.wordings if method.reads_text else task.wordings[:1]
+
+
+def label_name(method: Method, text: str) -> str:
+    """The name of an array in the file of labels."""
+    return f"{method.name}: {text}"
+
+
+def make_tasks() -> list[Task]:
+    """The tasks that the flags ask for, each with its mapper if there are any."""
+    edits = select(FLAGS.texts) if FLAGS.texts or not FLAGS.description else ()
+    tasks = [(edit.name, edit.wordings[: FLAGS.wordings], edit) for edit in edits]
+    tasks += [(text, (text,), None) for text in FLAGS.description]
+    mappers = FLAGS.mapper or [None] * len(tasks)
+    if len(mappers) != len(tasks):
+        raise InputError(
+            f"there are {len(mappers)} mappers for {len(tasks)} texts; give one --mapper for every"
+            " --texts and --description"
+        )
+    return [Task(*task, mapper) for task, mapper in zip(tasks, mappers, strict=True)]
+
+
+def check_flags(tasks: Sequence[Task]) -> None:
+    """Raises InputError where flags contradict each other."""
+    command_line.refuse_random_images("latents", "faces", "seed", "truncation")
+    for what, names in {
+        "--method": FLAGS.method,
+        "text": [text for task in tasks for text in task.wordings],
+    }.items():
+        if twice := [name for name in set(names) if names.count(name) > 1]:
+            raise InputError(f"the {what} {twice[0]!r} is given twice")
+    if FLAGS.compare and not FLAGS.classifier:
+        raise InputError("--compare compares what the --classifier reads, which is not given")
+    if FLAGS.generator and not FLAGS.classifier and not FLAGS.description:
+        raise InputError(
+            "--description is missing; without it, the texts are those of the avatars, which"
+            " --classifier goes with"
+        )
+
+
+def for_avatars() -> bool:
+    """Whether the models are those of the avatars, or others made by the same recipe."""
+    return bool(FLAGS.classifier or not FLAGS.generator)
+
+
+def make_method(name: str, models: Models) -> Method:
+    """Makes the method that ``--method=NAME`` asks for.
+
+    Raises:
+        InputError: There is no such method or setting, or something that it needs is missing.
+    """
+    kind, *assignments = name.split(",")
+    make = {
+        "optimization": make_optimization,
+        "stylespace": make_optimization,
+        "mapper": make_mapper,
+        "swap": make_swap,
+    }
+    if kind not in make:
+        raise InputError(f"there is no method {kind!r}, expected one of {', '.join(make)}")
+    defaults = default_settings(kind)
+    settings = defaults | dict(parse_setting(name, text, defaults) for text in assignments)
+    return Method(name, settings, make[kind](models, settings), make[kind] is make_optimization)
+
+
+def default_settings(kind: str) -> dict[str, Any]:
+    """The settings of a method where the flag does not give others."""
+    if kind == "mapper":
+        return {"strength": 0.1}
+    if kind == "swap":
+        return {}
+    config = AVATARS_CONFIG if for_avatars() else OptimizeConfig()
+    space = "stylespace" if kind == "stylespace" else "w_plus"
+    return dataclasses.asdict(dataclasses.replace(config, space=space))
+
+
+def parse_setting(method: str, text: str, defaults: Mapping[str, Any]) -> tuple[str, Any]:
+    """Reads ``name=value``; the value has the type of the default, or is a number or None."""
+    name, mark, value = text.partition("=")
+    if not mark or name not in defaults:
+        raise InputError(
+            f"--method={method} has no setting {text!r}, expected name=value with a name of"
+            f" {', '.join(defaults) or 'none'}"
+        )
+    default = defaults[name]
+    try:
+        if default is None:
+            return name, ast.literal_eval(value)
+        if isinstance(default, tuple):
+            return name, tuple(value.split("+"))
+        return name, type(default)(value)
+    except (ValueError, SyntaxError):
+        raise InputError(
+            f"--method={method}: {name} is {value!r}, expected something like {default!r}"
+        ) from None
+
+
+def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
+    """Latent optimization."""
+    config = OptimizeConfig(**settings)
+    generator, clip, tokenizer, arcface = models
+    if config.id_lambda and arcface is None:
+        raise InputError(f"id_lambda={config.id_lambda} needs --arcface")
+
+    def edit(latents: Latents, task: Task, text: str) -> Array:
+        features = encode_texts(clip, tokenizer, [text])
+        return edit_latents(generator, clip, latents, features, config, arcface).images
+
+    return edit
+
+
+def make_mapper(models: Models, settings: Mapping[str, Any]) -> Callable:
+    """Mappers, one for every task."""
+    if not FLAGS.mapper:
+        raise InputError("--method=mapper needs a --mapper for every text")
+    mappers = {path: load_mapper(path) for path in FLAGS.mapper}
+
+    def edit(latents: Latents, task: Task, text: str) -> Array:
+        mapper = mappers[task.mapper]
+        return apply_mapper(models.generator, mapper, latents, settings["strength"])[0]
+
+    return edit
+
+
+def make_swap(models: Models, settings: Mapping[str, Any]) -> Callable:
+    """The wanted attribute, written into the latents of the avatars."""
+    # It needs the packages of the avatars' training.
+    from avatars.swap import swap
+
+    if not FLAGS.classifier or FLAGS.description or FLAGS.latents:
+        raise InputError(
+            "--method=swap is for random avatars: give --classifier, and neither --description nor"
+            " --latents"
+        )
+
+    def edit(latents: Any, task: Task, text: str) -> Array:
+        assert task.edit is not None
+        swapped = swap(latents, task.edit.slot, task.edit.value, FLAGS.truncation)
+        return jax.jit(draw)(models.generator, swapped)
+
+    return edit
+
+
+def batches_of(latents: Latents) -> list[Latents]:
+    """Splits latents into batches of one size, so that one compiled program does for all."""
+    count = len(jax.tree.leaves(latents)[0])
+    size = max(n for n in range(1, min(FLAGS.batch_size, count) + 1) if count % n == 0)
+    return [jax.tree.map(lambda x, i=i: x[i : i + size], latents) for i in range(0, count, size)]
+
+
+def edit_all(
+    edit: Callable[..., Array], batches: Sequence[Latents], *arguments: Any
+) -> tuple[Float[np.ndarray, "faces height height 3"], float]:
+    """Edits all batches; returns the images and the seconds that it took."""
+    begun = time.perf_counter()
+    images = np.concatenate([np.asarray(edit(batch, *arguments)) for batch in batches])
+    return images, time.perf_counter() - begun
+
+
+class Measure:
+    """Measures edited images against those before.
+
+    Args:
+        models: Of these, CLIP and ArcFace measure too.
+        images: The images before.
+        tasks: What they will be edited to.
+    """
+
+    def __init__(self, models: Models, images: Float[np.ndarray, "faces height height 3"], tasks):
+        self._before, self._arcface = images, models.arcface
+        self._anchors = {task.name: anchors_of(task) for task in tasks}
+        texts = {text for task in tasks for text in task.wordings}
+        texts = sorted(texts.union(*self._anchors.values()))
+        clips = {"clip": (models.clip, models.tokenizer)}
+        if FLAGS.judge_clip:
+            judge = load_clip(FLAGS.judge_clip, FLAGS.dtype), load_tokenizer(FLAGS.judge_clip)
+            clips["judge_clip"] = judge
+        # As each CLIP was trained.
+        self._preprocess: Preprocess = "styleclip" if for_avatars() else "clip"
+        self._clips = {
+            name: (
+                clip,
+                dict(zip(texts, embed_texts(clip, tokenizer, texts), strict=True)),
+                embed_images(clip, images, self._preprocess),
+            )
+            for name, (clip, tokenizer) in clips.items()
+        }
+        self._classifier = attribute_classifier.load(FLAGS.classifier) if FLAGS.classifier else None
+        self.labels = self._read(images)
+
+    def _read(self, images: np.ndarray) -> Int[np.ndarray, "faces slots"]:
+        """Labels of images; none of them without a classifier."""
+        if self._classifier is None:
+            return np.zeros((len(images), 0), np.int8)
+        return read_labels(self._classifier, images)
+
+    def __call__(
+        self, images: Float[np.ndarray, "faces height height 3"], task: Task, text: str
+    ) -> tuple[dict[str, float], Int[np.ndarray, "faces slots"]]:
+        """Measures images edited with a wording of a task; returns their labels too."""
+        figures, labels = {}, self._read(images)
+        if task.edit and self._classifier is not None:
+            edit = self.labels, labels, task.edit.slot, task.edit.value
+            figures |= edit_score(*edit)
+            figures |= {f"kept_{slot}": share for slot, share in kept_by_slot(*edit).items()}
+        for name, (clip, vectors, before) in self._clips.items():
+            after = embed_images(clip, images, self._preprocess)
+            anchors = np.stack([vectors[anchor] for anchor in self._anchors[task.name]])
+            changes = gain_and_drift(before, after, vectors[text], anchors)
+            figures |= {f"{name}_{change}": value for change, value in changes.items()}
+        if self._arcface is not None:
+            losses = jax.jit(id_loss)(self._arcface, images, self._before)
+            figures["identity"] = 1 - float(np.mean(losses))
+        return figures | {"pixels": pixel_change(self._before, images)}, labels
+
+
+def anchors_of(task: Task) -> list[str]:
+    """Texts about what the edit should leave alone."""
+    if FLAGS.anchor:
+        return FLAGS.anchor
+    if task.edit is None:
+        return [anchor for anchor in FACE_ANCHORS if anchor not in task.wordings]
+    changes = (task.edit.slot, *implied(task.edit.slot, task.edit.value))
+    return [edit.wordings[0] for edit in EDITS if edit.slot not in changes]
+
+
+def mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Means of figures by name, each over the rows that have it."""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: fmean(row[name] for row in rows if name in row) for name in names}
+
+
+def with_ratios(figures: Mapping[str, float]) -> dict[str, float]:
+    """Adds drift over gain, of means where the figures are means; none where nothing is gained."""
+    ratios = {
+        f"{clip}_drift_over_gain": figures[f"{clip}_drift"] / figures[f"{clip}_relative_gain"]
+        for clip in ("clip", "judge_clip")
+        if figures.get(f"{clip}_relative_gain", 0) > 0
+    }
+    return {**figures, **ratios}
+
+
+def print_headings(name: str) -> None:
+    """Prints the headings of the table's columns."""
+    print(f"\n{name:28}", *(f"{heading:>{WIDTH}}" for heading, _ in COLUMNS.values()))
+
+
+def print_row(name: str, figures: Mapping[str, float]) -> None:
+    """Prints a row of the table."""
+    cells = [
+        format(figures[key], form) if key in figures else "-" for key, (_, form) in COLUMNS.items()
+    ]
+    print(f"{name:28}", *(f"{cell:>{WIDTH}}" for cell in cells), flush=True)
+
+
+def load_labels(path: str, names: Sequence[str], faces: int) -> dict[str, np.ndarray]:
+    """Reads the labels in the results of an evaluation of the same methods, texts and faces.
+
+    Raises:
+        InputError: There are none, or they are of others.
+    """
+    try:
+        with np.load(Path(path).expanduser() / LABELS_FILE) as file:
+            labels = dict(file)
+    except (OSError, ValueError):
+        raise InputError(
+            f"{path} has no {LABELS_FILE}; expected results of an evaluation with --classifier"
+        ) from None
+    if set(labels) != {"before", *names} or len(labels["before"]) != faces:
+        raise InputError(f"{path} has results of other methods, texts or faces; repeat its flags")
+    return labels
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,108 @@
+"""What edits did to images, for any weights: measured, not minimized."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from styleclip_jax.io.text import Tokenizer, encode_texts
+from styleclip_jax.losses import Preprocess, clip_pixels
+from styleclip_jax.models.clip import CLIP
+
+# No loss of this package sees a text in one of these.
+HELD_OUT_TEMPLATES = ("a portrait of {}", "this is {}", "an image showing {}", "{}, seen up close")
+
+_BATCH = 64
+
+
+def embed_texts(
+    clip: CLIP,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    templates: Sequence[str] = HELD_OUT_TEMPLATES,
+) -> Float[np.ndarray, "texts embed"]:
+    """Unit CLIP vectors of texts, each the mean over prompt templates."""
+    prompts = [template.format(text) for text in texts for template in templates]
+    vectors = _unit(np.asarray(encode_texts(clip, tokenizer, prompts)))
+    return _unit(vectors.reshape(len(texts), len(templates), -1).mean(1))
+
+
+def embed_images(
+    clip: CLIP,
+    images: Float[Array | np.ndarray, "count height height 3"],
+    preprocess: Preprocess = "clip",
+) -> Float[np.ndarray, "count embed"]:
+    """Unit CLIP vectors of images in [-1, 1], computed in batches of one size."""
+    vectors = []
+    for start in range(0, len(images), _BATCH):
+        batch = np.asarray(images[start : start + _BATCH])
+        padding = ((0, min(_BATCH, len(images)) - len(batch)), (0, 0), (0, 0), (0, 0))
+        vectors.append(np.asarray(_encode(clip, np.pad(batch, padding), preprocess))[: len(batch)])
+    return _unit(np.concatenate(vectors))
+
+
+def _encode_images(clip, images, preprocess):
+    return clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess))
+
+
+_encode = jax.jit(_encode_images, static_argnames="preprocess")
+
+
+def relative_change(
+    before: Float[np.ndarray, "count texts"], after: Float[np.ndarray, "count texts"]
+) -> Float[np.ndarray, "count texts"]:
+    """By how much similarities of images to texts changed, in units of their range before.
+
+    Texts differ in how far apart images are in their similarity, which makes plain differences
+    incomparable.
+
+    Args:
+        before: Cosines of at least two images that differ.
+        after: Cosines of the same images after the edit.
+    """
+    return (after - before) / np.ptp(before, axis=0)
+
+
+def gain_and_drift(
+    before: Float[np.ndarray, "count embed"],
+    after: Float[np.ndarray, "count embed"],
+    target: Float[np.ndarray, " embed"],
+    anchors: Float[np.ndarray, "anchors embed"],
+) -> dict[str, float]:
+    """How much closer edited images are to the text, and what else changed.
+
+    Drift over gain is the measure of Predict, Prevent and Evaluate (Xu et al., CVPR 2022): how much
+    the images' similarities to texts that the edit is not about changed, as a share of how much the
+    one to the target did. It is left to the caller, who may want to average both parts first.
+
+    Args:
+        before: Unit CLIP vectors of the images before.
+        after: Those of the edited images.
+        target: That of the text.
+        anchors: Those of texts about other attributes.
+
+    Returns:
+        Means over images. ``gain``: change of the cosine to the text. ``relative_gain``: likewise,
+        by :func:`relative_change`. ``drift``: absolute relative change of the cosines to the
+        anchors.
+    """
+    texts = np.concatenate([target[None], anchors])
+    change = relative_change(before @ texts.T, after @ texts.T)
+    return {
+        "gain": float(((after - before) @ target).mean()),
+        "relative_gain": float(change[:, 0].mean()),
+        "drift": float(np.abs(change[:, 1:]).mean()),
+    }
+
+
+def pixel_change(
+    before: Float[Array | np.ndarray, "count height height 3"],
+    after: Float[Array | np.ndarray, "count height height 3"],
+) -> float:
+    """Mean absolute change of the pixels, as a share of their range."""
+    return float(np.abs(np.clip(after, -1, 1) - np.clip(before, -1, 1)).mean() / 2)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
