@@ -129,7 +129,7 @@ EDITS = (
     Edit(
         "facial_hair",
         "beard",
-        ("a bearded man", "someone with a full beard", "a person who has grown a beard"),
+        ("a bearded man", "someone with a full beard", "a man who let his beard grow"),
     ),
     Edit(
         "facial_hair",
