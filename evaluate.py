@@ -37,8 +37,8 @@ from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, draw, sample_latents
-from styleclip_jax.losses import Preprocess, id_loss
-from styleclip_jax.measures import embed_images, embed_texts, gain_and_drift, pixel_change
+from styleclip_jax.losses import id_loss
+from styleclip_jax.measures import CLIPMeasure, pixel_change
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import AVATARS_CONFIG, OptimizeConfig, edit_latents
 from styleclip_jax.models import CLIP, ArcFace, Generator
@@ -85,7 +85,7 @@ flags.DEFINE_multi_string(
     f"What edits: {', '.join(METHODS)}; repeat the flag to compare several. stylespace is"
     " optimization in StyleSpace; swap writes the wanted attribute into the latents of the avatars,"
     " the most that their generator can do. Settings of an optimization follow after commas, as in"
-    " optimization,steps=60,learning_rate=0.5.",
+    " optimization,guidance=direction,views=4.",
 )
 flags.DEFINE_string(
     "results_dir", "evaluation", "Where to write; if taken, a numbered one beside it."
@@ -103,6 +103,17 @@ flags.DEFINE_multi_string(
     "Any text to evaluate; repeat the flag for several. Without --texts, there are no others.",
 )
 flags.DEFINE_integer("wordings", None, "How many wordings per edit. Default: all.", lower_bound=1)
+flags.DEFINE_string(
+    "neutral",
+    None,
+    "What the faces show anyway, for guidance=direction. Default: 'a person' for avatars, else 'a"
+    " face'.",
+)
+flags.DEFINE_multi_string(
+    "keep",
+    [],
+    "A text whose similarity optimizations hold where it was; repeat the flag for several.",
+)
 flags.DEFINE_multi_string(
     "anchor",
     [],
@@ -368,9 +379,20 @@ def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
     if config.id_lambda and arcface is None:
         raise InputError(f"id_lambda={config.id_lambda} needs --arcface")
 
+    neutral = FLAGS.neutral or ("a person" if for_avatars() else "a face")
+
     def edit(latents: Latents, task: Task, text: str) -> Array:
-        features = encode_texts(clip, tokenizer, [text])
-        return edit_latents(generator, clip, latents, features, config, arcface).images
+        return edit_latents(
+            generator,
+            clip,
+            latents,
+            encode_texts(clip, tokenizer, [text]),
+            config,
+            arcface,
+            neutral_features=encode_texts(clip, tokenizer, [neutral]),
+            keep_features=encode_texts(clip, tokenizer, FLAGS.keep) if FLAGS.keep else None,
+            key=jax.random.key(FLAGS.seed),
+        ).images
 
     return edit
 
@@ -435,21 +457,16 @@ class Measure:
     def __init__(self, models: Models, images: Float[np.ndarray, "faces height height 3"], tasks):
         self._before, self._arcface = images, models.arcface
         self._anchors = {task.name: anchors_of(task) for task in tasks}
-        texts = {text for task in tasks for text in task.wordings}
-        texts = sorted(texts.union(*self._anchors.values()))
+        texts = sorted(
+            {text for task in tasks for text in task.wordings + self._anchors[task.name]}
+        )
         clips = {"clip": (models.clip, models.tokenizer)}
         if FLAGS.judge_clip:
             judge = load_clip(FLAGS.judge_clip, FLAGS.dtype), load_tokenizer(FLAGS.judge_clip)
             clips["judge_clip"] = judge
-        # As each CLIP was trained.
-        self._preprocess: Preprocess = "styleclip" if for_avatars() else "clip"
+        preprocess = "styleclip" if for_avatars() else "clip"
         self._clips = {
-            name: (
-                clip,
-                dict(zip(texts, embed_texts(clip, tokenizer, texts), strict=True)),
-                embed_images(clip, images, self._preprocess),
-            )
-            for name, (clip, tokenizer) in clips.items()
+            name: CLIPMeasure(*clip, texts, images, preprocess) for name, clip in clips.items()
         }
         self._classifier = attribute_classifier.load(FLAGS.classifier) if FLAGS.classifier else None
         self.labels = self._read(images)
@@ -469,10 +486,8 @@ class Measure:
             edit = self.labels, labels, task.edit.slot, task.edit.value
             figures |= edit_score(*edit)
             figures |= {f"kept_{slot}": share for slot, share in kept_by_slot(*edit).items()}
-        for name, (clip, vectors, before) in self._clips.items():
-            after = embed_images(clip, images, self._preprocess)
-            anchors = np.stack([vectors[anchor] for anchor in self._anchors[task.name]])
-            changes = gain_and_drift(before, after, vectors[text], anchors)
+        for name, measure in self._clips.items():
+            changes = measure(images, text, self._anchors[task.name])
             figures |= {f"{name}_{change}": value for change, value in changes.items()}
         if self._arcface is not None:
             losses = jax.jit(id_loss)(self._arcface, images, self._before)
@@ -480,14 +495,14 @@ class Measure:
         return figures | {"pixels": pixel_change(self._before, images)}, labels
 
 
-def anchors_of(task: Task) -> list[str]:
+def anchors_of(task: Task) -> tuple[str, ...]:
     """Texts about what the edit should leave alone."""
     if FLAGS.anchor:
-        return FLAGS.anchor
+        return tuple(FLAGS.anchor)
     if task.edit is None:
-        return [anchor for anchor in FACE_ANCHORS if anchor not in task.wordings]
+        return tuple(anchor for anchor in FACE_ANCHORS if anchor != task.name)
     changes = (task.edit.slot, *implied(task.edit.slot, task.edit.value))
-    return [edit.wordings[0] for edit in EDITS if edit.slot not in changes]
+    return tuple(edit.wordings[0] for edit in EDITS if edit.slot not in changes)
 
 
 def mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:

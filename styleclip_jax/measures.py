@@ -1,5 +1,6 @@
 """What edits did to images, for any weights: measured, not minimized."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -15,38 +16,54 @@ HELD_OUT_TEMPLATES = ("a portrait of {}", "this is {}", "an image showing {}", "
 
 _BATCH = 64
 
-
-def embed_texts(
-    clip: CLIP,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    templates: Sequence[str] = HELD_OUT_TEMPLATES,
-) -> Float[np.ndarray, "texts embed"]:
-    """Unit CLIP vectors of texts, each the mean over prompt templates."""
-    prompts = [template.format(text) for text in texts for template in templates]
-    vectors = _unit(np.asarray(encode_texts(clip, tokenizer, prompts)))
-    return _unit(vectors.reshape(len(texts), len(templates), -1).mean(1))
+Images = Float[Array | np.ndarray, "count height height 3"]
 
 
-def embed_images(
-    clip: CLIP,
-    images: Float[Array | np.ndarray, "count height height 3"],
-    preprocess: Preprocess = "clip",
-) -> Float[np.ndarray, "count embed"]:
-    """Unit CLIP vectors of images in [-1, 1], computed in batches of one size."""
-    vectors = []
-    for start in range(0, len(images), _BATCH):
-        batch = np.asarray(images[start : start + _BATCH])
-        padding = ((0, min(_BATCH, len(images)) - len(batch)), (0, 0), (0, 0), (0, 0))
-        vectors.append(np.asarray(_encode(clip, np.pad(batch, padding), preprocess))[: len(batch)])
-    return _unit(np.concatenate(vectors))
+class CLIPMeasure:
+    """Measures by a CLIP how edited images moved in their similarity to texts.
+
+    Args:
+        clip: The CLIP.
+        tokenizer: Its tokenizer.
+        texts: All texts that will be asked for; each stands for the mean over the templates.
+        images: The images before the edits, in [-1, 1].
+        preprocess: What the CLIP was trained with; see :func:`styleclip_jax.losses.clip_pixels`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        images: Images,
+        preprocess: Preprocess,
+    ):
+        self._clip, self._preprocess = clip, preprocess
+        self._before = self._embed(images)
+        prompts = [template.format(text) for text in texts for template in HELD_OUT_TEMPLATES]
+        vectors = _unit(np.asarray(encode_texts(clip, tokenizer, prompts)))
+        means = _unit(vectors.reshape(len(texts), len(HELD_OUT_TEMPLATES), -1).mean(1))
+        self._texts = dict(zip(texts, means, strict=True))
+
+    def __call__(self, images: Images, text: str, anchors: Sequence[str]) -> dict[str, float]:
+        """See :func:`gain_and_drift`; ``images`` are the edited ones."""
+        vectors = np.stack([self._texts[anchor] for anchor in anchors])
+        return gain_and_drift(self._before, self._embed(images), self._texts[text], vectors)
+
+    def _embed(self, images: Images) -> Float[np.ndarray, "count embed"]:
+        """Unit vectors of images, computed in batches of one size."""
+        vectors = []
+        for start in range(0, len(images), _BATCH):
+            batch = np.asarray(images[start : start + _BATCH])
+            padding = ((0, min(_BATCH, len(images)) - len(batch)), (0, 0), (0, 0), (0, 0))
+            encoded = _encode(self._clip, np.pad(batch, padding), self._preprocess)
+            vectors.append(np.asarray(encoded)[: len(batch)])
+        return _unit(np.concatenate(vectors))
 
 
-def _encode_images(clip, images, preprocess):
+@functools.partial(jax.jit, static_argnames="preprocess")
+def _encode(clip: CLIP, images: Array, preprocess: Preprocess) -> Float[Array, "count embed"]:
     return clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess))
-
-
-_encode = jax.jit(_encode_images, static_argnames="preprocess")
 
 
 def relative_change(
@@ -97,8 +114,8 @@ def gain_and_drift(
 
 
 def pixel_change(
-    before: Float[Array | np.ndarray, "count height height 3"],
-    after: Float[Array | np.ndarray, "count height height 3"],
+    before: Images,
+    after: Images,
 ) -> float:
     """Mean absolute change of the pixels, as a share of their range."""
     return float(np.abs(np.clip(after, -1, 1) - np.clip(before, -1, 1)).mean() / 2)
