@@ -14,12 +14,10 @@ Examples:
       --judge_clip=checkpoints/vit-l-14 --description="a face with sunglasses"
 """
 
-import ast
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import jax
@@ -38,17 +36,17 @@ from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, draw, sample_latents
 from styleclip_jax.losses import id_loss
-from styleclip_jax.measures import CLIPMeasure, pixel_change
+from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import AVATARS_CONFIG, OptimizeConfig, edit_latents
 from styleclip_jax.models import CLIP, ArcFace, Generator
 from styleclip_jax.runs import command_line
 from styleclip_jax.runs.results import write_metrics
+from styleclip_jax.runs.table import Column, print_headings, print_row
 
 FLAGS = flags.FLAGS
 
 LABELS_FILE = "labels.npz"
-WIDTH = 11
 SHEET_ROWS = 8
 METHODS = ("optimization", "stylespace", "mapper", "swap")
 # What edits of faces tend to change along with what they should.
@@ -64,20 +62,20 @@ FACE_ANCHORS = (
     "a face with pale skin",
     "a face with a hat",
 )
-# Of the table: figures, their headings and formats.
-COLUMNS = {
-    "before": ("before", ".1%"),
-    "target": ("target", ".1%"),
-    "others": ("others", ".1%"),
-    "whole": ("whole", ".1%"),
-    "clip_gain": ("gain", "+.3f"),
-    "clip_drift_over_gain": ("drift", ".2f"),
-    "judge_clip_gain": ("judge gain", "+.3f"),
-    "judge_clip_drift_over_gain": ("judge drift", ".2f"),
-    "identity": ("identity", ".3f"),
-    "pixels": ("pixels", ".1%"),
-    "seconds": ("s/image", ".3f"),
-}
+# Figures of the table, and the flags without which there are none.
+COLUMNS = (
+    ("classifier", "before", Column("before", ".1%")),
+    ("classifier", "target", Column("target", ".1%")),
+    ("classifier", "others", Column("others", ".1%")),
+    ("classifier", "whole", Column("whole", ".1%")),
+    (None, "clip_gain", Column("gain", "+.3f")),
+    (None, "clip_drift_over_gain", Column("drift", ".2f")),
+    ("judge_clip", "judge_clip_gain", Column("judge gain", "+.3f")),
+    ("judge_clip", "judge_clip_drift_over_gain", Column("judge drift", ".2f")),
+    ("arcface", "identity", Column("identity", ".3f")),
+    (None, "pixels", Column("pixels", ".1%")),
+    (None, "seconds", Column("s/image", ".3f")),
+)
 
 flags.DEFINE_multi_string(
     "method",
@@ -87,9 +85,7 @@ flags.DEFINE_multi_string(
     " the most that their generator can do. Settings of an optimization follow after commas, as in"
     " optimization,guidance=direction,views=4.",
 )
-flags.DEFINE_string(
-    "results_dir", "evaluation", "Where to write; if taken, a numbered one beside it."
-)
+flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
 
 flags.DEFINE_multi_string(
     "texts",
@@ -193,12 +189,11 @@ def main(_: Sequence[str]) -> None:
     """Edits with every method, measures, and writes the results."""
     tasks = make_tasks()
     check_flags(tasks)
-    arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
     models = Models(
         load_generator(FLAGS.generator, FLAGS.dtype),
         load_clip(FLAGS.clip, FLAGS.dtype),
         load_tokenizer(FLAGS.clip),
-        arcface,
+        load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None,
     )
     methods = [make_method(name, models) for name in FLAGS.method]
     if FLAGS.latents:
@@ -206,24 +201,38 @@ def main(_: Sequence[str]) -> None:
     else:
         latents = sample_latents(models.generator, FLAGS.faces, FLAGS.seed, FLAGS.truncation)
     batches = batches_of(latents)
-    images, _ = edit_all(lambda x: jax.jit(draw)(models.generator, x), batches)
+    images = edit_all(lambda x: jax.jit(draw)(models.generator, x), batches)
     measure = Measure(models, images, tasks)
+    columns = {name: column for flag, name, column in COLUMNS if not flag or FLAGS[flag].value}
     names = [label_name(m, text) for m in methods for t in tasks for text in wordings(m, t)]
     earlier = load_labels(FLAGS.compare, names, len(images)) if FLAGS.compare else {}
 
     with command_line.run_directory(FLAGS.results_dir) as directory:
         results, labels = {}, {}
         for method in methods:
-            result, columns, read = evaluate(method, tasks, batches, measure)
-            results[method.name] = result
-            labels |= {label_name(method, text): x for text, x in read.items()}
+            print_headings(method.name, columns)
+            figures, rows = {}, [images[:SHEET_ROWS]]
+            # Compiles, which is not timed.
+            method.edit(batches[0], tasks[0], tasks[0].wordings[0])
+            for task in tasks:
+                figures[task.name] = {}
+                for text in wordings(method, task):
+                    begun = time.perf_counter()
+                    edited = edit_all(method.edit, batches, task, text)
+                    seconds = (time.perf_counter() - begun) / len(edited)
+                    row, labels[label_name(method, text)] = measure(edited, task, text)
+                    figures[task.name][text] = row | {"seconds": seconds}
+                    if text == task.wordings[0]:
+                        rows.append(edited[:SHEET_ROWS])
+                print_row(task.name, summary({task.name: figures[task.name]})["mean"], columns)
+            results[method.name] = {"settings": method.settings} | summary(figures)
             write_image(
                 directory / f"{len(results)}-{method.name.partition(',')[0]}.jpg",
-                sheet([images[:SHEET_ROWS], *columns.values()], ["before", *columns]),
+                sheet(rows, ["before", *(task.wordings[0] for task in tasks)]),
             )
-        print_headings("mean of all texts")
+        print_headings("mean of all texts", columns)
         for name, result in results.items():
-            print_row(name, result["mean"] | {"seconds": result["seconds_per_image"]})
+            print_row(name, result["mean"], columns)
         metrics: dict[str, Any] = {"methods": results}
         if FLAGS.classifier:
             np.savez_compressed(directory / LABELS_FILE, before=measure.labels, **labels)
@@ -231,46 +240,8 @@ def main(_: Sequence[str]) -> None:
             same = np.concatenate([(labels[name] == earlier[name]).all(-1) for name in names])
             metrics["same_labels"] = float(same.mean())
             print(f"\nsame labels as in {FLAGS.compare}: {same.mean():.2%} of the images")
-        write_metrics(directory / "metrics.json", metrics, command_line.script_flags())
+        write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
     print(f"\nwrote {directory}")
-
-
-def evaluate(
-    method: Method, tasks: Sequence[Task], batches: Sequence[Latents], measure: "Measure"
-) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Evaluates a method on all tasks, and prints a row for each.
-
-    Returns:
-        What metrics.json says about it; by task the first images edited with its first wording; by
-        wording the labels that the classifier reads.
-    """
-    print_headings(method.name)
-    measured, columns, labels, seconds = {}, {}, {}, []
-    # Compiles, which is not timed.
-    method.edit(batches[0], tasks[0], tasks[0].wordings[0])
-    for task in tasks:
-        rows = {}
-        for text in wordings(method, task):
-            edited, elapsed = edit_all(method.edit, batches, task, text)
-            seconds.append(elapsed / len(edited))
-            rows[text], labels[text] = measure(edited, task, text)
-            columns.setdefault(task.name, edited[:SHEET_ROWS])
-        measured[task.name] = rows
-        print_row(task.name, with_ratios(mean(rows.values())))
-    means = {name: mean(rows.values()) for name, rows in measured.items()}
-    result = {
-        "settings": method.settings,
-        "seconds_per_image": fmean(seconds),
-        "mean": with_ratios(mean(means.values())),
-        "texts": {
-            name: {
-                "mean": with_ratios(means[name]),
-                "wordings": {text: with_ratios(row) for text, row in rows.items()},
-            }
-            for name, rows in measured.items()
-        },
-    }
-    return result, columns, labels
 
 
 def wordings(method: Method, task: Task) -> tuple[str, ...]:
@@ -310,8 +281,7 @@ def check_flags(tasks: Sequence[Task]) -> None:
         raise InputError("--compare compares what the --classifier reads, which is not given")
     if FLAGS.generator and not FLAGS.classifier and not FLAGS.description:
         raise InputError(
-            "--description is missing; without it, the texts are those of the avatars, which"
-            " --classifier goes with"
+            "--description is missing; the texts of --texts are for avatars, with --classifier"
         )
 
 
@@ -335,8 +305,7 @@ def make_method(name: str, models: Models) -> Method:
     }
     if kind not in make:
         raise InputError(f"there is no method {kind!r}, expected one of {', '.join(make)}")
-    defaults = default_settings(kind)
-    settings = defaults | dict(parse_setting(name, text, defaults) for text in assignments)
+    settings = command_line.parse_settings(assignments, default_settings(kind))
     return Method(name, settings, make[kind](models, settings), make[kind] is make_optimization)
 
 
@@ -346,30 +315,9 @@ def default_settings(kind: str) -> dict[str, Any]:
         return {"strength": 0.1}
     if kind == "swap":
         return {}
-    config = AVATARS_CONFIG if for_avatars() else OptimizeConfig()
-    space = "stylespace" if kind == "stylespace" else "w_plus"
-    return dataclasses.asdict(dataclasses.replace(config, space=space))
-
-
-def parse_setting(method: str, text: str, defaults: Mapping[str, Any]) -> tuple[str, Any]:
-    """Reads ``name=value``; the value has the type of the default, or is a number or None."""
-    name, mark, value = text.partition("=")
-    if not mark or name not in defaults:
-        raise InputError(
-            f"--method={method} has no setting {text!r}, expected name=value with a name of"
-            f" {', '.join(defaults) or 'none'}"
-        )
-    default = defaults[name]
-    try:
-        if default is None:
-            return name, ast.literal_eval(value)
-        if isinstance(default, tuple):
-            return name, tuple(value.split("+"))
-        return name, type(default)(value)
-    except (ValueError, SyntaxError):
-        raise InputError(
-            f"--method={method}: {name} is {value!r}, expected something like {default!r}"
-        ) from None
+    settings = dataclasses.asdict(AVATARS_CONFIG if for_avatars() else OptimizeConfig())
+    del settings["mode"]
+    return settings | {"space": "stylespace" if kind == "stylespace" else "w_plus"}
 
 
 def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
@@ -438,11 +386,9 @@ def batches_of(latents: Latents) -> list[Latents]:
 
 def edit_all(
     edit: Callable[..., Array], batches: Sequence[Latents], *arguments: Any
-) -> tuple[Float[np.ndarray, "faces height height 3"], float]:
-    """Edits all batches; returns the images and the seconds that it took."""
-    begun = time.perf_counter()
-    images = np.concatenate([np.asarray(edit(batch, *arguments)) for batch in batches])
-    return images, time.perf_counter() - begun
+) -> Float[np.ndarray, "faces height height 3"]:
+    """Edits all batches."""
+    return np.concatenate([np.asarray(edit(batch, *arguments)) for batch in batches])
 
 
 class Measure:
@@ -503,36 +449,6 @@ def anchors_of(task: Task) -> tuple[str, ...]:
         return tuple(anchor for anchor in FACE_ANCHORS if anchor != task.name)
     changes = (task.edit.slot, *implied(task.edit.slot, task.edit.value))
     return tuple(edit.wordings[0] for edit in EDITS if edit.slot not in changes)
-
-
-def mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Means of figures by name, each over the rows that have it."""
-    rows = list(rows)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: fmean(row[name] for row in rows if name in row) for name in names}
-
-
-def with_ratios(figures: Mapping[str, float]) -> dict[str, float]:
-    """Adds drift over gain, of means where the figures are means; none where nothing is gained."""
-    ratios = {
-        f"{clip}_drift_over_gain": figures[f"{clip}_drift"] / figures[f"{clip}_relative_gain"]
-        for clip in ("clip", "judge_clip")
-        if figures.get(f"{clip}_relative_gain", 0) > 0
-    }
-    return {**figures, **ratios}
-
-
-def print_headings(name: str) -> None:
-    """Prints the headings of the table's columns."""
-    print(f"\n{name:28}", *(f"{heading:>{WIDTH}}" for heading, _ in COLUMNS.values()))
-
-
-def print_row(name: str, figures: Mapping[str, float]) -> None:
-    """Prints a row of the table."""
-    cells = [
-        format(figures[key], form) if key in figures else "-" for key, (_, form) in COLUMNS.items()
-    ]
-    print(f"{name:28}", *(f"{cell:>{WIDTH}}" for cell in cells), flush=True)
 
 
 def load_labels(path: str, names: Sequence[str], faces: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,9 @@
 """What edits did to images, for any weights: measured, not minimized."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 import jax
 import numpy as np
@@ -113,12 +115,41 @@ def gain_and_drift(
     }
 
 
-def pixel_change(
-    before: Images,
-    after: Images,
-) -> float:
+def pixel_change(before: Images, after: Images) -> float:
     """Mean absolute change of the pixels, as a share of their range."""
     return float(np.abs(np.clip(after, -1, 1) - np.clip(before, -1, 1)).mean() / 2)
+
+
+def summary(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Means of what was measured by task and wording: over wordings, and over tasks."""
+    means = {name: _mean(rows.values()) for name, rows in figures.items()}
+    return {
+        "mean": _with_ratios(_mean(means.values())),
+        "texts": {
+            name: {
+                "mean": _with_ratios(means[name]),
+                "wordings": {text: _with_ratios(row) for text, row in rows.items()},
+            }
+            for name, rows in figures.items()
+        },
+    }
+
+
+def _mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Means of figures by name, each over the rows that have it."""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: fmean(row[name] for row in rows if name in row) for name in names}
+
+
+def _with_ratios(figures: Mapping[str, float]) -> dict[str, float]:
+    """Adds drift over gain, of means where the figures are means; none where nothing is gained."""
+    ratios = {
+        f"{clip}_drift_over_gain": figures[f"{clip}_drift"] / figures[f"{clip}_relative_gain"]
+        for clip in ("clip", "judge_clip")
+        if figures.get(f"{clip}_relative_gain", 0) > 0
+    }
+    return {**figures, **ratios}
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

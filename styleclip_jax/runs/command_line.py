@@ -1,5 +1,6 @@
 """What all scripts share: how they start, how they fail, and where their results go."""
 
+import ast
 import contextlib
 import dataclasses
 import itertools
@@ -11,7 +12,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -112,6 +113,36 @@ def config_from_flags(config_class: Callable[..., Config]) -> Config:
     """Makes a configuration dataclass of the flags that have the names of its fields."""
     fields = dataclasses.fields(cast(Any, config_class))
     return config_class(**{field.name: flags.FLAGS[field.name].value for field in fields})
+
+
+def parse_settings(assignments: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads ``name=value`` of settings, and fills in the defaults of the others.
+
+    Args:
+        assignments: The texts. Several words of a tuple are joined with ``+``.
+        defaults: A value of the right type for every name; where it is None, a number is expected.
+
+    Raises:
+        InputError: There is no such setting, or the value has another type.
+    """
+    settings = dict(defaults)
+    for assignment in assignments:
+        name, mark, value = assignment.partition("=")
+        if not mark or name not in defaults:
+            raise InputError(
+                f"there is no setting {assignment!r}, expected NAME=VALUE with a name of"
+                f" {', '.join(defaults) or 'none, for there are no settings'}"
+            )
+        default = defaults[name]
+        try:
+            if isinstance(default, tuple):
+                settings[name] = tuple(value.split("+"))
+            else:
+                settings[name] = (ast.literal_eval if default is None else type(default))(value)
+        except (ValueError, SyntaxError):
+            expected = "a number" if default is None else f"a value such as {default!r}"
+            raise InputError(f"the setting {name} is {value!r}, expected {expected}") from None
+    return settings
 
 
 def script_flags(module: str) -> dict[str, Any]:
