@@ -1,5 +1,6 @@
 """Small random models, and scripts run as from the command line."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -133,6 +134,15 @@ def clip_path(clip, tmp_path_factory) -> Path:
     """The CLIP's checkpoint, with a tokenizer of single characters."""
     path = tmp_path_factory.mktemp("checkpoints") / "clip"
     save_model(path, clip, tokenizer_files())
+    return path
+
+
+@pytest.fixture(scope="session")
+def long_text_clip_path(tmp_path_factory) -> Path:
+    """As `clip_path`, but of a CLIP that reads texts of 75 characters."""
+    path = tmp_path_factory.mktemp("checkpoints") / "clip"
+    config = dataclasses.replace(CLIP_CONFIG, context_length=77)
+    save_model(path, make_random_model(CLIP, config, seed=3), tokenizer_files())
     return path
 
 

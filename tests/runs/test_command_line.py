@@ -238,3 +238,31 @@ def test_a_directory_in_which_nothing_can_be_written_is_not_left_behind(tmp_path
     with pytest.raises(InputError, match="No space left"):
         command_line.new_run_directory(tmp_path / "mine")
     assert (tmp_path / "mine").is_dir()
+
+
+def test_settings_have_the_types_of_their_defaults():
+    defaults = {"steps": 3, "rate": 0.5, "kinds": ("a",), "stop": None, "space": "w_plus"}
+    parse = command_line.parse_settings
+    assert parse([], defaults) == defaults
+    assert parse(["steps=4", "kinds=b+c", "stop=2.5", "space=s"], defaults) == {
+        "steps": 4,
+        "rate": 0.5,
+        "kinds": ("b", "c"),
+        "stop": 2.5,
+        "space": "s",
+    }
+    assert type(parse(["rate=2"], defaults)["rate"]) is float
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("steps", "no setting 'steps'.*steps, stop"),
+        ("speed=1", "no setting 'speed=1'.*steps, stop"),
+        ("steps=0.5", "steps is '0.5', expected a value such as 3"),
+        ("stop=high", "stop is 'high', expected a number"),
+    ],
+)
+def test_settings_that_do_not_exist_or_have_another_type_are_refused(assignment, words):
+    with pytest.raises(InputError, match=words):
+        command_line.parse_settings([assignment], {"steps": 3, "stop": None})
