@@ -115,7 +115,7 @@ def main(_: Sequence[str]) -> None:
             columns[label], seconds = apply(edit, latents, batches, strength, place)
             metrics["strengths"][label] = {"seconds_per_image": seconds}
         write_image(directory / "before_after.png", sheet([*columns.values()], [*columns]))
-        write_metrics(directory / "metrics.json", metrics, command_line.script_flags())
+        write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
     if size > SHEET_ROWS:
         print(f"before_after.png shows the first {SHEET_ROWS} of {size} images")
     milliseconds = 1000 * statistics.median(

@@ -230,7 +230,7 @@ def main(_: Sequence[str]) -> None:
         write_metrics(
             directory / "metrics.json",
             {"descriptions": metrics, "seed": FLAGS.seed},
-            command_line.script_flags(),
+            command_line.script_flags(__name__),
         )
     print(f"wrote {directory / 'before_after.png'} and all results beside it")
 

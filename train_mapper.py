@@ -349,7 +349,7 @@ def new_mapper(generator: Generator) -> Mapper:
 
 def recorded_flags() -> dict[str, Any]:
     """The flags that decide the result."""
-    values = command_line.script_flags()
+    values = command_line.script_flags(__name__)
     return {name: value for name, value in values.items() if name not in MACHINE_FLAGS}
 
 

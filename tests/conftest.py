@@ -65,6 +65,13 @@ def _forget_compiled_programs():
     jax.clear_caches()
 
 
+@pytest.fixture
+def strict_dtypes():
+    """Lets no operation widen a type by itself; flax and optax do, for bfloat16 and in Adam."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 def tokenizer_files() -> dict[str, bytes]:
     """A tokenizer of single ASCII characters."""
     characters = [chr(code) for code in range(33, 127)]

@@ -21,6 +21,7 @@ from styleclip_jax.losses import (
 )
 from styleclip_jax.models import ArcFace, ArcFaceConfig
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 GOLDEN = seeded.load("clip")
 IDENTITY = seeded.load("mapper")
 

@@ -114,10 +114,9 @@ def config_from_flags(config_class: Callable[..., Config]) -> Config:
     return config_class(**{field.name: flags.FLAGS[field.name].value for field in fields})
 
 
-def script_flags() -> dict[str, Any]:
-    """Values of the flags that the script itself defines."""
-    defined = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    return {flag.name: flag.value for flag in defined}
+def script_flags(module: str) -> dict[str, Any]:
+    """Values of the flags that a module, by its ``__name__``, defines."""
+    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(module)}
 
 
 def new_run_directory(path: str | os.PathLike[str]) -> Path:

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import seeded
 
 from ckpt_convert import arcface as arcface_conversion
@@ -10,6 +11,7 @@ from ckpt_convert.formats import SourceFile
 from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 GOLDEN = seeded.load("mapper")
 
 

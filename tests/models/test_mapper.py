@@ -12,6 +12,7 @@ from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.mapper import MAPPER_TYPES, LevelsMapper, MapperConfig
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 GOLDEN = seeded.load("mapper")
 STYLE_DIMS = tuple(GOLDEN.settings["style_dimensions"])
 SMALL = MapperConfig(w_dim=4, num_layers=10, style_dims=(4, 4, 4, 2, 2))

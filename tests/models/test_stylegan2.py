@@ -19,6 +19,7 @@ from styleclip_jax.models.stylegan2 import (
     upsampling_convolve,
 )
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 GOLDEN = seeded.load("stylegan2")
 GENERATORS = sorted(GOLDEN.settings["configs"])
 WITH_STYLES = [name for name in GENERATORS if name.startswith("rosinality")]

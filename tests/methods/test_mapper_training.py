@@ -41,7 +41,8 @@ from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
 from styleclip_jax.sharding import host_share, shard
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
 GOLDEN = seeded.load("mapper_training")
 CASES = GOLDEN.settings["cases"]
 SMALL_GENERATOR = GeneratorConfig(resolution=32, w_dim=16, channel_base=256, channel_max=8)
@@ -137,8 +138,12 @@ def steps_by_devices(tmp_path_factory) -> dict[str, dict]:
         ]
         arguments = [directory / f"{name}.npz", *joining]
         processes[name] = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "mapper_steps.py", *map(str, arguments)],
-            env={**os.environ, "XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)},
+            [sys.executable, TESTS / "methods" / "mapper_steps.py", *map(str, arguments)],
+            env={
+                **os.environ,
+                "XLA_FLAGS": " ".join(flags),
+                "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

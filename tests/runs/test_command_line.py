@@ -160,6 +160,18 @@ def test_a_configuration_takes_the_flags_of_its_fields_names():
         flags.FLAGS.unparse_flags()
 
 
+def test_the_flags_of_a_script_are_those_of_its_module_whatever_started_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/launcher"])
+    try:
+        flags.DEFINE_string("colour", "blue", "")
+        flags.FLAGS(["launcher", "--colour=red"])
+        assert command_line.script_flags(__name__) == {"colour": "red"}
+        assert "colour" not in command_line.script_flags(command_line.__name__)
+    finally:
+        del flags.FLAGS.colour
+        flags.FLAGS.unparse_flags()
+
+
 def test_run_directories_are_new_and_note_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["optimize.py", "--description=a hat"])
     names = [command_line.new_run_directory(tmp_path / "results").name for _ in range(3)]

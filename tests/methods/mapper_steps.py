@@ -1,6 +1,7 @@
-"""Takes ten training steps on all devices of all processes; a script that tests run.
+r"""Takes ten training steps on all devices of all processes; a script that tests run.
 
-python tests/mapper_steps.py OUTPUT [COORDINATOR_ADDRESS NUM_PROCESSES PROCESS_ID]
+PYTHONPATH=.:tests python tests/methods/mapper_steps.py \
+    OUTPUT [COORDINATOR_ADDRESS NUM_PROCESSES PROCESS_ID]
 """
 
 import sys

@@ -1,0 +1,48 @@
+import contextlib
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.runs.experiment import Checkpoints, Progress, claim
+
+
+def test_a_run_that_was_killed_while_it_claimed_its_directory_starts_again(tmp_path):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "flags.unfinished").write_text('{"flags": {"se')
+    with claim(epath.Path(tmp_path), {"seed": 0}):
+        pass
+    assert json.loads((tmp_path / "config" / "flags.json").read_text())["flags"] == {"seed": 0}
+
+
+@pytest.mark.parametrize("part", ["state", "progress", "metrics"])
+def test_every_part_of_a_checkpoint_may_be_damaged(tmp_path, part):
+    state = {"weights": jnp.ones(3)}
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as saved:
+        saved.save(1, state, Progress(), validation_loss=0.5)
+    for path in (tmp_path / "checkpoints" / "1" / part).iterdir():
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot be read: .*; remove"):
+        Checkpoints(epath.Path(tmp_path)).restore(1, state)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_refused(tmp_path):
+    state, random = {"weights": jnp.arange(1000.0)}, np.random.default_rng(0)
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as saved:
+        saved.save(1, state, Progress(best_loss=0.5), validation_loss=0.5)
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as saved:
+        for part in ("state", "progress"):
+            files = [f for f in (tmp_path / "checkpoints" / "1" / part).rglob("*") if f.is_file()]
+            for file in [f for f in files if f.name != "commit_success.txt"]:
+                content = file.read_bytes()
+                damaged = bytearray(content)
+                damaged[random.integers(len(content))] ^= 1 << random.integers(8)
+                file.write_bytes(damaged)
+                with pytest.raises(InputError, match=r"step 1 .* is damaged"):
+                    saved.restore(1, state)
+                file.write_bytes(content)
+        assert saved.restore(1, state)[1].best_loss == 0.5
