@@ -1,5 +1,6 @@
 import contextlib
 import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,3 +47,10 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused(tmp_path):
                     saved.restore(1, state)
                 file.write_bytes(content)
         assert saved.restore(1, state)[1].best_loss == 0.5
+
+
+def test_a_system_without_file_locks_can_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with claim(epath.Path(tmp_path), {"seed": 0}):
+        assert (tmp_path / "config" / "flags.json").exists()
