@@ -25,6 +25,8 @@ from styleclip_jax.methods.optimization import (
     edit_latents,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AVATARS_CONFIG",
     "AVATARS_GENERATE_CONFIG",

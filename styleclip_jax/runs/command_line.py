@@ -163,36 +163,6 @@ def parse_settings(assignments: Sequence[str], defaults: Mapping[str, Any]) -> d
     return settings
 
 
-def parse_settings(assignments: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads ``name=value`` of settings, and fills in the defaults of the others.
-
-    Args:
-        assignments: The texts. Several words of a tuple are joined with ``+``.
-        defaults: A value of the right type for every name; where it is None, a number is expected.
-
-    Raises:
-        InputError: There is no such setting, or the value has another type.
-    """
-    settings = dict(defaults)
-    for assignment in assignments:
-        name, mark, value = assignment.partition("=")
-        if not mark or name not in defaults:
-            raise InputError(
-                f"there is no setting {assignment!r}, expected NAME=VALUE with a name of"
-                f" {', '.join(defaults) or 'none, for there are no settings'}"
-            )
-        default = defaults[name]
-        try:
-            if isinstance(default, tuple):
-                settings[name] = tuple(value.split("+"))
-            else:
-                settings[name] = (ast.literal_eval if default is None else type(default))(value)
-        except (ValueError, SyntaxError):
-            expected = "a number" if default is None else f"a value such as {default!r}"
-            raise InputError(f"the setting {name} is {value!r}, expected {expected}") from None
-    return settings
-
-
 def script_flags(module: str) -> dict[str, Any]:
     """Values of the flags that a module, by its ``__name__``, defines."""
     return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(module)}

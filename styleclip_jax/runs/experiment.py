@@ -11,10 +11,10 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -85,6 +85,11 @@ def _take(
 
 
 def _lock(directory: epath.Path, held: contextlib.ExitStack) -> None:
+    """Holds the directory's lock until ``held`` is closed; Windows has no such locks."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
     file = held.enter_context(open(directory / LOCK_FILE, "a"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
