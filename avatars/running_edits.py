@@ -125,22 +125,6 @@ class _Edits(NamedTuple):
     optimizer: optax.OptState
 
 
-class _Settings(NamedTuple):
-    learning_rate: float
-    l2_lambda: float
-    orthogonal_lambda: float
-
-
-class _Edits(NamedTuple):
-    """The arrays of a group of edits."""
-
-    tokens: Int[Array, "batch context"]
-    neutral_tokens: Int[Array, "1 context"]
-    start: Float[Array, "batch layers w_dim"]
-    latents: Float[Array, "batch layers w_dim"]
-    optimizer: optax.OptState
-
-
 class _Group(NamedTuple):
     attributes: Int[np.ndarray, "batch slots"]
     targets: Targets

@@ -294,7 +294,9 @@ def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     for path in paths:
         with np.load(path) as file:
             labels.append(file["labels"] if "labels" in file else observe(file["attributes"]))
-            halves = [np.asarray(halved(x)) for x in np.array_split(file["images"], 100)]
+            halves = [
+                np.asarray(halved(jnp.asarray(x))) for x in np.array_split(file["images"], 100)
+            ]
             images.append(np.concatenate([x.round().astype(np.uint8) for x in halves]))
     return np.concatenate(images), np.concatenate(labels)
 
