@@ -24,7 +24,13 @@ from styleclip_jax.io.checkpoints import load_clip, load_generator
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
-from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_GENERATE_CONFIG, edit_latents
+from styleclip_jax.methods.optimization import (
+    AVATARS_CONFIG,
+    AVATARS_GENERATE_CONFIG,
+    AVATARS_NEUTRAL,
+    best_latents,
+    edit_latents,
+)
 from styleclip_jax.models import CLIP, Generator
 from styleclip_jax.runs.command_line import run
 
@@ -167,9 +173,9 @@ def main(_: Sequence[str]) -> None:
     metrics["frechet_halves_of_data"] = distance(features[half:], features[:half])
     image_files.write_image(out / "samples.png", grid(generate(generator, 64, 0.7), 8))
 
-    mean = generator.mean_latents(len(EDITS))
     text_features = encode_texts(clip, tokenizer, list(EDITS))
-    result = edit_latents(generator, clip, mean, text_features, AVATARS_GENERATE_CONFIG)
+    start = best_latents(generator, clip, sample_latents(generator, 64, SEED), text_features)
+    result = edit_latents(generator, clip, start, text_features, AVATARS_GENERATE_CONFIG)
     seen = labels_of(classifier, np.asarray(result.images))
     metrics["generated_from_text"] = {
         text: bool(shows(seen[i : i + 1], slot, value))
@@ -178,12 +184,14 @@ def main(_: Sequence[str]) -> None:
     image_files.write_image(out / "generated_from_text.png", grid(np.asarray(result.images), 7))
 
     config = dataclasses.replace(AVATARS_CONFIG, space=FLAGS.space)
+    neutral = encode_texts(clip, tokenizer, [AVATARS_NEUTRAL])
     start = sample_latents(generator, FLAGS.faces, SEED - 1)
     before = np.asarray(jax.jit(lambda generator, w: generator(w))(generator, start))
     seen_before = labels_of(classifier, before)
     metrics["edits"], rows = {}, [before[:12]]
     for i, (text, (slot, value)) in enumerate(EDITS.items()):
-        result = edit_latents(generator, clip, start, text_features[i : i + 1], config)
+        features = text_features[i : i + 1]
+        result = edit_latents(generator, clip, start, features, config, neutral_features=neutral)
         edited = np.asarray(result.images)
         score = edit_score(seen_before, labels_of(classifier, edited), slot, value)
         metrics["edits"][text] = score

@@ -22,7 +22,7 @@ from styleclip_jax.io.checkpoints import AVATARS, load_clip, load_generator, loa
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import draw, sample_latents
 from styleclip_jax.methods.mapper_editing import apply_mapper
-from styleclip_jax.methods.optimization import AVATARS_CONFIG, edit_latents
+from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_NEUTRAL, edit_latents
 from styleclip_jax.runs.command_line import run
 
 FLAGS = flags.FLAGS
@@ -70,12 +70,16 @@ def main(_: Sequence[str]) -> None:
     image_files.write_image(out / "mappers.png", grid(np.concatenate(rows), 12))
 
     text, clip = MAPPERS["beard"][0], load_clip()
-    features = encode_texts(clip, load_tokenizer(), [text])
+    features, neutral = encode_texts(clip, load_tokenizer(), [text, AVATARS_NEUTRAL])[:, None]
     timed, mapper = latents[:TIMED], load_mapper(pathlib.Path(FLAGS.mappers) / "beard")
     metrics["seconds_per_image"] = {
         "mapper": seconds_per_image(lambda: apply_mapper(generator, mapper, timed)[0]),
         "optimization": seconds_per_image(
-            lambda: edit_latents(generator, clip, timed, features, AVATARS_CONFIG).images
+            lambda: (
+                edit_latents(
+                    generator, clip, timed, features, AVATARS_CONFIG, neutral_features=neutral
+                ).images
+            )
         ),
     }
     (out / "mappers.json").write_text(json.dumps(metrics, indent=2) + "\n")
