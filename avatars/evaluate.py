@@ -28,7 +28,7 @@ from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
     AVATARS_GENERATE_CONFIG,
     AVATARS_NEUTRAL,
-    best_latents,
+    best_fits,
     edit_latents,
 )
 from styleclip_jax.models import CLIP, Generator
@@ -174,7 +174,8 @@ def main(_: Sequence[str]) -> None:
     image_files.write_image(out / "samples.png", grid(generate(generator, 64, 0.7), 8))
 
     text_features = encode_texts(clip, tokenizer, list(EDITS))
-    start = best_latents(generator, clip, sample_latents(generator, 64, SEED), text_features)
+    samples = sample_latents(generator, 64, SEED)
+    start = samples[best_fits(generator, clip, samples, text_features)]
     result = edit_latents(generator, clip, start, text_features, AVATARS_GENERATE_CONFIG)
     seen = labels_of(classifier, np.asarray(result.images))
     metrics["generated_from_text"] = {

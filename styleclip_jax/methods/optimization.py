@@ -309,14 +309,14 @@ def edit_latents(
     return result
 
 
-def best_latents(
+def best_fits(
     generator: Generator,
     clip: CLIP | Sequence[CLIP],
     latents: Latents,
     text_features: TextFeatures,
     config: OptimizeConfig = OptimizeConfig(),
-) -> Latents:
-    """Chooses for every text the latents whose image fits it best; a start for mode "generate".
+) -> Int[Array, " texts"]:
+    """Finds for every text the image that fits it best, where mode "generate" may start.
 
     Args:
         generator: Synthesizes the images.
@@ -326,7 +326,7 @@ def best_latents(
         config: Its ``guide_resolution`` and ``preprocess``.
 
     Returns:
-        Latents (T, L, w_dim) or StyleSpace.
+        For every text the number of an image, from 0.
     """
     several = isinstance(clip, Sequence)
     clips, texts = (tuple(clip), tuple(text_features)) if several else ((clip,), (text_features,))
@@ -336,8 +336,7 @@ def best_latents(
         losses.append(
             _text_losses(generator, clips, chunk, texts, config.guide_resolution, config.preprocess)
         )
-    best = jnp.argmin(jnp.concatenate(losses, axis=1), axis=1)
-    return jax.tree.map(lambda x: x[best], latents)
+    return jnp.argmin(jnp.concatenate(losses, axis=1), axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("resolution", "preprocess"))
