@@ -39,7 +39,7 @@ from styleclip_jax.methods.optimization import (
     AVATARS_GENERATE_CONFIG,
     EditResult,
     OptimizeConfig,
-    best_latents,
+    best_fits,
     edit_latents,
 )
 from styleclip_jax.models import ArcFace, Generator
@@ -276,7 +276,7 @@ def first_latents(
         latents = generator.mean_latents(len(FLAGS.description))
     elif config.mode == "generate":
         samples = sample_latents(generator, FLAGS.samples, FLAGS.seed, FLAGS.truncation)
-        latents = best_latents(generator, texts.clips, samples, texts.descriptions, config)
+        latents = samples[best_fits(generator, texts.clips, samples, texts.descriptions, config)]
     elif FLAGS.latents:
         latents = load_latents(FLAGS.latents, generator)
     else:

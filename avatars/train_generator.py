@@ -63,17 +63,17 @@ LATENT_GAIN = 2.4
 # what a change costs in an optimization, whose L2 weight is the same for all: colours, which CLIP's
 # gradient changes most easily, cost more.
 LATENT_SCALES = {
-    "hair": 1.2,
-    "hair_color": 2.5,
-    "headwear": 1.2,
-    "glasses": 0.6,
-    "facial_hair": 1.5,
-    "mouth": 1.9,
-    "eyes": 2.2,
-    "skin": 2.1,
-    "clothes": 2.1,
-    "clothes_color": 2.5,
-    "background": 2.7,
+    "hair": 2.0,
+    "hair_color": 2.0,
+    "headwear": 2.0,
+    "glasses": 2.0,
+    "facial_hair": 2.0,
+    "mouth": 2.0,
+    "eyes": 2.0,
+    "skin": 2.0,
+    "clothes": 2.0,
+    "clothes_color": 2.0,
+    "background": 2.0,
 }
 # Of the steps of the mapping network: one thousandth of the thresholds' range is in between.
 STEEPNESS = 256.0

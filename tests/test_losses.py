@@ -16,8 +16,11 @@ from styleclip_jax.losses import (
     area_matrix,
     clip_loss,
     clip_pixels,
+    direction_loss,
     id_loss,
     identity_features,
+    keep_loss,
+    similarity_loss,
 )
 from styleclip_jax.models import ArcFace, ArcFaceConfig
 
@@ -168,3 +171,76 @@ def test_identity_loss_has_the_official_gradient(official_arcface):
     ours = gradient(official_arcface, faces("after", 64), faces("before", 64))
     official = IDENTITY["id_loss.64.gradient"].transpose(0, 2, 3, 1)
     assert_relatively_close(ours[:, ::2, ::2], official)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def texts():
+    """Features of a text, of a neutral text and of three texts to keep, of any length."""
+    random = np.random.default_rng(1)
+    return [jnp.asarray(random.normal(size=(n, 8)), jnp.float32) for n in (1, 1, 3)]
+
+
+@pytest.fixture
+def original():
+    return jnp.asarray(np.random.default_rng(2).normal(size=(4, 8)), jnp.float32)
+
+
+def text_direction(text, neutral):
+    return unit(unit(np.asarray(text, float)) - unit(np.asarray(neutral, float)))[0]
+
+
+def test_direction_loss_is_one_for_images_that_do_not_change(original, texts):
+    text, neutral, _ = texts
+    loss = direction_loss(original, 3 * original, text, neutral, 0.25)
+    np.testing.assert_allclose(loss, 1, atol=1e-6)
+
+
+def test_direction_loss_follows_its_formula(original, texts):
+    text, neutral, _ = texts
+    edited = jnp.asarray(np.random.default_rng(3).normal(size=(4, 8)), jnp.float32)
+    t = text_direction(text, neutral)
+    d = unit(np.asarray(edited, float)) - unit(np.asarray(original, float))
+    orthogonal = d - (d @ t)[:, None] * t
+    for weight in (0.0, 0.25):
+        loss = direction_loss(edited, original, text, neutral, weight)
+        expected = 1 - d @ t + weight * np.sum(orthogonal**2, axis=-1)
+        np.testing.assert_allclose(loss, expected, atol=1e-5)
+
+
+def test_a_change_along_the_direction_has_no_orthogonal_part(texts):
+    text, neutral, _ = texts
+    t = text_direction(text, neutral)
+    # The mirror image at the plane across t differs from the original along t alone.
+    original = unit(np.random.default_rng(4).normal(size=(4, 8)))
+    edited = original - 2 * (original @ t)[:, None] * t
+    features = [jnp.asarray(x, jnp.float32) for x in (edited, original)]
+    losses = [direction_loss(*features, text, neutral, weight) for weight in (0.0, 100.0)]
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+    np.testing.assert_allclose(losses[0], 1 + 2 * original @ t, atol=1e-5)
+
+
+def test_direction_loss_takes_a_weight_per_image(original, texts):
+    text, neutral, _ = texts
+    weights = jnp.array([0.0, 0.1, 0.2, 0.3])
+    together = direction_loss(original[::-1], original, text, neutral, weights)
+    each = [
+        direction_loss(original[::-1], original, text, neutral, weight)[i]
+        for i, weight in enumerate(weights)
+    ]
+    np.testing.assert_allclose(together, each, rtol=1e-6)
+
+
+def test_keep_loss_is_the_mean_squared_change_of_the_anchors_clip_losses(original, texts):
+    *_, anchors = texts
+    edited = original[::-1]
+    changes = [
+        similarity_loss(edited, anchor[None]) - similarity_loss(original, anchor[None])
+        for anchor in anchors
+    ]
+    expected = np.mean(np.square(changes), axis=0)
+    np.testing.assert_allclose(keep_loss(edited, original, anchors), expected, rtol=1e-5)
+    np.testing.assert_allclose(keep_loss(original, original, anchors), 0, atol=1e-6)

@@ -145,6 +145,65 @@ def test_generate_starts_from_the_mean_image(run_script, generator_path, clip_pa
     assert (start == start[:, :1]).all()
 
 
+def test_generate_starts_from_the_sample_that_fits_best(
+    run_script, generator_path, clip_path, tmp_path, generator
+):
+    outcome = run_script(
+        "optimize.py",
+        f"--generator={generator_path}",
+        f"--clip={clip_path}",
+        "--description=a hat",
+        "--description=a bow",
+        "--mode=generate",
+        "--samples=5",
+        "--seed=3",
+        "--steps=2",
+        f"--results_dir={tmp_path / 'results'}",
+    )
+    assert outcome.code == 0, outcome.err
+    start = np.load(tmp_path / "results/before/latents.npy")
+    samples = np.asarray(sample_latents(generator, 5, seed=3))
+    assert all((np.abs(samples - latents).max(axis=(1, 2)) < 1e-6).any() for latents in start)
+    for edit in ("1-a-hat", "2-a-bow"):
+        assert np.load(tmp_path / "results" / edit / "latents.npy").shape == (1, 8, 16)
+    # Start and result of both texts.
+    with Image.open(tmp_path / "results/before_after.png") as sheet:
+        assert sheet.width > 4 * 256
+
+
+def test_edits_by_direction_with_several_clips_views_and_texts_to_keep(
+    optimize, tmp_path, clip, clip_path, random_model
+):
+    tokenizer = {path.name: path.read_bytes() for path in (clip_path / "tokenizer").iterdir()}
+    save_model(tmp_path / "other", random_model(type(clip), clip.config, seed=8), tokenizer)
+    flags = (
+        "--guidance=direction",
+        "--neutral=a man",
+        "--keep=a scarf",
+        "--views=2",
+        "--view_kinds=shift,color",
+        f"--clip={tmp_path / 'other'}",
+    )
+    for seed in (0, 0, 1):
+        outcome = optimize(*flags, f"--seed={seed}", "--l2_lambda=0")
+        assert outcome.code == 0, outcome.err
+    first, same, _ = (
+        json.loads((tmp_path / name / "metrics.json").read_text())
+        for name in ("results", "results-2", "results-3")
+    )
+    assert first["flags"]["neutral"] == "a man" and len(first["flags"]["clip"]) == 2
+    losses = [[x["losses"] for x in m["descriptions"][0]["images"]] for m in (first, same)]
+    assert losses[0] == losses[1]
+    # Nothing has changed yet but the views.
+    np.testing.assert_allclose([image[0] for image in losses[0]], 1, atol=0.2)
+
+
+def test_the_neutral_text_is_a_face_unless_one_is_given(optimize, tmp_path):
+    assert optimize("--guidance=direction").code == 0
+    metrics = json.loads((tmp_path / "results/metrics.json").read_text())
+    assert metrics["flags"]["neutral"] == "a face"
+
+
 def test_bfloat16_edits_nearly_alike(optimize, tmp_path):
     for dtype in ("float32", "bfloat16"):
         assert optimize(f"--dtype={dtype}").code == 0
@@ -215,6 +274,15 @@ def test_help_explains_the_flags_with_examples(run_script):
         ("--description=", ("empty",)),
         ("--description=" + "a hat " * 20, ("tokens", "18", "shorten")),
         ("--latents=nowhere.npy", ("nowhere.npy",)),
+        ("--guidance=text", ("guidance", "direction")),
+        ("--neutral=a man", ("--neutral", "--guidance=direction")),
+        ("--orthogonal_lambda=1", ("--orthogonal_lambda", "--guidance=direction")),
+        ("--keep_lambda=1", ("--keep_lambda", "--keep")),
+        ("--keep=", ("--keep", "empty")),
+        ("--view_kinds=shift", ("--view_kinds", "--views")),
+        ("--views=-1", ("views", "-1")),
+        ("--samples=4", ("--samples", "--mode=generate")),
+        ("--templates", ("tokens", "18")),
         ("--generator=nowhere", ("nowhere", "ckpt_convert")),
         ("--clip=nowhere", ("nowhere",)),
         ("--generator=", ("--generator", "empty")),
@@ -228,6 +296,10 @@ def test_bad_flags_end_in_one_line(optimize, tmp_path, flag, words):
 def test_flags_that_the_others_make_useless_end_in_one_line(optimize, tmp_path):
     assert_refused(optimize("--latents=mine.npy", "--seed=3"), tmp_path, "--seed", "--latents")
     assert_refused(optimize("--arcface=nowhere", "--id_lambda=1"), tmp_path, "nowhere")
+    kinds = ("--views=2", "--view_kinds=blur")
+    assert_refused(optimize(*kinds), tmp_path, "view_kinds", "blur", "shift")
+    same = ("--guidance=direction", "--neutral=a hat")
+    assert_refused(optimize(*same), tmp_path, "same")
 
 
 def test_a_missing_description_ends_in_one_line(run_script, tmp_path):

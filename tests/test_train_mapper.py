@@ -329,8 +329,8 @@ def without_networks(monkeypatch):
     """Lets training change nothing, and compile nothing."""
     losses = {"loss": 0.8, "clip_loss": 0.75, "latent_l2": 1e-12}
     stand_ins = {
-        "make_mapper_train_step": lambda *_: lambda state, _: (state, losses),
-        "make_mapper_evaluation": lambda *_: lambda *_: losses,
+        "make_mapper_train_step": lambda *_, **__: lambda state, _: (state, losses),
+        "make_mapper_evaluation": lambda *_, **__: lambda *_: losses,
         "apply_mapper": lambda *arguments: (np.zeros((len(arguments[2]), 8, 8, 3)), None),
     }
     for name, stand_in in stand_ins.items():
@@ -477,7 +477,9 @@ def test_a_damaged_checkpoint_is_refused(train, tmp_path):
 
 def test_a_validation_that_is_not_finite_stops_the_run(train, tmp_path, monkeypatch):
     losses = {"loss": math.nan, "clip_loss": 0.75, "latent_l2": 0.0}
-    monkeypatch.setattr(mapper_training, "make_mapper_evaluation", lambda *_: lambda *_: losses)
+    monkeypatch.setattr(
+        mapper_training, "make_mapper_evaluation", lambda *_, **__: lambda *_: losses
+    )
     outcome = train(max_steps=1)
     assert outcome.code == 1 and "the loss is nan at step 0" in outcome.err
     assert not (tmp_path / "run" / "mapper").exists()
@@ -503,6 +505,7 @@ def test_training_stops_when_the_validation_says_so(train, tmp_path):
             "train_dataset_size": None,
         },
         {"dtype": "bfloat16", "optimizer": "adam"},
+        {"guidance": "direction", "neutral": "a man", "keep": "a scarf", "views": 2},
     ],
 )
 def test_every_kind_of_mapper_is_trained(train, tmp_path, monkeypatch, generator, changes):
@@ -531,6 +534,7 @@ def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
     assert outcome.code == 0, outcome.err
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     assert flags["batch_size"] == 8 and flags["learning_rate"] == 2.0
+    assert flags["guidance"] == "direction" and flags["neutral"] == "a person"
     assert load_mapper(tmp_path / "run").config.num_layers == 10
 
 

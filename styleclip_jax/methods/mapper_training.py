@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, draw
@@ -116,7 +116,7 @@ class _Problem(NamedTuple):
 
     generator: Generator
     objective: Objective
-    key: PRNGKeyArray
+    key: UInt32[Array, " words"] | None
 
 
 def init_mapper_state(mapper: Mapper, config: MapperTrainConfig) -> MapperState:
@@ -171,7 +171,10 @@ def make_mapper_train_step(
         clip, text_features, config, arcface, neutral_features, keep_features, batch=1
     )
     key = jax.random.key(0) if key is None else key
-    problem = replicate(_Problem(generator, objective, key))
+    implementation = jax.random.key_impl(key)
+    # As plain numbers, which JAX takes as they are on several hosts.
+    words = jax.random.key_data(key) if config.views else None
+    problem = replicate(_Problem(generator, objective, words))
     optimizer = _optimizer(config)
 
     @functools.partial(
@@ -179,9 +182,13 @@ def make_mapper_train_step(
     )
     def pmapped_step(state: MapperState, problem: _Problem, latents: Latents):
         parameters: Any = state.mapper
-        # The same views on all devices, so that their number does not matter.
-        problem = problem._replace(key=jax.random.fold_in(problem.key, state.step))
-        gradients, metrics = jax.grad(_loss, has_aux=True)(parameters, problem, latents, config)
+        key = None
+        if problem.key is not None:
+            # The same views on all devices, so that their number does not matter.
+            key = jax.random.wrap_key_data(problem.key, impl=implementation)
+            key = jax.random.fold_in(key, state.step)
+        loss = functools.partial(_loss, problem=problem, latents=latents, config=config, key=key)
+        gradients, metrics = jax.grad(loss, has_aux=True)(parameters)
         # As one vector, so that the devices exchange one message.
         vector, unravel = ravel_pytree((gradients, metrics))
         gradients, metrics = unravel(jax.lax.pmean(vector, DEVICES))
@@ -215,11 +222,11 @@ def make_mapper_evaluation(
         clip, text_features, config, arcface, neutral_features, keep_features, batch=1
     )
     objective = dataclasses.replace(objective, views=0)
-    problem = replicate(_Problem(generator, objective, jax.random.key(0)))
+    problem = replicate(_Problem(generator, objective, None))
 
     @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None)
     def pmapped_evaluation(mapper: Mapper, problem: _Problem, latents: Latents):
-        _, metrics = _loss(cast(Any, mapper), problem, latents, config)
+        _, metrics = _loss(cast(Any, mapper), problem, latents, config, None)
         vector, unravel = ravel_pytree(metrics)
         return unravel(jax.lax.pmean(vector, DEVICES))
 
@@ -251,10 +258,11 @@ def _loss(
     problem: _Problem,
     latents: Latents,
     config: MapperTrainConfig,
+    key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The official ``calc_loss``: means over the batch, and over all entries of a latent."""
     check_space(mapper, latents)
-    generator, objective, key = problem
+    generator, objective = problem.generator, problem.objective
     residual = jax.tree.map(lambda r: config.strength * r, mapper(latents))
     originals = None
     if objective.needs_originals:

@@ -31,8 +31,8 @@ from styleclip_jax.models.clip import CLIP
 from styleclip_jax.views import VIEWS, random_views
 
 Guidance = Literal["similarity", "direction"]
-# Of one CLIP, or a sequence with those of each.
-TextFeatures = Float[Array, "texts embed"] | Sequence[Float[Array, "texts embed"]]
+# (texts, embed) of one CLIP, or a sequence with those of each.
+TextFeatures = Float[Array, "_ _"] | Sequence[Float[Array, "_ _"]]
 
 
 class Features(NamedTuple):

@@ -8,6 +8,7 @@ import seeded
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 
 START, END = 49406, 49407
@@ -110,3 +111,19 @@ def test_merges_of_what_is_no_token_are_refused(clip_path, tmp_path, merges):
     (tmp_path / "clip" / "tokenizer" / "merges.txt").write_text(merges)
     with pytest.raises(InputError, match="damaged"):
         load_tokenizer(tmp_path / "clip")
+
+
+def test_features_are_averaged_over_templates_without_the_texts_article(clip, clip_path):
+    tokenizer = load_tokenizer(clip_path)
+    texts = ["a hat", "An owl", "the bow", "theme"]
+    features = np.asarray(encode_texts(clip, tokenizer, texts, ["my {}.", "one {}"]))
+    for row, noun in zip(features, ["hat", "owl", "bow", "theme"], strict=True):
+        each = np.asarray(encode_texts(clip, tokenizer, [f"my {noun}.", f"one {noun}"]))
+        mean = (each / np.linalg.norm(each, axis=1, keepdims=True)).mean(axis=0)
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_the_templates_are_those_of_the_official_global_directions():
+    assert len(set(IMAGENET_TEMPLATES)) == 79
+    assert all(template.count("{}") == 1 for template in IMAGENET_TEMPLATES)
+    assert "a photo of many {}." not in IMAGENET_TEMPLATES

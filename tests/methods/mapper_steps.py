@@ -24,7 +24,7 @@ from styleclip_jax.runs import processes as distributed
 from styleclip_jax.sharding import host_share
 
 MAPPER = MapperConfig(w_dim=GENERATOR.w_dim, num_layers=GENERATOR.num_layers)
-CONFIG = MapperTrainConfig(optimizer="ranger", learning_rate=1e3)
+CONFIG = MapperTrainConfig(optimizer="ranger", learning_rate=1e3, guidance="direction", views=2)
 BATCH_SIZE = 8
 STEPS = 10
 
@@ -50,7 +50,9 @@ def main(output: str, *address: str) -> None:
     generator = make_random_model(Generator, GENERATOR, seed=1)
     clip = make_random_model(CLIP, CLIP_CONFIG, seed=2)
     mapper = make_mapper(MAPPER)
-    step = make_mapper_train_step(generator, clip, text_features, CONFIG)
+    step = make_mapper_train_step(
+        generator, clip, text_features, CONFIG, neutral_features=text_features[:, ::-1]
+    )
     state = init_mapper_state(mapper, CONFIG)
     losses = []
     for i in range(STEPS):

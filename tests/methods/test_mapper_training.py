@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 import os
@@ -231,6 +232,63 @@ def test_training_lowers_the_loss(generator, clip):
     assert losses[-1] < losses[0] - 0.01
 
 
+DIRECTION = MapperTrainConfig(optimizer="adam", guidance="direction", orthogonal_lambda=0.5)
+
+
+def test_an_edit_that_changes_nothing_costs_one_by_direction_and_nothing_else(generator, clip):
+    config = dataclasses.replace(DIRECTION, strength=0.0)
+    texts = jax.random.normal(jax.random.key(0), (4, clip.config.embed_dim))
+    references = {"neutral_features": texts[1:2], "keep_features": texts[2:]}
+    evaluate = make_mapper_evaluation(generator, clip, texts[:1], config, **references)
+    metrics = evaluate(small_mapper(), w_plus(2))
+    expected = {"loss": 1.0, "clip_loss": 1.0, "keep_loss": 0.0, "latent_l2": 0.0}
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected)
+
+
+def test_the_terms_of_a_step_are_weighted(generator, clip):
+    config = dataclasses.replace(DIRECTION, clip_lambda=2.0, keep_lambda=3.0, latent_l2_lambda=5.0)
+    texts = jax.random.normal(jax.random.key(0), (3, clip.config.embed_dim))
+    references = {"neutral_features": texts[1:2], "keep_features": texts[2:]}
+    evaluate = make_mapper_evaluation(generator, clip, texts[:1], config, **references)
+    metrics = evaluate(make_strong(small_mapper()), w_plus(2))
+    terms = ((2, "clip_loss"), (3, "keep_loss"), (5, "latent_l2"))
+    assert metrics["keep_loss"] > 1e-6
+    expected = sum(weight * metrics[name] for weight, name in terms)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def make_strong(mapper):
+    """A mapper whose edits are seen."""
+    return jax.tree.map(lambda x: 3 * x, mapper)
+
+
+def test_a_key_decides_the_views_of_every_step_and_no_evaluation_has_any(generator, clip):
+    text, neutral = jax.random.normal(jax.random.key(0), (2, 1, clip.config.embed_dim))
+
+    def losses(views, key):
+        config = dataclasses.replace(DIRECTION, learning_rate=0.0, views=views)
+        arguments = (generator, clip, text, config)
+        step = make_mapper_train_step(*arguments, neutral_features=neutral, key=jax.random.key(key))
+        state = init_mapper_state(small_mapper(), config)
+        values = []
+        for _ in range(2):
+            state, metrics = step(state, w_plus(2))
+            values.append(float(metrics["loss"]))
+        evaluate = make_mapper_evaluation(*arguments, neutral_features=neutral)
+        return values, float(evaluate(state.mapper, w_plus(2))["loss"])
+
+    (first, evaluation), (same, _), (other, _) = losses(2, 0), losses(2, 0), losses(2, 1)
+    assert first == same and first != other and first[0] != first[1]
+    plain, plain_evaluation = losses(0, 0)
+    assert plain[0] == plain[1] == pytest.approx(plain_evaluation, abs=1e-5)
+    assert evaluation == pytest.approx(plain_evaluation, abs=1e-5)
+
+
+def test_guidance_by_direction_without_a_neutral_text_is_refused(generator, clip):
+    with pytest.raises(InputError, match="needs neutral_features"):
+        make_mapper_train_step(generator, clip, text_features(clip), DIRECTION)
+
+
 def test_a_step_in_bfloat16_keeps_parameters_and_losses_in_float32(generator, clip):
     config = MapperTrainConfig(optimizer="adam")
     results = {}
@@ -329,6 +387,15 @@ def test_shares_of_the_loss_follow_the_weights():
     assert shares == pytest.approx({"clip_loss": 0.6, "id_loss": 0.2, "latent_l2": 0.2})
     terms = ["60.0% CLIP (1 x 0.6)", "20.0% identity (0.5 x 0.4)", "20.0% latent L2 (2 x 0.1)"]
     assert describe_shares(metrics, config) == f"loss 1.0000: {', '.join(terms)}"
+
+
+def test_shares_name_texts_to_keep_and_losses_below_zero():
+    config = MapperTrainConfig(keep_lambda=100.0, latent_l2_lambda=1.0)
+    metrics = {"loss": -0.1, "clip_loss": -0.3, "keep_loss": 0.001, "latent_l2": 0.1}
+    assert describe_shares(metrics, config) == (
+        "loss -0.1000: -60.0% CLIP (1 x -0.3), 20.0% kept texts (100 x 0.001),"
+        " 20.0% latent L2 (1 x 0.1)"
+    )
 
 
 def test_a_training_that_does_nothing_is_warned_of_by_name():

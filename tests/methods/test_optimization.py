@@ -17,7 +17,12 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.latents import draw, sample_latents
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods import optimization
-from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents, learning_rate_schedule
+from styleclip_jax.methods.optimization import (
+    OptimizeConfig,
+    best_fits,
+    edit_latents,
+    learning_rate_schedule,
+)
 from styleclip_jax.models import CLIP, Generator, GeneratorConfig
 
 GOLDEN = seeded.load("optimization")
@@ -79,6 +84,7 @@ def relative_error(ours, theirs):
 
 
 CONFIG = OptimizeConfig(steps=8)
+DIRECTION = dataclasses.replace(CONFIG, guidance="direction", views=2)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +106,11 @@ def texts():
     return jax.random.normal(jax.random.key(5), (3, 16))
 
 
+@pytest.fixture(scope="module")
+def neutral():
+    return jax.random.normal(jax.random.key(6), (1, 16))
+
+
 @pytest.fixture
 def in_one_loop(monkeypatch):
     """Makes edit_latents take the path of accelerators."""
@@ -117,19 +128,22 @@ def assert_same(result, other):
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, dataclasses.replace(CONFIG, space="stylespace", patience=2, min_improvement=10)],
+    [DIRECTION, dataclasses.replace(CONFIG, space="stylespace", patience=2, min_improvement=10)],
 )
 def test_the_compiled_loop_and_the_steps_from_the_host_agree(
-    generator, clip, latents, texts, config, request
+    generator, clip, latents, texts, neutral, config, request
 ):
-    from_host = edit_latents(generator, clip, latents, texts, config)
+    edit = functools.partial(
+        edit_latents, generator, clip, latents, texts, config, neutral_features=neutral
+    )
+    from_host = edit()
     request.getfixturevalue("in_one_loop")
-    assert_same(edit_latents(generator, clip, latents, texts, config), from_host)
+    assert_same(edit(), from_host)
 
 
-@pytest.mark.parametrize("space", ["w_plus", "stylespace"])
+@pytest.mark.parametrize("choices", [{"space": "stylespace"}, {"guidance": "direction"}])
 def test_the_step_is_traced_once_whatever_the_numbers(
-    generator, clip, latents, texts, space, monkeypatch
+    generator, clip, latents, texts, neutral, choices, monkeypatch
 ):
     traces = []
 
@@ -139,13 +153,36 @@ def test_the_step_is_traced_once_whatever_the_numbers(
 
     step = jax.jit(counted, static_argnames="program")
     monkeypatch.setattr(optimization, "_step_from_host", step)
-    config = OptimizeConfig(steps=4, space=space, patience=3)
+    config = OptimizeConfig(steps=4, patience=3, **choices)
     other = OptimizeConfig(
-        steps=4, space=space, learning_rate=0.2, l2_lambda=0, stop_loss=-1, min_improvement=0
+        steps=4,
+        learning_rate=0.2,
+        l2_lambda=0,
+        orthogonal_lambda=0,
+        keep_lambda=1,
+        stop_loss=-1,
+        min_improvement=0,
+        **choices,
     )
+    references = {"neutral_features": neutral, "keep_features": texts}
     for settings in (config, config, other):
-        edit_latents(generator, clip, latents, texts, settings)
+        edit_latents(generator, clip, latents, texts, settings, **references)
     assert len(traces) == 1
+
+
+def test_numbers_may_be_traced_or_one_per_image(generator, clip, latents, texts):
+    weights = jnp.array([0.0, 0.1, 1.0])
+
+    def edit(l2_lambda, latents, texts):
+        config = dataclasses.replace(CONFIG, steps=4, l2_lambda=l2_lambda)
+        return edit_latents(generator, clip, latents, texts, config).latents
+
+    mapped = jax.vmap(edit)(weights, latents[:, None], texts[:, None])[:, 0]
+    per_image = edit(weights, latents, texts)
+    np.testing.assert_allclose(mapped, per_image, atol=1e-4)
+    np.testing.assert_allclose(per_image[1:2], edit(0.1, latents[1:2], texts[1:2]), atol=1e-4)
+    with pytest.raises(InputError, match=r"l2_lambda has shape \(3,\), expected one number or"):
+        edit(weights, latents[:2], texts[:2])
 
 
 def test_it_can_be_part_of_a_compiled_function(generator, clip, latents, texts):
@@ -160,10 +197,14 @@ def test_the_same_input_gives_the_same_bits(generator, clip, latents, texts):
         np.testing.assert_array_equal(one, other)
 
 
-def test_every_image_of_a_batch_is_edited_as_it_were_alone(generator, clip, latents, texts):
-    together = edit_latents(generator, clip, latents, texts, CONFIG)
+@pytest.mark.parametrize("config", [CONFIG, DIRECTION])
+def test_every_image_of_a_batch_is_edited_as_it_were_alone(
+    generator, clip, latents, texts, neutral, config
+):
+    edit = functools.partial(edit_latents, config=config, neutral_features=neutral)
+    together = edit(generator, clip, latents, texts)
     assert together.losses.shape == (8, 3)
-    alone = edit_latents(generator, clip, latents[1:2], texts[1:2], CONFIG)
+    alone = edit(generator, clip, latents[1:2], texts[1:2])
     np.testing.assert_allclose(together.losses[:, 1:2], alone.losses, atol=1e-5)
     np.testing.assert_allclose(together.latents[1:2], alone.latents, atol=1e-3)
 
@@ -175,6 +216,94 @@ def test_the_edit_brings_the_images_closer_to_the_text(generator, clip, latents,
     np.testing.assert_allclose(result.losses[0], before, atol=1e-5)
     assert (clip_loss(clip, result.images, texts[:1]) < before - 0.05).all()
     np.testing.assert_allclose(result.images, jax.jit(draw)(generator, result.latents), atol=1e-5)
+
+
+def test_the_direction_is_that_from_the_neutral_text_and_the_original(
+    generator, clip, latents, texts, neutral
+):
+    config = OptimizeConfig(
+        steps=30, learning_rate=0.05, l2_lambda=0, guidance="direction", orthogonal_lambda=0
+    )
+    result = edit_latents(generator, clip, latents, texts, config, neutral_features=neutral)
+    np.testing.assert_allclose(result.losses[0], 1, atol=1e-5)
+    before = jax.jit(draw)(generator, latents)
+    text, plain = (
+        clip_loss(clip, before, x) - clip_loss(clip, result.images, x) for x in (texts, neutral)
+    )
+    # The text gained more than the neutral one.
+    assert (text - plain > 0.1).all()
+
+
+def test_a_larger_orthogonal_lambda_keeps_what_the_text_does_not_name(
+    generator, clip, latents, texts, neutral
+):
+    other = jax.random.normal(jax.random.key(7), (1, 16))
+    config = OptimizeConfig(steps=30, l2_lambda=0, guidance="direction", orthogonal_lambda=0)
+    free, held = (
+        edit_latents(
+            generator,
+            clip,
+            latents,
+            texts,
+            dataclasses.replace(config, orthogonal_lambda=weight),
+            neutral_features=neutral,
+        ).images
+        for weight in (0.0, 3.0)
+    )
+    before = jax.jit(draw)(generator, latents)
+    moved = [
+        jnp.abs(clip_loss(clip, x, other) - clip_loss(clip, before, other)) for x in (free, held)
+    ]
+    assert moved[1].mean() < 0.7 * moved[0].mean()
+
+
+def test_texts_to_keep_fit_as_before(generator, clip, latents, texts):
+    config = OptimizeConfig(steps=30, l2_lambda=0)
+    # Half of what the text asks for is the text to keep.
+    anchor = jax.random.normal(jax.random.key(7), (1, 16))
+    wanted = texts[:1] + anchor
+    before = jax.jit(draw)(generator, latents)
+
+    def changes(**keep):
+        images = edit_latents(generator, clip, latents, wanted, config, **keep).images
+        return [clip_loss(clip, before, x) - clip_loss(clip, images, x) for x in (anchor, wanted)]
+
+    (free, _), (held, gained) = changes(), changes(keep_features=anchor)
+    assert (jnp.abs(held) < 0.02).all() and (free > 0.1).all()
+    assert (gained > 0.02).all()
+
+
+def test_a_key_decides_the_views(generator, clip, latents, texts):
+    config = dataclasses.replace(CONFIG, views=2)
+    first, same, other, plain = (
+        np.asarray(edit_latents(generator, clip, latents, texts, c, key=jax.random.key(k)).losses)
+        for c, k in ((config, 0), (config, 0), (config, 1), (CONFIG, 0))
+    )
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).max() > 1e-5 and np.abs(first - plain).max() > 1e-5
+    np.testing.assert_allclose(first[0], plain[0], atol=0.1)
+
+
+def test_the_loss_of_several_clips_is_their_mean(generator, clip, latents, texts, random_model):
+    clips = (clip, random_model(CLIP, clip.config, seed=9))
+    features = (texts, texts[:, ::-1])
+    config = dataclasses.replace(CONFIG, steps=1, l2_lambda=0)
+    together = edit_latents(generator, clips, latents, features, config).losses
+    each = [
+        edit_latents(generator, *pair, config=config).losses
+        for pair in zip(clips, (latents, latents), features, strict=True)
+    ]
+    np.testing.assert_allclose(together, np.mean(each, axis=0), atol=1e-5)
+    with pytest.raises(InputError, match="text_features are of 1 CLIPs, expected 2"):
+        edit_latents(generator, clips, latents, features[:1], config)
+
+
+def test_the_image_that_fits_best_is_found_for_every_text(generator, clip, texts):
+    latents = sample_latents(generator, 11, seed=1, truncation=1.0)
+    best = best_fits(generator, clip, latents, texts)
+    images = jax.jit(draw)(generator, latents)
+    expected = [int(jnp.argmin(clip_loss(clip, images, text[None]))) for text in texts]
+    assert best.tolist() == expected
 
 
 def test_a_larger_l2_lambda_keeps_the_latents_closer(generator, clip, latents, texts):
@@ -325,6 +454,13 @@ def test_the_learning_rate_ramps_up_and_down_as_officially():
         ({"id_lambda": -1.0}, "id_lambda"),
         ({"patience": -1}, "patience"),
         ({"min_improvement": -1.0}, "min_improvement"),
+        ({"guidance": "text"}, "guidance is 'text', expected similarity or direction"),
+        ({"guidance": "direction", "mode": "generate"}, "needs an original image"),
+        ({"orthogonal_lambda": -1.0}, "orthogonal_lambda"),
+        ({"keep_lambda": -1.0}, "keep_lambda"),
+        ({"views": -1}, "views is -1"),
+        ({"view_kinds": ("blur",)}, "view_kinds are blur, expected some of color, shift"),
+        ({"view_kinds": ()}, "view_kinds are none"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(monkeypatch, changes, message):
@@ -353,6 +489,18 @@ def test_latents_that_do_not_fit_are_refused(generator, clip, latents, texts):
 def test_text_features_that_do_not_fit_are_refused(generator, clip, latents, texts):
     with pytest.raises(InputError, match=r"\(2, 16\), expected \(1, 16\) or \(3, 16\)"):
         edit_latents(generator, clip, latents, texts[:2], CONFIG)
+
+
+def test_missing_or_useless_features_are_refused(generator, clip, latents, texts, neutral):
+    with pytest.raises(InputError, match=r"needs neutral_features: clip.encode_text of"):
+        edit_latents(generator, clip, latents, texts, DIRECTION)
+    with pytest.raises(InputError, match="same"):
+        edit_latents(generator, clip, latents, texts, DIRECTION, neutral_features=texts[1:2])
+    with pytest.raises(InputError, match=r"keep_features have shape \(1, 5\), expected .* 16\)"):
+        edit_latents(generator, clip, latents, texts, CONFIG, keep_features=jnp.ones((1, 5)))
+    config = dataclasses.replace(CONFIG, mode="generate")
+    with pytest.raises(InputError, match=r"keep_features .* 'generate'; leave them out"):
+        edit_latents(generator, clip, latents, texts, config, keep_features=neutral)
 
 
 def test_a_guide_resolution_that_the_generator_lacks_is_refused(generator, clip, latents, texts):
