@@ -219,9 +219,10 @@ def _clip_features(
     seen = clip_resize(images, size)[None]
     if objective.views and key is not None:
         seen = random_views(seen[0], key, objective.views, objective.view_kinds)
-    pixels = clip_normalize(seen, objective.preprocess)
+    # Views of an image side by side, because then they are on its device.
+    pixels = jnp.moveaxis(clip_normalize(seen, objective.preprocess), 0, 1)
     features = clip.encode_image(pixels.reshape(-1, size, size, 3))
-    return features.reshape(*pixels.shape[:2], -1)
+    return jnp.moveaxis(features.reshape(*pixels.shape[:2], -1), 1, 0)
 
 
 def _identity_features(objective: Objective, images: Array) -> Float[Array, "batch _"] | None:

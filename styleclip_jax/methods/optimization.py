@@ -434,15 +434,17 @@ def _start(
     originals = None
     if objective.needs_originals:
         originals = _originals(generator, objective, latents, config.guide_resolution)
-    batch = jax.tree.leaves(latents)[0].shape[0]
+    entries = jax.tree.leaves(latents)[0]
+    # One number per image, on the devices that the images are on. Explicit types: weak ones would
+    # become strong in the first step and compile it twice.
+    zeros = jnp.zeros_like(jnp.sum(entries, axis=range(1, entries.ndim)), jnp.float32)
     state = _State(
         step=jnp.zeros((), jnp.int32),
         latents=latents,
         optimizer=_ADAM.init(latents),
-        # Explicit types: weak ones would become strong in the first step and compile it twice.
-        losses=jnp.full((config.steps, batch), jnp.nan, jnp.float32),
-        best=jnp.full((batch,), jnp.inf, jnp.float32),
-        best_step=jnp.zeros((batch,), jnp.int32),
+        losses=jnp.full((config.steps, 1), jnp.nan, jnp.float32) + zeros,
+        best=zeros + jnp.inf,
+        best_step=zeros.astype(jnp.int32),
         stopped=jnp.zeros((), bool),
     )
     return latents, originals, state

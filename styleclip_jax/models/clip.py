@@ -153,8 +153,9 @@ class VisionTower(nnx.Module):
     def __call__(self, pixels: Float[Array, "batch size size 3"]) -> Float[Array, "batch embed"]:
         x = self.patch_embedding(pixels)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
-        first = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[-1]))
-        x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
+        # Made from x, so that it is on the same devices.
+        first = jnp.zeros_like(x[:, :1]) + self.class_embedding[...].astype(x.dtype)
+        x = jnp.concatenate([first, x], axis=1)
         x = self.pre_norm(x + self.position_embedding[...].astype(x.dtype))
         for block in self.blocks:
             x = block(x)

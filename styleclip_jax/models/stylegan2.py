@@ -162,9 +162,16 @@ def _blur_phases(even: Array, odd: Array, axis: int) -> tuple[Array, Array]:
 
 def _interleave(phases: list[list[Array]]) -> Array:
     """Interleaves ``phases[row][column]``, each (B, H, W, C), to (B, 2H, 2W, C)."""
-    rows = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
-    batch, height, _, width, _, channels = rows.shape
-    return rows.reshape(batch, 2 * height, 2 * width, channels)
+
+
+    def interleave(even: Array, odd: Array, axis: int) -> Array:
+        shape = list(even.shape)
+        shape[axis] *= 2
+        return jnp.stack([even, odd], axis + 1).reshape(shape)
+
+    # One axis at a time, because JAX knows how such a reshape keeps a batch on its devices.
+    even, odd = (interleave(*row, axis=2) for row in phases)
+    return interleave(even, odd, axis=1)
 
 
 def upsampling_convolve(x: Array, kernel: Array) -> Array:

@@ -1,0 +1,50 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
+from styleclip_jax.models import LevelsMapper, MapperConfig
+
+BATCH = PartitionSpec("data")
+
+
+@pytest.fixture
+def place():
+    """Puts arrays on JAX's default mesh, whose axes are explicit."""
+    mesh = jax.make_mesh((1,), ("data",))
+
+    def place(tree, spec=BATCH):
+        return jax.device_put(tree, NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        yield place
+
+
+def test_synthesis_keeps_a_batch_on_the_devices_of_an_explicit_mesh(generator, place):
+    latents = sample_latents(generator, 2, seed=0)
+    images = jax.jit(draw)(place(generator, PartitionSpec()), place(latents))
+    assert images.sharding.spec[0] == "data"
+    np.testing.assert_allclose(images, jax.jit(draw)(generator, latents), atol=1e-5)
+
+
+def test_a_mapper_edits_on_an_explicit_mesh(generator, place):
+    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
+    latents = sample_latents(generator, 2, seed=0)
+    generator, mapper = place((generator, mapper), PartitionSpec())
+    images, edited = apply_mapper(generator, mapper, place(latents))
+    assert images.sharding.spec[0] == edited.sharding.spec[0] == "data"
+
+
+def test_latents_are_optimized_on_an_explicit_mesh(generator, clip, place):
+    latents = place(sample_latents(generator, 2, seed=0))
+    text, neutral = place(np.eye(2, 16, dtype=np.float32), PartitionSpec())[:, None]
+    generator, clip = place((generator, clip), PartitionSpec())
+    config = OptimizeConfig(steps=2, guidance="direction", views=2)
+    result = edit_latents(generator, clip, latents, text, config, neutral_features=neutral)
+    for array in (result.latents, result.images):
+        assert array.sharding.spec[0] == "data"
+    assert result.losses.sharding.spec[1] == "data"
