@@ -80,6 +80,8 @@ def test_any_texts_go_through_several_methods_with_settings_of_their_own(
     outcome = evaluate(
         f"--method={OPTIMIZATION}",
         "--method=stylespace,steps=2",
+        # The default CLIP twice: once more to guide, and to measure.
+        f"--clip={long_text_clip_path}",
         f"--judge_clip={long_text_clip_path}",
         "--keep=a hat",
         "--description=a beard",
@@ -95,7 +97,6 @@ def test_any_texts_go_through_several_methods_with_settings_of_their_own(
         assert list(method["texts"]) == ["a beard", "a smile"]
         figures = method["mean"]
         assert figures["pixels"] > 0 and figures["seconds"] > 0
-        # The same CLIP twice.
         assert figures["judge_clip_gain"] == figures["clip_gain"] != 0
         assert "whole" not in figures
     names = {p.name for p in (tmp_path / "results").iterdir()}
