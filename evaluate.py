@@ -15,6 +15,7 @@ Examples:
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,14 +34,21 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_generator, load_mapper
 from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.io.latents import load_latents
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, draw, sample_latents
 from styleclip_jax.losses import id_loss
 from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
 from styleclip_jax.methods.mapper_editing import apply_mapper
-from styleclip_jax.methods.optimization import AVATARS_CONFIG, OptimizeConfig, edit_latents
+from styleclip_jax.methods.optimization import (
+    AVATARS_CONFIG,
+    AVATARS_NEUTRAL,
+    OptimizeConfig,
+    edit_latents,
+)
 from styleclip_jax.models import CLIP, ArcFace, Generator
 from styleclip_jax.runs import command_line
+from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import write_metrics
 from styleclip_jax.runs.table import Column, print_headings, print_row
 
@@ -102,8 +110,7 @@ flags.DEFINE_integer("wordings", None, "How many wordings per edit. Default: all
 flags.DEFINE_string(
     "neutral",
     None,
-    "What the faces show anyway, for guidance=direction. Default: 'a person' for avatars, else 'a"
-    " face'.",
+    "What the faces show anyway, for guidance=direction. Default: the one of optimize.py.",
 )
 flags.DEFINE_multi_string(
     "keep",
@@ -118,7 +125,13 @@ flags.DEFINE_multi_string(
 )
 
 flags.DEFINE_string("generator", None, "Checkpoint directory of a StyleGAN2. Default: the avatars.")
-flags.DEFINE_string("clip", None, "Checkpoint directory of the CLIP that guides. Default: avatars.")
+flags.DEFINE_multi_string(
+    "clip",
+    [],
+    "Checkpoint directory of the CLIP that guides; repeat the flag for the mean loss of several, of"
+    " which the first measures too. Default: that of the avatars.",
+)
+flags.DEFINE_bool("templates", False, "Average text features over templates, as optimize.py does.")
 flags.DEFINE_string(
     "judge_clip", None, "Checkpoint directory of another CLIP, which measures but does not guide."
 )
@@ -164,8 +177,7 @@ class Models(NamedTuple):
     """The networks that edit."""
 
     generator: Generator
-    clip: CLIP
-    tokenizer: Tokenizer
+    clips: tuple[tuple[CLIP, Tokenizer], ...]
     arcface: ArcFace | None
 
 
@@ -191,8 +203,7 @@ def main(_: Sequence[str]) -> None:
     check_flags(tasks)
     models = Models(
         load_generator(FLAGS.generator, FLAGS.dtype),
-        load_clip(FLAGS.clip, FLAGS.dtype),
-        load_tokenizer(FLAGS.clip),
+        tuple(read_clip(path) for path in FLAGS.clip or [None]),
         load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None,
     )
     methods = [make_method(name, models) for name in FLAGS.method]
@@ -242,6 +253,11 @@ def main(_: Sequence[str]) -> None:
             print(f"\nsame labels as in {FLAGS.compare}: {same.mean():.2%} of the images")
         write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
     print(f"\nwrote {directory}")
+
+
+def read_clip(path: str | None) -> tuple[CLIP, Tokenizer]:
+    """Loads a CLIP and its tokenizer."""
+    return load_clip(path, FLAGS.dtype), load_tokenizer(path)
 
 
 def wordings(method: Method, task: Task) -> tuple[str, ...]:
@@ -323,22 +339,26 @@ def default_settings(kind: str) -> dict[str, Any]:
 def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
     """Latent optimization."""
     config = OptimizeConfig(**settings)
-    generator, clip, tokenizer, arcface = models
-    if config.id_lambda and arcface is None:
+    if config.id_lambda and models.arcface is None:
         raise InputError(f"id_lambda={config.id_lambda} needs --arcface")
+    clips = [clip for clip, _ in models.clips]
+    templates = IMAGENET_TEMPLATES if FLAGS.templates else ()
+    neutral = FLAGS.neutral or (AVATARS_NEUTRAL if for_avatars() else NEUTRAL)
 
-    neutral = FLAGS.neutral or ("a person" if for_avatars() else "a face")
+    @functools.cache
+    def encode(*texts: str) -> tuple[Array, ...]:
+        return tuple(encode_texts(*clip, texts, templates) for clip in models.clips)
 
     def edit(latents: Latents, task: Task, text: str) -> Array:
         return edit_latents(
-            generator,
-            clip,
+            models.generator,
+            clips,
             latents,
-            encode_texts(clip, tokenizer, [text]),
+            encode(text),
             config,
-            arcface,
-            neutral_features=encode_texts(clip, tokenizer, [neutral]),
-            keep_features=encode_texts(clip, tokenizer, FLAGS.keep) if FLAGS.keep else None,
+            models.arcface,
+            neutral_features=encode(neutral),
+            keep_features=encode(*FLAGS.keep) if FLAGS.keep else None,
             key=jax.random.key(FLAGS.seed),
         ).images
 
@@ -406,10 +426,9 @@ class Measure:
         texts = sorted(
             {text for task in tasks for text in task.wordings + self._anchors[task.name]}
         )
-        clips = {"clip": (models.clip, models.tokenizer)}
+        clips = {"clip": models.clips[0]}
         if FLAGS.judge_clip:
-            judge = load_clip(FLAGS.judge_clip, FLAGS.dtype), load_tokenizer(FLAGS.judge_clip)
-            clips["judge_clip"] = judge
+            clips["judge_clip"] = read_clip(FLAGS.judge_clip)
         preprocess = "styleclip" if for_avatars() else "clip"
         self._clips = {
             name: CLIPMeasure(*clip, texts, images, preprocess) for name, clip in clips.items()

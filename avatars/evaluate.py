@@ -26,7 +26,11 @@ from styleclip_jax.io.checkpoints import load_clip, load_generator
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
-from styleclip_jax.methods.optimization import AVATARS_GENERATE_CONFIG, edit_latents
+from styleclip_jax.methods.optimization import (
+    AVATARS_GENERATE_CONFIG,
+    best_latents,
+    edit_latents,
+)
 from styleclip_jax.models import CLIP, Generator
 from styleclip_jax.runs.command_line import run
 
@@ -116,9 +120,10 @@ def main(_: Sequence[str]) -> None:
     metrics["frechet_halves_of_data"] = distance(features[half:], features[:half])
     image_files.write_image(out / "samples.png", grid(generate(generator, 64, 0.7), 8))
 
-    mean = generator.mean_latents(len(EDITS))
+    # As optimize.py does with --mode=generate.
     text_features = encode_texts(clip, tokenizer, [edit.wordings[0] for edit in EDITS])
-    result = edit_latents(generator, clip, mean, text_features, AVATARS_GENERATE_CONFIG)
+    start = best_latents(generator, clip, sample_latents(generator, 64, SEED), text_features)
+    result = edit_latents(generator, clip, start, text_features, AVATARS_GENERATE_CONFIG)
     images = np.asarray(result.images)
     read = read_labels(classifier, images)
     metrics["generated_from_text"] = {

@@ -3,8 +3,15 @@ import pytest
 
 from styleclip_jax import measures
 from styleclip_jax.io.checkpoints import load_clip
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
-from styleclip_jax.measures import CLIPMeasure, gain_and_drift, pixel_change, summary
+from styleclip_jax.measures import (
+    HELD_OUT_TEMPLATES,
+    CLIPMeasure,
+    gain_and_drift,
+    pixel_change,
+    summary,
+)
 
 # Unit vectors, so that an image's entries are its cosines to the texts: target and two anchors.
 TARGET, ANCHORS = np.eye(3)[0], np.eye(3)[1:]
@@ -59,6 +66,10 @@ def test_drift_over_gain_is_a_ratio_of_means_and_absent_where_nothing_is_gained(
         x.get("clip_drift_over_gain") for x in means["texts"]["beard"]["wordings"].values()
     ]
     assert of_wordings == [0.5, pytest.approx(1 / 6), None]
+
+
+def test_no_template_that_measures_is_one_that_guides():
+    assert not set(HELD_OUT_TEMPLATES) & {x.removesuffix(".") for x in IMAGENET_TEMPLATES}
 
 
 @pytest.fixture(scope="module")
