@@ -89,9 +89,10 @@ class MapperTrainConfig:
                 raise InputError(f"{field} is {getattr(self, field)}, expected at least 0")
 
 
-# What suits the models that come with the package.
+# What suits the models that come with the package: their generator synthesizes the same image in a
+# neighbourhood of every latent, out of which small steps do not lead.
 AVATARS_MAPPER_CONFIG = MapperTrainConfig(
-    learning_rate=2.0, guidance="direction", orthogonal_lambda=0.5
+    learning_rate=8.0, latent_l2_lambda=0.3, guidance="direction", orthogonal_lambda=0.3
 )
 
 

@@ -163,7 +163,6 @@ def _blur_phases(even: Array, odd: Array, axis: int) -> tuple[Array, Array]:
 def _interleave(phases: list[list[Array]]) -> Array:
     """Interleaves ``phases[row][column]``, each (B, H, W, C), to (B, 2H, 2W, C)."""
 
-
     def interleave(even: Array, odd: Array, axis: int) -> Array:
         shape = list(even.shape)
         shape[axis] *= 2
