@@ -28,7 +28,7 @@ from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
 from styleclip_jax.methods.optimization import (
     AVATARS_GENERATE_CONFIG,
-    best_latents,
+    best_fits,
     edit_latents,
 )
 from styleclip_jax.models import CLIP, Generator
@@ -122,7 +122,8 @@ def main(_: Sequence[str]) -> None:
 
     # As optimize.py does with --mode=generate.
     text_features = encode_texts(clip, tokenizer, [edit.wordings[0] for edit in EDITS])
-    start = best_latents(generator, clip, sample_latents(generator, 64, SEED), text_features)
+    samples = sample_latents(generator, 64, SEED)
+    start = samples[best_fits(generator, clip, samples, text_features)]
     result = edit_latents(generator, clip, start, text_features, AVATARS_GENERATE_CONFIG)
     images = np.asarray(result.images)
     read = read_labels(classifier, images)

@@ -15,9 +15,9 @@ from styleclip_jax.latents import draw, sample_latents
 from styleclip_jax.methods.mapper_editing import apply_mapper
 
 ROOT = Path(__file__).parents[1]
-TEXT = "a person with sunglasses"
-EDITED = "1-a-person-with-sunglasses"
-MAPPERS = ("afro", "beard", "hat", "purple_hair", "sunglasses", "surprised")
+TEXT = "a person with purple hair"
+EDITED = "1-a-person-with-purple-hair"
+MAPPERS = ("afro", "beard", "purple_hair", "sunglasses")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path,
     directory = results / EDITED
     for name in ("000.png", "001.png"):
         before, after = (np.asarray(Image.open(d / name)) for d in (results / "before", directory))
-        assert before.shape == after.shape and min(before.shape[:2]) >= 64
+        assert before.shape == after.shape and min(before.shape[:2]) >= 128
         assert (before != after).any()
     before, after = (np.load(d / "latents.npy") for d in (results / "before", directory))
     assert before.shape == after.shape and len(before) == 2
@@ -68,36 +68,40 @@ def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path,
         assert image["clip_similarity_after"] > image["clip_similarity_before"]
 
 
-def darkness_of_eyes(run_script, results, *arguments):
-    """Runs optimize.py; returns the share of dark pixels around the eyes before and after."""
+def share_of_purple(run_script, results, *arguments):
+    """Runs optimize.py; returns the share of strongly purple pixels before and after."""
     outcome = run_script(
         "optimize.py", f"--description={TEXT}", f"--results_dir={results}", *arguments
     )
     assert outcome.code == 0, outcome.err
 
-    def share_of_dark_pixels(directory):
-        images = [Image.open(path).convert("L") for path in sorted(directory.glob("0*.png"))]
-        return np.mean([np.asarray(image)[24:36, 20:44] < 70 for image in images], (1, 2))
+    def share(directory):
+        images = [np.asarray(Image.open(path), int) for path in sorted(directory.glob("0*.png"))]
+        return np.array(
+            [
+                # The purple of hair, not of backgrounds, which are pale.
+                np.mean((i[..., 2] > i[..., 1] + 60) & (i[..., 0] > i[..., 1] + 30))
+                for i in images
+            ]
+        )
 
-    return (share_of_dark_pixels(results / name) for name in ("before", EDITED))
-
-
-def test_the_first_command_puts_sunglasses_on_most_faces(run_script, tmp_path):
-    # Which faces get them depends on rounding, and so on the machine; how many, hardly.
-    before, after = darkness_of_eyes(run_script, tmp_path / "results", "--num_images=16")
-    bare = before < 0.3  # Some wear sunglasses already, or are too dark to tell.
-    assert bare.sum() >= 8
-    assert (after[bare] > 0.5).mean() >= 0.6
+    return (share(results / name) for name in ("before", EDITED))
 
 
-def test_a_face_with_sunglasses_is_made_from_the_text_alone(run_script, tmp_path):
+def test_the_first_command_makes_hair_purple(run_script, tmp_path):
+    before, after = share_of_purple(run_script, tmp_path / "results")
+    assert (before < 0.02).all()
+    assert (after > 0.03).sum() >= 3
+
+
+def test_a_face_with_purple_hair_is_made_from_the_text_alone(run_script, tmp_path):
     results = tmp_path / "results"
-    before, after = darkness_of_eyes(run_script, results, "--mode=generate")
-    assert before < 0.3 and after > 0.5
+    _, after = share_of_purple(run_script, results, "--mode=generate")
+    assert after > 0.03
     # A face, not whatever else CLIP might like: its background is one bright colour.
     with Image.open(results / EDITED / "000.png") as image:
-        corners = np.asarray(image)[2:14, [*range(2, 14), *range(50, 62)]]
-    assert corners.mean() > 150 and corners.std(axis=(0, 1)).max() < 25
+        corners = np.asarray(image)[4:28, [*range(4, 28), *range(100, 124)]]
+    assert corners.mean() > 150 and corners.std(axis=(0, 1)).max() < 35
 
 
 def test_a_wheel_brings_the_models_along(tmp_path):

@@ -55,7 +55,7 @@ def test_every_value_changes_the_picture(slot):
 
 def test_rendering_is_deterministic_and_full_of_colour():
     first = render(picture(headwear="hat", clothes_color="red", background="blue"))
-    assert first.shape == (64, 64, 3)
+    assert first.shape == (128, 128, 3)
     assert first.dtype == np.uint8
     again = render(picture(headwear="hat", clothes_color="red", background="blue"))
     np.testing.assert_array_equal(first, again)
