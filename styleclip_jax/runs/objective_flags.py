@@ -1,7 +1,7 @@
 """The flags of the objective, which optimize.py and train_mapper.py share."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 from absl import flags
 from jaxtyping import Array, Float
@@ -37,6 +37,8 @@ class Texts(NamedTuple):
     keep: tuple[Float[Array, "anchors _"], ...] | None
 
 
+# A run-time type checker would stand between the script and its flags.
+@no_type_check
 def define_flags(defaults: Any) -> None:
     """Defines the flags.
 

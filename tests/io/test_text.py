@@ -5,9 +5,11 @@ import jaxtyping
 import numpy as np
 import pytest
 import seeded
+from etils import epath
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.checksums import write_checksums
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 
@@ -65,7 +67,8 @@ def test_texts_are_encoded_alike_alone_and_in_a_batch(clip, clip_path):
 
 def test_a_checkpoint_without_tokenizer_is_refused(clip_path, tmp_path):
     shutil.copytree(clip_path, tmp_path / "clip")
-    (tmp_path / "clip" / "tokenizer" / "merges.txt").unlink()
+    shutil.rmtree(tmp_path / "clip" / "tokenizer")
+    write_checksums(epath.Path(tmp_path) / "clip")
     with pytest.raises(InputError, match="--tokenizer"):
         load_tokenizer(tmp_path / "clip")
 
@@ -88,6 +91,7 @@ def test_a_vocabulary_of_another_clip_is_refused(clip_path, tmp_path, change):
     shutil.copytree(clip_path, tmp_path / "clip")
     file = tmp_path / "clip" / "tokenizer" / "vocab.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    write_checksums(epath.Path(tmp_path) / "clip")
     with pytest.raises(InputError, match="another CLIP"):
         load_tokenizer(tmp_path / "clip")
 
