@@ -217,8 +217,8 @@ def test_a_change_along_the_direction_has_no_orthogonal_part(texts):
     # The mirror image at the plane across t differs from the original along t alone.
     original = unit(np.random.default_rng(4).normal(size=(4, 8)))
     edited = original - 2 * (original @ t)[:, None] * t
-    features = [jnp.asarray(x, jnp.float32) for x in (edited, original)]
-    losses = [direction_loss(*features, text, neutral, weight) for weight in (0.0, 100.0)]
+    after, before = (jnp.asarray(x, jnp.float32) for x in (edited, original))
+    losses = [direction_loss(after, before, text, neutral, weight) for weight in (0.0, 100.0)]
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
     np.testing.assert_allclose(losses[0], 1 + 2 * original @ t, atol=1e-5)
 

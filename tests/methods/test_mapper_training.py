@@ -238,7 +238,7 @@ DIRECTION = MapperTrainConfig(optimizer="adam", guidance="direction", orthogonal
 def test_an_edit_that_changes_nothing_costs_one_by_direction_and_nothing_else(generator, clip):
     config = dataclasses.replace(DIRECTION, strength=0.0)
     texts = jax.random.normal(jax.random.key(0), (4, clip.config.embed_dim))
-    references = {"neutral_features": texts[1:2], "keep_features": texts[2:]}
+    references: dict[str, Any] = {"neutral_features": texts[1:2], "keep_features": texts[2:]}
     evaluate = make_mapper_evaluation(generator, clip, texts[:1], config, **references)
     metrics = evaluate(small_mapper(), w_plus(2))
     expected = {"loss": 1.0, "clip_loss": 1.0, "keep_loss": 0.0, "latent_l2": 0.0}
@@ -248,7 +248,7 @@ def test_an_edit_that_changes_nothing_costs_one_by_direction_and_nothing_else(ge
 def test_the_terms_of_a_step_are_weighted(generator, clip):
     config = dataclasses.replace(DIRECTION, clip_lambda=2.0, keep_lambda=3.0, latent_l2_lambda=5.0)
     texts = jax.random.normal(jax.random.key(0), (3, clip.config.embed_dim))
-    references = {"neutral_features": texts[1:2], "keep_features": texts[2:]}
+    references: dict[str, Any] = {"neutral_features": texts[1:2], "keep_features": texts[2:]}
     evaluate = make_mapper_evaluation(generator, clip, texts[:1], config, **references)
     metrics = evaluate(make_strong(small_mapper()), w_plus(2))
     terms = ((2, "clip_loss"), (3, "keep_loss"), (5, "latent_l2"))

@@ -177,7 +177,7 @@ def test_numbers_may_be_traced_or_one_per_image(generator, clip, latents, texts)
         config = dataclasses.replace(CONFIG, steps=4, l2_lambda=l2_lambda)
         return edit_latents(generator, clip, latents, texts, config).latents
 
-    mapped = jax.vmap(edit)(weights, latents[:, None], texts[:, None])[:, 0]
+    mapped = jnp.asarray(jax.vmap(edit)(weights, latents[:, None], texts[:, None]))[:, 0]
     per_image = edit(weights, latents, texts)
     np.testing.assert_allclose(mapped, per_image, atol=1e-4)
     np.testing.assert_allclose(per_image[1:2], edit(0.1, latents[1:2], texts[1:2]), atol=1e-4)
