@@ -14,7 +14,9 @@ from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.models import LevelsMapper, MapperConfig
 
 # The first step changes nothing. Tests that share these settings share a compiled program.
-OPTIMIZATION = "optimization,steps=2,guidance=direction,views=1,view_kinds=shift"
+OPTIMIZATION = (
+    "optimization,steps=2,guidance=direction,views=1,view_kinds=shift,guide_resolution=16"
+)
 
 
 @pytest.fixture
