@@ -22,7 +22,7 @@ from PIL import Image
 from styleclip_jax.io.checkpoints import flatten, load_mapper, save_model
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import sample_latents
-from styleclip_jax.methods import mapper_training
+from styleclip_jax.methods import mapper_editing, mapper_training
 from styleclip_jax.models import ArcFace, ArcFaceConfig
 from styleclip_jax.runs.experiment import claim
 
@@ -331,10 +331,12 @@ def without_networks(monkeypatch):
     stand_ins = {
         "make_mapper_train_step": lambda *_, **__: lambda state, _: (state, losses),
         "make_mapper_evaluation": lambda *_, **__: lambda *_: losses,
-        "apply_mapper": lambda *arguments: (np.zeros((len(arguments[2]), 8, 8, 3)), None),
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(mapper_training, name, stand_in)
+    monkeypatch.setattr(
+        mapper_editing, "apply_mapper", lambda *given: (np.zeros((len(given[2]), 8, 8, 3)), None)
+    )
 
 
 def test_a_large_batch_is_validated_on_as_many_images(train, without_networks):
@@ -533,9 +535,9 @@ def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
     signal.signal(signal.SIGTERM, handler)
     assert outcome.code == 0, outcome.err
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
-    assert flags["batch_size"] == 8 and flags["learning_rate"] == 2.0
+    assert flags["batch_size"] == 8 and flags["learning_rate"] == 8.0
     assert flags["guidance"] == "direction" and flags["neutral"] == "a person"
-    assert load_mapper(tmp_path / "run").config.num_layers == 10
+    assert load_mapper(tmp_path / "run").config.num_layers == 12
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_path):
