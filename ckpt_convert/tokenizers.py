@@ -4,15 +4,18 @@ import gzip
 import json
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.files import parse_json
+from styleclip_jax.io.files import parse_json, require_file
 from styleclip_jax.io.text import parse_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = ("<|startoftext|>", END_OF_TEXT)
+# A tokenizer.json of CLIP has 2 million.
+_MAX_BYTES = 2**26
 
 
 def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, bytes]:
@@ -34,6 +37,7 @@ def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, b
     if path.is_dir():
         vocab, merges = _read_directory(path)
     else:
+        require_file(path, "a tokenizer")
         vocab, merges = _read_openai(path, vocab_size)
     _check_size(vocab, vocab_size, path)
     try:
@@ -56,13 +60,15 @@ def has_tokenizer(directory: Path) -> bool:
 def _read_directory(path: Path) -> tuple[Any, list[str]]:
     try:
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-            vocab = parse_json((path / "vocab.json").read_text("utf-8"))
-            lines = (path / "merges.txt").read_text("utf-8").split("\n")
+            vocab = parse_json(_read(path / "vocab.json"))
+            lines = _read(path / "merges.txt").split("\n")
             return vocab, [line for line in lines if line and not line.startswith("#version")]
         if (path / "tokenizer.json").is_file():
-            model = parse_json((path / "tokenizer.json").read_text("utf-8"))["model"]
+            model = parse_json(_read(path / "tokenizer.json"))["model"]
             merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
             return model["vocab"], merges
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise InputError(f"the tokenizer in {path} is damaged") from None
     raise InputError(
@@ -78,7 +84,7 @@ def _read_openai(path: Path, vocab_size: int) -> tuple[dict[str, int], list[str]
     symbols = _byte_symbols()
     num_merges = vocab_size - 2 * len(symbols) - len(SPECIAL_TOKENS)
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        lines = _read(path, gzip.open).split("\n")
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError):
         raise InputError(
             f"{path} is no tokenizer, or a damaged one; expected a Hugging Face directory or "
@@ -91,6 +97,15 @@ def _read_openai(path: Path, vocab_size: int) -> tuple[dict[str, int], list[str]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     tokens += [merge.replace(" ", "") for merge in merges]
     return {token: i for i, token in enumerate([*tokens, *SPECIAL_TOKENS])}, merges
+
+
+def _read(path: Path, opener: Callable[..., Any] = open) -> str:
+    """The text of a file, unless it is larger than any tokenizer."""
+    with opener(path, "rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"{path} has more than {_MAX_BYTES} bytes; that is no tokenizer")
+    return content.decode("utf-8")
 
 
 def _byte_symbols() -> list[str]:

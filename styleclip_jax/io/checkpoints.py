@@ -7,6 +7,7 @@ Orbax writes to, such as ``gs://``.
 import dataclasses
 import importlib.resources
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from jax.typing import DTypeLike
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checksums import CHECKSUMS, verify_checksums, write_checksums
-from styleclip_jax.io.files import parse_json
+from styleclip_jax.io.files import expand_user, parse_json
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.models.mapper import MAPPER_TYPES, Mapper, MapperConfig
@@ -286,11 +287,11 @@ def to_path(path: epath.PathLike) -> epath.Path:
     """The path, on whatever file system it is.
 
     Raises:
-        InputError: There is no such file system, or its package is not installed.
+        InputError: There is no such file system or user, or a package is not installed.
     """
     scheme, mark, _ = str(path).partition("://")
     try:
-        path = epath.Path(path).expanduser()
+        path = epath.Path(path if mark else expand_user(path))
         if mark:
             path.exists()
     except KeyError:  # epath's for a scheme that it does not know, such as https.
@@ -309,4 +310,4 @@ def to_path(path: epath.PathLike) -> epath.Path:
 
 def absolute(path: epath.Path) -> epath.Path:
     """The path as Orbax needs it: absolute, unless it is on another file system."""
-    return path if "://" in str(path) else epath.Path(path).resolve()
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))

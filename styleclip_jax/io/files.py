@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, and JSON that may be damaged."""
+"""Files that users name, files that are either complete or absent, and JSON that may be damaged."""
 
 import contextlib
 import json
@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from styleclip_jax.errors import InputError
 
 
 @contextlib.contextmanager
@@ -29,6 +31,39 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """The path, with ``~`` and ``~user`` replaced by home directories.
+
+    Raises:
+        InputError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{path}: there is no such user; write ./{path} for a file of this name"
+        ) from None
+
+
+def require_file(path: Path, expected: str) -> None:
+    """Checks that there is a regular file, for opening a FIFO or a device could wait forever.
+
+    Args:
+        path: The file.
+        expected: What it should be, for example ``"an image file"``.
+
+    Raises:
+        InputError: There is none.
+    """
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise InputError(f"{path} is a directory, expected {expected}")
+    if path.exists():
+        raise InputError(f"{path} is a pipe or a device, expected {expected}")
+    raise InputError(f"there is no file {path}")
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.files import replace_file
+from styleclip_jax.io.files import expand_user, replace_file, require_file
 
 AnyArray = Array | np.ndarray
 Picture = Float[AnyArray, "height width 3"] | Image.Image
@@ -49,14 +49,11 @@ def read_photo(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         InputError: There is no such file, or it is no image or a damaged one.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
+    require_file(path, "an image file")
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory, expected an image file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path} cannot be read as an image ({error}); expected a PNG or JPEG file"

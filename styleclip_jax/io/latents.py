@@ -6,15 +6,18 @@ order.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.files import replace_file
+from styleclip_jax.io.archives import Archive
+from styleclip_jax.io.files import expand_user, replace_file, require_file
 from styleclip_jax.latents import Latents
-from styleclip_jax.models.stylegan2 import Generator
+from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 
 
 def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
@@ -28,27 +31,25 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
         InputError: There is no such file, it is damaged, its shape is not what the generator
             needs, it is empty, or it has values that are not finite.
     """
-    path = Path(path).expanduser()
-    content = _read(path)
+    path = expand_user(path)
+    require_file(path, "a .npy or .npz file")
     config = generator.config
-    if isinstance(content, dict):
-        dims = config.style_dims
-        expected = {f"layer_{i:02}": (None, width) for i, width in enumerate(dims)}
-        if set(content) != set(expected):
-            raise InputError(
-                f"{path} has the {len(content)} arrays {_some(sorted(content))}, this generator"
-                f" needs the {len(dims)} StyleSpace arrays {_some(list(expected))}"
-            )
-        counts = {array.shape[:1] for array in content.values()}
-        if len(counts) > 1:
-            raise InputError(f"{path} has different numbers of latents per layer: {counts}")
-    else:
-        content, expected = {"": content}, {"": (None, config.num_layers, config.w_dim)}
-    for name, shape in expected.items():
-        _check(f"{path} {name}".strip(), content[name], shape)
-    # Copies, for the file may change later.
-    arrays = tuple(jnp.array(content[name], jnp.float32) for name in expected)
-    return arrays if "" not in expected else arrays[0]
+    with path.open("rb") as file:
+        in_stylespace = file.read(2) == b"PK"
+    try:
+        if in_stylespace:
+            return _read_styles(path, config.style_dims)
+        # Mapped, for it can be large. Pickled objects are refused: they could run code.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return _checked(str(path), array, (None, config.num_layers, config.w_dim))
+    except InputError:
+        raise
+    except Exception:  # NumPy, zipfile and zlib have many for damaged files.
+        raise InputError(
+            f"{path} holds no latents, or is damaged; expected a .npy file of W+ latents or an .npz"
+            " file of StyleSpace arrays; official .pt files are converted with"
+            " python -m ckpt_convert latents"
+        ) from None
 
 
 def save_latents(path: str | os.PathLike[str], latents: Latents) -> None:
@@ -62,31 +63,28 @@ def save_latents(path: str | os.PathLike[str], latents: Latents) -> None:
             np.save(file, np.asarray(latents))
 
 
-def _read(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory, expected a .npy or .npz file") from None
-    try:
-        # Pickled objects are refused: they could run code.
-        with file:
-            prefix = np.lib.format.MAGIC_PREFIX
-            if file.read(len(prefix)) == prefix:
-                # Mapped, for it can be large.
-                return np.load(path, mmap_mode="r", allow_pickle=False)
-            file.seek(0)
-            return dict(np.load(file, allow_pickle=False))
-    except Exception:  # NumPy, zipfile and zlib have many for damaged files.
-        raise InputError(
-            f"{path} holds no latents, or is damaged; expected a .npy file of W+ latents or an .npz"
-            " file of StyleSpace arrays; official .pt files are converted with"
-            " python -m ckpt_convert latents"
-        ) from None
+def _read_styles(path: Path, widths: Sequence[int]) -> StyleSpace:
+    expected = [f"layer_{i:02}" for i in range(len(widths))]
+    with Archive(path) as archive:
+        found = sorted(name.removesuffix(".npy") for name in archive.names)
+        if found != expected:
+            raise InputError(
+                f"{path} has the {len(found)} arrays {_some(found)}, this generator needs the"
+                f" {len(widths)} StyleSpace arrays {_some(expected)}"
+            )
+        styles = []
+        for name, width in zip(expected, widths, strict=True):
+            with archive.open(f"{name}.npy") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            styles.append(_checked(f"{path} {name}", array, (None, width)))
+    counts = {len(style) for style in styles}
+    if len(counts) > 1:
+        raise InputError(f"{path} has different numbers of latents per layer: {counts}")
+    return tuple(styles)
 
 
-def _check(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
+def _checked(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> Float[Array, "..."]:
+    """The array, in float32, if it is a number of latents of a shape without its first axis."""
     wanted = f"({', '.join('N' if n is None else str(n) for n in shape)})"
     if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
         raise InputError(f"{name} has shape {array.shape}, this generator needs {wanted}")
@@ -98,6 +96,8 @@ def _check(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
     largest = np.finfo(np.float32).max
     if not (array.min() >= -largest and array.max() <= largest):
         raise InputError(f"{name} has NaN or infinite values; make the latents again")
+    # A copy, for the file may change later.
+    return jnp.array(array, jnp.float32)
 
 
 def _some(names: list[str]) -> str:

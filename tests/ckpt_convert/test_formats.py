@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch._utils import _rebuild_tensor, _rebuild_tensor_v2
 
-from ckpt_convert import formats
+from ckpt_convert import formats, legacy
 from styleclip_jax.errors import InputError
 
 
@@ -168,7 +168,7 @@ def test_a_legacy_stream_with_views_of_storages_is_read(tmp_path):
             return None
 
     file = io.BytesIO()
-    for header in (formats.LEGACY_MAGIC, 1001, {"little_endian": True}):
+    for header in (legacy.MAGIC, 1001, {"little_endian": True}):
         pickle.dump(header, file, 2)
     storage = torch.ones(1).storage()
     geometry = (storage, 1, (3,), (1,))

@@ -1,0 +1,76 @@
+"""Zip archives from anywhere: a small file does not inflate to more than memory holds."""
+
+import contextlib
+import io
+import os
+import zipfile
+
+# An archive's table of contents is read in one piece. That of 100,000 entries is smaller.
+_MAX_READ = 2**24
+_PIECE = 2**20
+# Others decompress without a limit.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ALLOWANCE = 2**28
+
+
+def allowance(file_size: int) -> int:
+    """How many bytes the contents of a file may take that are compressed, or refer to others.
+
+    Far above what weights and latents need, which hardly compress.
+    """
+    return 2 * file_size + _ALLOWANCE
+
+
+class Archive(contextlib.AbstractContextManager):
+    """The entries of a zip archive.
+
+    Args:
+        path: The file.
+
+    Raises:
+        zipfile.BadZipFile: It is no archive, or a damaged one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(_Bounded(path))
+            self._zip = opened.enter_context(zipfile.ZipFile(file))
+            self._opened = opened.pop_all()
+        self.names = self._zip.namelist()
+        self._left = allowance(os.stat(path).st_size)
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def open(self, name: str) -> zipfile.ZipExtFile:
+        """Opens an entry, of which not more is read than the archive says.
+
+        Raises:
+            zipfile.BadZipFile: It is damaged, or the entries opened so far are larger in all than
+                :func:`allowance` says.
+            KeyError: There is no such entry.
+        """
+        entry = self._zip.getinfo(name)
+        self._left -= entry.file_size
+        if self._left < 0:
+            raise zipfile.BadZipFile("its contents are far larger than the file")
+        if entry.compress_type not in _METHODS:
+            raise zipfile.BadZipFile(f"compression method {entry.compress_type}")
+        return self._zip.open(entry)
+
+    def read(self, name: str) -> bytearray:
+        """The content of an entry; see :meth:`open`."""
+        content = bytearray()
+        with self.open(name) as file:
+            while piece := file.read(_PIECE):
+                content += piece
+        return content
+
+
+class _Bounded(io.FileIO):
+    """A file that is not read in huge pieces."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_READ:
+            raise zipfile.BadZipFile(f"a piece of {size} bytes")
+        return super().read(size) or b""
