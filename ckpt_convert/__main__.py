@@ -19,7 +19,6 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -31,6 +30,7 @@ from ckpt_convert.mapping import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
 from styleclip_jax.errors import InputError, is_out_of_memory
 from styleclip_jax.io.checkpoints import save_model, to_path
+from styleclip_jax.io.files import expand_user
 
 MODELS = {
     "stylegan2": (stylegan2.convert, "a generator: rosinality's .pt or NVIDIA's .pkl"),
@@ -80,7 +80,7 @@ def convert(options: argparse.Namespace) -> None:
     destination = to_path(options.destination)
     if destination.exists():
         raise InputError(f"{destination} already exists; choose another name or remove it first")
-    source = formats.read(Path(options.source).expanduser())
+    source = formats.read(expand_user(options.source))
     if options.command == "latents":
         latents.save(destination, latents.convert(source))
     else:
@@ -123,7 +123,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _with_tokenizer(conversion: Conversion, options: argparse.Namespace) -> Conversion:
-    path = Path(options.tokenizer or options.source).expanduser()
+    path = expand_user(options.tokenizer or options.source)
     if not options.tokenizer and not has_tokenizer(path):
         note = "there is no tokenizer; convert again with --tokenizer to use this CLIP with texts"
         return conversion._replace(notes=(note,))
@@ -151,7 +151,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _fail(error: Exception | str) -> int:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    # Names in a file may have control characters.
+    message = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    print("error:", message, file=sys.stderr)
     return 1
 
 

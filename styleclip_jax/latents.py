@@ -1,5 +1,7 @@
 """Latents of images: sampled, synthesized and compared."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -22,10 +24,18 @@ def sample_latents(
         truncation: 1 is the full variety, smaller values are closer to the mean image.
 
     Raises:
-        InputError: ``num`` is not positive.
+        InputError: ``num`` is not positive, or the latents do not fit in this machine's memory.
     """
     if num < 1:
         raise InputError(f"the number of images is {num}, expected at least 1")
+    config = generator.config
+    needed = 4 * num * (config.z_dim + generator.num_layers * config.w_dim)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise InputError(
+            f"the latents of {num} images need {needed // 2**30} GiB, and this machine has"
+            f" {memory // 2**30}; take fewer images"
+        )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
     z = jax.vmap(lambda key: jax.random.normal(key, (generator.config.z_dim,)))(keys)
     return jax.jit(Generator.map)(generator, z, truncation)

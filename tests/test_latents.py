@@ -35,6 +35,11 @@ def test_no_samples_are_refused(generator):
         sample_latents(generator, 0, seed=0)
 
 
+def test_more_images_than_memory_holds_are_refused(generator):
+    with pytest.raises(InputError, match=r"1000000000 images need \d+ GiB"):
+        sample_latents(generator, 10**9, seed=0)
+
+
 def test_both_kinds_of_latents_are_drawn_alike(generator, w_plus, styles):
     drawn = jax.jit(draw, static_argnames="resolution")
     np.testing.assert_allclose(drawn(generator, w_plus), drawn(generator, styles), atol=1e-5)

@@ -4,6 +4,9 @@ import contextlib
 import io
 import os
 import zipfile
+from typing import cast
+
+from styleclip_jax.errors import InputError
 
 # An archive's table of contents is read in one piece. That of 100,000 entries is smaller.
 _MAX_READ = 2**24
@@ -37,6 +40,7 @@ class Archive(contextlib.AbstractContextManager):
             self._zip = opened.enter_context(zipfile.ZipFile(file))
             self._opened = opened.pop_all()
         self.names = self._zip.namelist()
+        self._path = path
         self._left = allowance(os.stat(path).st_size)
 
     def __exit__(self, *_: object) -> None:
@@ -46,17 +50,17 @@ class Archive(contextlib.AbstractContextManager):
         """Opens an entry, of which not more is read than the archive says.
 
         Raises:
-            zipfile.BadZipFile: It is damaged, or the entries opened so far are larger in all than
-                :func:`allowance` says.
+            InputError: The entries opened so far are larger in all than :func:`allowance` says.
+            zipfile.BadZipFile: It is damaged.
             KeyError: There is no such entry.
         """
         entry = self._zip.getinfo(name)
         self._left -= entry.file_size
         if self._left < 0:
-            raise zipfile.BadZipFile("its contents are far larger than the file")
+            raise InputError(f"{self._path}: the archive's contents are far larger than the file")
         if entry.compress_type not in _METHODS:
             raise zipfile.BadZipFile(f"compression method {entry.compress_type}")
-        return self._zip.open(entry)
+        return cast(zipfile.ZipExtFile, self._zip.open(entry))
 
     def read(self, name: str) -> bytearray:
         """The content of an entry; see :meth:`open`."""

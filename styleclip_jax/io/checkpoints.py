@@ -181,10 +181,10 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
     def restore(abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
         # NumPy's arrays stay on the host. Nothing binds them to a device, so that a model goes
         # where the other arguments of a program are.
-        target = {name: np.empty(a.shape, a.dtype) for name, a in abstract.items()}
         try:
             with _checkpointer() as checkpointer:
                 _check_shapes(path, checkpointer, abstract)
+                target = {name: np.empty(a.shape, a.dtype) for name, a in abstract.items()}
                 return checkpointer.restore(absolute(path / PARAMETERS), target)
         except InputError:
             raise

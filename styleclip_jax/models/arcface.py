@@ -30,6 +30,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+# IR-SE152 has 50. A damaged configuration does not make modules until memory ends.
+MAX_BLOCKS = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class ArcFaceConfig:
@@ -52,6 +55,9 @@ class ArcFaceConfig:
     def __post_init__(self) -> None:
         # JSON knows no tuples, and the configuration has to stay hashable.
         object.__setattr__(self, "stages", tuple(tuple(stage) for stage in self.stages))
+        blocks = sum(depth for _, depth in self.stages)
+        if blocks > MAX_BLOCKS:
+            raise ValueError(f"the stages have {blocks} blocks, expected at most {MAX_BLOCKS}")
 
 
 class InferenceBatchNorm(nnx.Module):

@@ -8,6 +8,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+# A damaged configuration does not make modules until memory ends.
+MAX_LAYERS = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
@@ -43,6 +46,9 @@ class CLIPConfig:
         for name, size in dataclasses.asdict(self).items():
             if size < 1:
                 raise ValueError(f"{name} is {size}, expected at least 1")
+        for name in ("vision_layers", "text_layers"):
+            if getattr(self, name) > MAX_LAYERS:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at most {MAX_LAYERS}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"

@@ -30,6 +30,10 @@ from styleclip_jax.models.stylegan2 import EqualizedLinear, StyleSpace, leaky_re
 LEVELS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
 
 
+# A damaged configuration does not make modules until memory ends.
+MAX_LAYERS = 64
+
+
 @dataclasses.dataclass(frozen=True)
 class MapperConfig:
     """Shape of the latents that a mapper changes; the defaults fit the official 1024 px generator.
@@ -60,6 +64,11 @@ class MapperConfig:
         for name in ("w_dim", "num_layers", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if max(self.depth, len(self.style_dims)) > MAX_LAYERS:
+            raise ValueError(
+                f"depth is {self.depth} and there are {len(self.style_dims)} style_dims, expected"
+                f" at most {MAX_LAYERS} each"
+            )
         if min(self.style_dims, default=1) < 1:
             raise ValueError(f"style_dims are {self.style_dims}, expected at least 1 each")
         if not 0 < self.lr_multiplier < math.inf:

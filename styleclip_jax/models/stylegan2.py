@@ -36,6 +36,10 @@ class Buffer(nnx.Variable):
     """Saved with the model but never trained: fixed noise and the mean latent."""
 
 
+# A damaged configuration does not make modules until memory ends.
+MAX_MAPPING_LAYERS = 64
+
+
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
     """Architecture of a :class:`Generator`.
@@ -69,6 +73,10 @@ class GeneratorConfig:
         for name in ("z_dim", "w_dim", "mapping_layers", "channel_max"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.mapping_layers > MAX_MAPPING_LAYERS:
+            raise ValueError(
+                f"mapping_layers is {self.mapping_layers}, expected at most {MAX_MAPPING_LAYERS}"
+            )
         if self.channel_base < self.resolution:
             raise ValueError(
                 f"channel_base is {self.channel_base}, expected at least the resolution,"

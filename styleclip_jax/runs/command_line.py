@@ -20,6 +20,7 @@ import jax
 from absl import app, flags, logging
 
 from styleclip_jax.errors import InputError, is_out_of_memory
+from styleclip_jax.io.files import expand_user
 
 CACHE = Path("~/.cache/styleclip_jax")
 COMMAND_FILE = "command.txt"
@@ -180,7 +181,7 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: The directory cannot be written.
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.abspath(expand_user(path)))
     command = shlex.join(["python", *sys.argv]) + "\n"
     for number in itertools.count(1):
         directory = path if number == 1 else path.with_name(f"{path.name}-{number}")
@@ -210,7 +211,7 @@ def run_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A failure removes what was written, and the directories that were made for it.
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.abspath(expand_user(path)))
     there = _nearest_directory(path)
     directory = new_run_directory(path)
     try:

@@ -196,6 +196,7 @@ def test_a_damaged_configuration_is_refused(damaged, content):
         {"resolution": 48},
         {"resolution": "large"},
         {"mapping_layers": "two"},
+        {"mapping_layers": 10**9},
         {"w_dim": None},
         {"mapping_lr_multiplier": 0},
         [],
@@ -328,6 +329,15 @@ def test_a_path_whose_file_system_needs_a_package_says_which(generator, monkeypa
 def test_a_url_is_refused_with_the_way_out(path):
     with pytest.raises(InputError, match="download it first"):
         load_generator(path)
+
+
+def test_a_user_that_does_not_exist_and_a_circle_of_links_are_refused(generator, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    for use in (load_generator, load_mapper, load_tokenizer, lambda p: save_model(p, generator)):
+        with pytest.raises(InputError, match="no such user"):
+            use("~no-such-user/ffhq")
+        with pytest.raises((InputError, OSError)):
+            use(tmp_path / "link" / "ffhq")
 
 
 def test_a_run_without_a_validation_has_no_mapper_yet(tmp_path):

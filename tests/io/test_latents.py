@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.images import read_photo
 from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.models import Generator
@@ -176,7 +178,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(generator, tmp_path
     if kind == "npy":
         np.save(path, attack)
     elif kind == "npz":
-        np.savez(path, layer_00=attack)
+        np.savez(path, allow_pickle=True, **{f"layer_{i:02}": attack for i in range(11)})
     else:
         attack.dump(path)
     with pytest.raises(InputError, match="damaged"):
@@ -195,3 +197,30 @@ def test_a_missing_file_and_a_directory_are_refused(generator, tmp_path):
         load_latents(tmp_path / "nowhere.npy", generator)
     with pytest.raises(InputError, match="is a directory"):
         load_latents(tmp_path, generator)
+
+
+@pytest.mark.parametrize("kind", ["latents", "photo"])
+def test_a_pipe_is_refused_instead_of_waited_for(generator, tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a pipe"):
+        if kind == "latents":
+            load_latents(tmp_path / "pipe", generator)
+        else:
+            read_photo(tmp_path / "pipe")
+
+
+def test_a_user_that_does_not_exist_and_a_circle_of_links_are_refused(generator, tmp_path):
+    with pytest.raises(InputError, match="no such user"):
+        load_latents("~no-such-user/faces.npy", generator)
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    with pytest.raises(InputError, match="no file"):
+        load_latents(tmp_path / "link" / "faces.npy", generator)
+
+
+def test_a_small_archive_does_not_inflate_to_more_than_memory_holds(generator, styles, tmp_path):
+    arrays = {f"layer_{i:02}": np.asarray(style) for i, style in enumerate(styles)}
+    arrays["layer_00"] = np.zeros((2**20, 80), np.float32)
+    np.savez_compressed(tmp_path / "faces.npz", allow_pickle=False, **arrays)
+    assert (tmp_path / "faces.npz").stat().st_size < 2**19
+    with pytest.raises(InputError, match="contents are far larger than the file"):
+        load_latents(tmp_path / "faces.npz", generator)

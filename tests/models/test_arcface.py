@@ -38,3 +38,8 @@ def test_embeddings_in_bfloat16_are_unit_vectors_close_to_those_in_float32():
     assert features.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
     assert (np.sum(features * GOLDEN["arcface"], axis=1) > 0.99).all()
+
+
+def test_a_depth_that_no_memory_holds_is_refused():
+    with pytest.raises(ValueError, match="1000000000 blocks"):
+        ArcFaceConfig(stages=((16, 10**9),))

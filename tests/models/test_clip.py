@@ -178,3 +178,9 @@ def test_a_number_of_heads_that_does_not_divide_the_width_is_refused(tower):
 def test_a_size_of_zero_is_refused():
     with pytest.raises(ValueError, match="patch_size is 0"):
         CLIPConfig(patch_size=0)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_a_depth_that_no_memory_holds_is_refused(tower):
+    with pytest.raises(ValueError, match=f"{tower}_layers is 1000000000"):
+        CLIPConfig(**{f"{tower}_layers": 10**9})

@@ -97,3 +97,9 @@ def test_a_size_of_zero_is_refused(wrong):
 def test_a_learning_rate_multiplier_that_is_not_positive_is_refused(multiplier):
     with pytest.raises(ValueError, match="lr_multiplier"):
         MapperConfig(lr_multiplier=multiplier)
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 10**9}, {"style_dims": (1,) * 1000}])
+def test_a_depth_that_no_memory_holds_is_refused(wrong):
+    with pytest.raises(ValueError, match="at most 64 each"):
+        MapperConfig(**wrong)

@@ -226,6 +226,13 @@ def test_a_failed_run_leaves_no_parents_behind_and_takes_none_away(tmp_path):
         assert [str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")] == ["mine"]
 
 
+def test_results_of_a_user_that_does_not_exist_or_in_a_circle_of_links_are_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    for path in ("~no-such-user/results", tmp_path / "link" / "results"):
+        with pytest.raises(InputError), command_line.run_directory(path):
+            raise AssertionError("there is no such directory")
+
+
 def test_a_directory_in_which_nothing_can_be_written_is_not_left_behind(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
