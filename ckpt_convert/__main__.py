@@ -1,13 +1,17 @@
 """Converts official PyTorch weights to checkpoint directories; needs no PyTorch.
 
 Examples:
+  python -m ckpt_convert stylegan2 ffhq checkpoints/ffhq
+  python -m ckpt_convert clip ViT-B/32 checkpoints/vit-b-32
   python -m ckpt_convert stylegan2 stylegan2-ffhq-config-f.pt checkpoints/ffhq
-  python -m ckpt_convert stylegan2 ffhq.pkl checkpoints/ffhq
+  python -m ckpt_convert stylegan2 https://example.org/cats.pkl checkpoints/cats
   python -m ckpt_convert clip ViT-B-32.pt checkpoints/clip --tokenizer bpe_simple_vocab_16e6.txt.gz
   python -m ckpt_convert clip clip-vit-base-patch32/ checkpoints/clip
   python -m ckpt_convert arcface model_ir_se50.pth checkpoints/arcface
   python -m ckpt_convert mapper afro.pt checkpoints/afro
   python -m ckpt_convert latents train_faces.pt train_faces.npy
+
+{known}
 
 The format of a file is told from its content, not its name: PyTorch's zip and legacy formats,
 TorchScript archives, safetensors, NVIDIA's pickles, Hugging Face directories. No code that a file
@@ -19,18 +23,18 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import jax
 from absl import logging
 from etils import epath
 
-from ckpt_convert import arcface, clip, formats, latents, mapper, stylegan2
+from ckpt_convert import arcface, clip, formats, latents, mapper, sources, stylegan2
 from ckpt_convert.mapping import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
 from styleclip_jax.errors import InputError, is_out_of_memory
 from styleclip_jax.io.checkpoints import save_model, to_path
-from styleclip_jax.io.files import expand_user
 
 MODELS = {
     "stylegan2": (stylegan2.convert, "a generator: rosinality's .pt or NVIDIA's .pkl"),
@@ -52,7 +56,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = Parser(
         prog="python -m ckpt_convert",
-        description=__doc__,
+        description=(__doc__ or "").format(known=_describe_known()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -60,13 +64,25 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     helps["latents"] = "latents: a tensor to .npy, a list of StyleSpace tensors to .npz"
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=f"Converts {text}.")
-        command.add_argument("source", metavar="SOURCE", help="file or Hugging Face directory")
+        names = ", ".join(sources.known_names(name))
+        command.add_argument(
+            "source",
+            metavar="SOURCE",
+            help="a file, a Hugging Face directory, an https:// address"
+            + (f" or a known name: {names}" if names else ""),
+        )
         command.add_argument("destination", metavar="DESTINATION", help="must not exist")
+        command.add_argument(
+            "--cache",
+            metavar="DIRECTORY",
+            default=sources.CACHE,
+            help="where downloads are kept, except Hugging Face's; %(default)s by default",
+        )
     commands.choices["clip"].add_argument(
         "--tokenizer",
         metavar="PATH",
-        help="a Hugging Face directory, or OpenAI's bpe_simple_vocab_16e6.txt.gz; where SOURCE is "
-        "a directory with a tokenizer, that one is the default",
+        help="a Hugging Face directory, or OpenAI's bpe_simple_vocab_16e6.txt.gz, also as an "
+        "address; by default that of SOURCE, if it is a directory with a tokenizer or a known name",
     )
     return parser.parse_args(arguments)
 
@@ -80,13 +96,16 @@ def convert(options: argparse.Namespace) -> None:
     destination = to_path(options.destination)
     if destination.exists():
         raise InputError(f"{destination} already exists; choose another name or remove it first")
-    source = formats.read(expand_user(options.source))
+    path = sources.find(options.command, options.source, options.cache)
+    # Before the conversion, which takes longer than to see that there is none.
+    tokenizer = _find_tokenizer(options, path) if options.command == "clip" else None
+    source = formats.read(path)
     if options.command == "latents":
         latents.save(destination, latents.convert(source))
     else:
         conversion = MODELS[options.command][0](source)
         if options.command == "clip":
-            conversion = _with_tokenizer(conversion, options)
+            conversion = _with_tokenizer(conversion, tokenizer)
         _save(destination, conversion)
         for note in conversion.notes:
             print(f"note: {note}")
@@ -122,13 +141,25 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _with_tokenizer(conversion: Conversion, options: argparse.Namespace) -> Conversion:
-    path = expand_user(options.tokenizer or options.source)
-    if not options.tokenizer and not has_tokenizer(path):
+def _find_tokenizer(options: argparse.Namespace, source: Path) -> Path | None:
+    if options.tokenizer:
+        return sources.find(options.command, options.tokenizer, options.cache)
+    if vocabulary := sources.default_tokenizer(options.command, options.source):
+        return sources.fetch(vocabulary, options.cache)
+    return source if has_tokenizer(source) else None
+
+
+def _with_tokenizer(conversion: Conversion, tokenizer: Path | None) -> Conversion:
+    if not tokenizer:
         note = "there is no tokenizer; convert again with --tokenizer to use this CLIP with texts"
         return conversion._replace(notes=(note,))
     vocab_size = conversion.model.config.vocab_size
-    return conversion._replace(tokenizer_files=read_tokenizer(path, vocab_size))
+    return conversion._replace(tokenizer_files=read_tokenizer(tokenizer, vocab_size))
+
+
+def _describe_known() -> str:
+    lines = [f"  {name}: {', '.join(sources.known_names(name))}" for name in MODELS]
+    return "\n".join(["Known names, which are downloaded:", *(x for x in lines if x[-2:] != ": ")])
 
 
 def main(arguments: list[str]) -> int:

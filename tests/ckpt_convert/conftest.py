@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from ckpt_convert.formats import SourceFile
 
@@ -130,3 +131,46 @@ def source() -> Callable[..., SourceFile]:
         return SourceFile("source", "pytorch", dict(tensors), values, {})
 
     return make
+
+
+@pytest.fixture
+def write_hugging_face_clip() -> Callable[..., Path]:
+    """Writes a directory with a small CLIP as Hugging Face has it."""
+
+    def write(path: Path, vocab_size: int) -> Path:
+        width, rng = 8, np.random.default_rng(0)
+        shapes = {
+            "logit_scale": (),
+            "visual_projection.weight": (6, width),
+            "text_projection.weight": (6, width),
+            "vision_model.embeddings.class_embedding": (width,),
+            "vision_model.embeddings.patch_embedding.weight": (width, 3, 4, 4),
+            "vision_model.embeddings.position_embedding.weight": (5, width),
+            "text_model.embeddings.token_embedding.weight": (vocab_size, width),
+            "text_model.embeddings.position_embedding.weight": (7, width),
+        }
+        for norm in (
+            "vision_model.pre_layrnorm",
+            "vision_model.post_layernorm",
+            "text_model.final_layer_norm",
+        ):
+            shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+        for tower in ("vision_model", "text_model"):
+            block = f"{tower}.encoder.layers.0"
+            for name, inputs, outputs in (
+                *((f"self_attn.{part}_proj", width, width) for part in ("q", "k", "v", "out")),
+                ("mlp.fc1", width, 4 * width),
+                ("mlp.fc2", 4 * width, width),
+            ):
+                shapes[f"{block}.{name}.weight"] = (outputs, inputs)
+                shapes[f"{block}.{name}.bias"] = (outputs,)
+            for norm in ("layer_norm1", "layer_norm2"):
+                shapes |= {f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)}
+        path.mkdir()
+        save_file(
+            {key: np.asarray(rng.normal(size=shape), np.float32) for key, shape in shapes.items()},
+            path / "model.safetensors",
+        )
+        return path
+
+    return write

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import seeded
 import torch
-from safetensors.numpy import save_file
 
 import styleclip_jax.io.checkpoints as checkpoints
 from ckpt_convert import __main__ as command_line
@@ -56,43 +55,6 @@ def test_a_converted_generator_is_loaded(rosinality, tmp_path, capsys):
         np.testing.assert_array_equal(one, other)
 
 
-def write_hugging_face_clip(path, vocab_size):
-    width, rng = 8, np.random.default_rng(0)
-    shapes = {
-        "logit_scale": (),
-        "visual_projection.weight": (6, width),
-        "text_projection.weight": (6, width),
-        "vision_model.embeddings.class_embedding": (width,),
-        "vision_model.embeddings.patch_embedding.weight": (width, 3, 4, 4),
-        "vision_model.embeddings.position_embedding.weight": (5, width),
-        "text_model.embeddings.token_embedding.weight": (vocab_size, width),
-        "text_model.embeddings.position_embedding.weight": (7, width),
-    }
-    for norm in (
-        "vision_model.pre_layrnorm",
-        "vision_model.post_layernorm",
-        "text_model.final_layer_norm",
-    ):
-        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
-    for tower in ("vision_model", "text_model"):
-        block = f"{tower}.encoder.layers.0"
-        for name, inputs, outputs in (
-            *((f"self_attn.{part}_proj", width, width) for part in ("q", "k", "v", "out")),
-            ("mlp.fc1", width, 4 * width),
-            ("mlp.fc2", 4 * width, width),
-        ):
-            shapes[f"{block}.{name}.weight"] = (outputs, inputs)
-            shapes[f"{block}.{name}.bias"] = (outputs,)
-        for norm in ("layer_norm1", "layer_norm2"):
-            shapes |= {f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)}
-    path.mkdir()
-    save_file(
-        {key: np.asarray(rng.normal(size=shape), np.float32) for key, shape in shapes.items()},
-        path / "model.safetensors",
-    )
-    return path
-
-
 def write_tokenizer(path, tokens):
     path.mkdir(exist_ok=True)
     tokens = [*tokens, "<|startoftext|>", "<|endoftext|>"]
@@ -102,7 +64,7 @@ def write_tokenizer(path, tokens):
     return path
 
 
-def test_a_clips_own_tokenizer_comes_along(tmp_path, capsys):
+def test_a_clips_own_tokenizer_comes_along(write_hugging_face_clip, tmp_path, capsys):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=7)
     write_tokenizer(source, ["a", "b", "a</w>", "b</w>", "ab</w>"])
     assert command_line.main(["clip", str(source), str(tmp_path / "clip")]) == 0
@@ -112,7 +74,7 @@ def test_a_clips_own_tokenizer_comes_along(tmp_path, capsys):
     assert tokens.tolist() == [[5, 4, 2, 6, 0, 0, 0]]
 
 
-def test_a_tokenizer_can_come_from_elsewhere(tmp_path):
+def test_a_tokenizer_can_come_from_elsewhere(write_hugging_face_clip, tmp_path):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=5)
     other = write_tokenizer(tmp_path / "other", ["a", "b</w>", "ab</w>"])
     arguments = ["clip", str(source), str(tmp_path / "clip"), "--tokenizer", str(other)]
@@ -120,14 +82,18 @@ def test_a_tokenizer_can_come_from_elsewhere(tmp_path):
     assert load_tokenizer(tmp_path / "clip")
 
 
-def test_a_clip_without_tokenizer_converts_with_one_line_about_it(tmp_path, capsys):
+def test_a_clip_without_tokenizer_converts_with_one_line_about_it(
+    write_hugging_face_clip, tmp_path, capsys
+):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=7)
     assert command_line.main(["clip", str(source), str(tmp_path / "clip")]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if "--tokenizer" in line]
     checkpoints.load_clip(tmp_path / "clip")
 
 
-def test_a_tokenizer_that_does_not_fit_leaves_nothing_behind(fails, tmp_path):
+def test_a_tokenizer_that_does_not_fit_leaves_nothing_behind(
+    write_hugging_face_clip, fails, tmp_path
+):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=4)
     other = write_tokenizer(tmp_path / "other", ["a"] * 5 + list("bcdefg"))
     assert "knows 4" in fails("clip", source, tmp_path / "clip", "--tokenizer", other)
