@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int8
+from jaxtyping import Bool, Int, Int8
 
 
 class Value(NamedTuple):
@@ -247,6 +247,25 @@ def with_value(
         if "none" in SLOTS[cover]:
             hidden = observe(changed)[:, position] != index(slot, value)
             changed[hidden, NAMES.index(cover)] = index(cover, "none")
+    return changed
+
+
+def with_other_values(
+    attributes: Int8[np.ndarray, "count slots"],
+    slots: Int[np.ndarray, " count"],
+    rng: np.random.Generator,
+) -> Int8[np.ndarray, "count slots"]:
+    """Returns attributes with another value, uniformly chosen, in one slot of each row.
+
+    Args:
+        attributes: attributes as `sample` draws them.
+        slots: the slot to change in each row, as a position in NAMES.
+        rng: chooses the values.
+    """
+    rows = np.arange(len(attributes))
+    sizes = np.array([len(values) for values in SLOTS.values()])[slots]
+    changed = attributes.copy()
+    changed[rows, slots] = (attributes[rows, slots] + rng.integers(1, sizes)) % sizes
     return changed
 
 

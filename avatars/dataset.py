@@ -60,11 +60,8 @@ def change_one_slot(
 ) -> Int8[np.ndarray, "count slots"]:
     """Gives each avatar another value, uniformly chosen, in one uniformly chosen slot."""
     rng = np.random.default_rng(seed)
-    rows, slots = np.arange(len(attributes)), rng.integers(len(table.NAMES), size=len(attributes))
-    sizes = np.array([len(values) for values in table.SLOTS.values()])[slots]
-    changed = attributes.copy()
-    changed[rows, slots] = (attributes[rows, slots] + rng.integers(1, sizes)) % sizes
-    return changed
+    slots = rng.integers(len(table.NAMES), size=len(attributes))
+    return table.with_other_values(attributes, slots, rng)
 
 
 def main(_: Sequence[str]) -> None:

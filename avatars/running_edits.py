@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from avatars.attributes import LABELS, NAMES, SLOTS, implied, index, observe, sample, with_value
 from avatars.captions import about, neutral
 from avatars.classifier import Classifier, probabilities
-from avatars.generated import perturbed_latents
+from avatars.perturbation import perturbed_latents
 from styleclip_jax.io.images import to_uint8
 from styleclip_jax.io.text import Tokenizer
 from styleclip_jax.latents import draw, squared_distance
@@ -199,7 +199,7 @@ class RunningEdits:
         self._groups[turn % GROUPS] = group if group.turns_left else None
         seen = probabilities(self._annotator, np.clip(np.asarray(images), -1, 1))
         labels = merge_labels(group.attributes, group.targets, seen)
-        return Shown(to_uint8(np.clip(np.asarray(small), -1, 1)), labels, group.targets)
+        return Shown(to_uint8(small), labels, group.targets)
 
     def _begin(self, turn: int) -> _Group:
         random = np.random.default_rng([self._seed, turn])

@@ -36,10 +36,10 @@ from tokenizers import Tokenizer as TokenizerModel
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from avatars.attributes import LABELS, NAMES, SLOTS, observe, sample
+from avatars.attributes import LABELS, NAMES, observe, sample, with_other_values
 from avatars.captions import caption, describe, neutral
 from avatars.classifier import load as load_classifier
-from avatars.generated import perturbed_latents
+from avatars.perturbation import perturbed_latents
 from avatars.running_edits import UNKNOWN, RunningEdits, Targets, choose_targets
 from avatars.train_generator import halved
 from avatars.training import learning_rate_schedule, train
@@ -233,12 +233,8 @@ def change_elsewhere(
 ) -> Int[np.ndarray, "batch slots"]:
     """Changes one attribute of each image whose label in `slots` does not change by that."""
     rows = np.arange(len(attributes))
-    sizes = np.array([len(values) for values in SLOTS.values()])
     others = (slots + random.integers(1, len(NAMES), len(rows))) % len(NAMES)
-    changed = attributes.copy()
-    changed[rows, others] = (attributes[rows, others] + random.integers(1, sizes[others])) % sizes[
-        others
-    ]
+    changed = with_other_values(attributes, others, random)
     touched = observe(changed)[rows, slots] != observe(attributes)[rows, slots]
     return np.where(touched[:, None], attributes, changed)
 
@@ -293,7 +289,7 @@ def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []
     for path in paths:
         with np.load(path) as file:
-            labels.append(file["labels"] if "labels" in file else observe(file["attributes"]))
+            labels.append(observe(file["attributes"]))
             halves = [
                 np.asarray(halved(jnp.asarray(x))) for x in np.array_split(file["images"], 100)
             ]
@@ -398,7 +394,7 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("data", None, "Pictures and attributes (or labels) in .npz files.")
+    flags.DEFINE_multi_string("data", None, "Images and attributes, written by avatars.dataset.")
     flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished CLIP.")
     flags.DEFINE_string(
         "init", None, "Start from this CLIP and its tokenizer instead of from scratch."

@@ -1,11 +1,11 @@
-"""Trains the avatars generator: `python -m avatars.train_generator --data train.npz --out DIR`.
+"""Trains the avatars generator: `python -m avatars.train_generator --data pairs.npz --out DIR`.
 
 The space W of this generator is made, not found: every value of every attribute has an entry of
 `w` of its own, which is positive in pictures that have it and negative in others. What is trained
 is the synthesis network, by plain regression, because a small number of CPU hours buys far more
-with a reconstruction loss than with an adversary. It learns to draw the picture from `w`, while `w`
-is pulled towards the mean latent by a random truncation and disturbed by noise, partly of its own
-in every layer. So a whole neighbourhood of every face in W+ draws that face.
+with a reconstruction loss than with an adversary. It learns to synthesize the image from `w`,
+while `w` is pulled towards the mean latent by a random truncation and perturbed by noise, partly of
+its own in every layer. So a whole neighbourhood of every face in W+ draws that face.
 
 The mapping network is written down instead of trained (:func:`choosing_mapping`). An entry of `z`
 belongs to each attribute, and quantiles of the normal distribution divide it into intervals, one
@@ -22,6 +22,7 @@ The training is checkpointed every few minutes and resumes from the last checkpo
 import pathlib
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,22 +60,9 @@ OFFSET = 0.35
 # Indicators have a standard deviation of about 0.4, far from the unit variance that equalized
 # layers expect of their input. During training the synthesis network sees w times this gain.
 LATENT_GAIN = 2.4
-# The finished generator's indicators have these heights; the affine layers make up for it. They say
-# what a change costs in an optimization, whose L2 weight is the same for all: colours, which CLIP's
-# gradient changes most easily, cost more.
-LATENT_SCALES = {
-    "hair": 2.0,
-    "hair_color": 2.0,
-    "headwear": 2.0,
-    "glasses": 2.0,
-    "facial_hair": 2.0,
-    "mouth": 2.0,
-    "eyes": 2.0,
-    "skin": 2.0,
-    "clothes": 2.0,
-    "clothes_color": 2.0,
-    "background": 2.0,
-}
+# The finished generator's indicators have this height, to which the affine layers are rescaled. It
+# decides what a learning rate and an L2 weight mean in an optimization.
+LATENT_SCALE = 2.0
 # Of the steps of the mapping network: one thousandth of the thresholds' range is in between.
 STEEPNESS = 256.0
 # How much each attribute's area counts; eyes and mouth, a few pixels, are what is learned last.
@@ -133,8 +121,14 @@ def mean_indicators() -> Float[Array, " w_dim"]:
 
 def latent_scale() -> Float[np.ndarray, " w_dim"]:
     """The height of every entry of `w`; 1 where it is unused."""
-    scales = np.repeat([LATENT_SCALES[slot] for slot in SLOTS], CARDINALITIES)
-    return np.concatenate([scales, np.ones(CONFIG.w_dim - len(scales))])
+    return np.where(np.arange(CONFIG.w_dim) < sum(CARDINALITIES), LATENT_SCALE, 1.0)
+
+
+def latent_scale_of(network: stylegan2.Generator) -> Float[np.ndarray, " w_dim"]:
+    """Reads `latent_scale` off a finished generator, which may have been made with another one."""
+    mean = np.asarray(mean_indicators())
+    used = mean != 0
+    return np.where(used, network.mean_w[...] / np.where(used, mean, 1.0), 1.0)
 
 
 def _padded(w: Array) -> Array:
@@ -247,6 +241,10 @@ def grow(small: stylegan2.Generator, network: stylegan2.Generator) -> None:
         corner = tuple(slice(n) for n in source.shape)
         target[...] = target[...].at[corner].set(gain * source[...])
 
+    def copy_affine(target: Any, source: Any) -> None:
+        copy(target.affine.kernel, source.affine.kernel)
+        copy(target.affine.bias, source.affine.bias)
+
     network.synthesis.constant[...] = small.synthesis.constant[...]
     for new, old in zip(network.synthesis.convs, small.synthesis.convs, strict=False):
         inputs, outputs = old.kernel.shape[2:]
@@ -254,14 +252,12 @@ def grow(small: stylegan2.Generator, network: stylegan2.Generator) -> None:
         copy(new.kernel, old.kernel, (new.kernel.shape[2] / inputs) ** 0.5)
         for name in ("bias", "noise", "noise_strength"):
             copy(getattr(new, name), getattr(old, name))
-        copy(new.affine.kernel, old.affine.kernel)
-        copy(new.affine.bias, old.affine.bias)
+        copy_affine(new, old)
     for new, old in zip(network.synthesis.rgbs, small.synthesis.rgbs, strict=False):
         new.kernel[...] = jnp.zeros_like(new.kernel[...])
         copy(new.kernel, old.kernel, (new.kernel.shape[0] / old.kernel.shape[0]) ** 0.5)
         new.bias[...] = old.bias[...]
-        copy(new.affine.kernel, old.affine.kernel)
-        copy(new.affine.bias, old.affine.bias)
+        copy_affine(new, old)
     for new in list(network.synthesis.rgbs)[len(small.synthesis.rgbs) :]:
         new.kernel[...] = jnp.zeros_like(new.kernel[...])
 
@@ -351,7 +347,7 @@ def main(_: Sequence[str]) -> None:
     network = stylegan2.Generator(CONFIG, rngs=nnx.Rngs(FLAGS.seed))
     if FLAGS.init:
         first = checkpoints.load_generator(FLAGS.init)
-        scale_affines(first, latent_scale() / LATENT_GAIN)
+        scale_affines(first, latent_scale_of(first) / LATENT_GAIN)
         grow(first, network)
     with ocp.CheckpointManager(out / "synthesis", options=options) as manager:
         generator = train_synthesis(network, arrays, manager)
@@ -362,7 +358,9 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data", None, "Pictures and attributes, written by avatars.dataset.")
+    flags.DEFINE_string(
+        "data", None, "Images and attributes, written by avatars.dataset with --pairs."
+    )
     flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished generator.")
     flags.DEFINE_string("init", None, "Start from this generator, made by an earlier training.")
     flags.DEFINE_string(

@@ -22,6 +22,7 @@ install_import_hook(
 )
 
 from styleclip_jax.io.checkpoints import build, save_model  # noqa: E402
+from styleclip_jax.latents import sample_latents  # noqa: E402
 from styleclip_jax.models import CLIP, CLIPConfig, Generator, GeneratorConfig  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,18 @@ def random_model():
 def generator() -> Generator:
     """A random generator of 32 pixels."""
     return make_random_model(Generator, GENERATOR, seed=1)
+
+
+@pytest.fixture(scope="module")
+def w_plus(generator):
+    """W+ latents of three images of the generator."""
+    return sample_latents(generator, 3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def styles(generator, w_plus):
+    """Their StyleSpace coordinates."""
+    return jax.jit(Generator.styles)(generator, w_plus)
 
 
 @pytest.fixture(scope="session")

@@ -4,19 +4,8 @@ import pytest
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import draw, sample_latents, squared_distance
-from styleclip_jax.models import Generator
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
-
-
-@pytest.fixture(scope="module")
-def w_plus(generator):
-    return sample_latents(generator, 3, seed=0)
-
-
-@pytest.fixture(scope="module")
-def styles(generator, w_plus):
-    return jax.jit(Generator.styles)(generator, w_plus)
 
 
 def test_the_first_samples_of_a_seed_do_not_depend_on_their_number(generator, w_plus):

@@ -74,9 +74,7 @@ class MapperTrainConfig:
     preprocess: Preprocess = "styleclip"
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("ranger", "adam"):
-            raise InputError(f"optimizer is {self.optimizer!r}, expected ranger or adam")
-        check_choices(self)
+        check_choices(self, optimizer=("ranger", "adam"))
         for field in (
             "learning_rate",
             "clip_lambda",

@@ -276,9 +276,15 @@ TERMS = {
 }
 
 
-def check_choices(config: Any) -> None:
-    """Raises InputError where the settings of the objective name something that does not exist."""
+def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
+    """Raises InputError where settings name something that does not exist.
+
+    Args:
+        config: An ``OptimizeConfig`` or a ``MapperTrainConfig``.
+        **choices: What is allowed in the fields that are not those of the objective.
+    """
     for field, allowed in {
+        **choices,
         "guidance": ("similarity", "direction"),
         "preprocess": ("styleclip", "clip"),
     }.items():

@@ -113,15 +113,7 @@ class OptimizeConfig:
     preprocess: Preprocess = "styleclip"
 
     def __post_init__(self) -> None:
-        for field, allowed in {
-            "space": ("w_plus", "stylespace"),
-            "mode": ("edit", "generate"),
-        }.items():
-            if getattr(self, field) not in allowed:
-                raise InputError(
-                    f"{field} is {getattr(self, field)!r}, expected {' or '.join(allowed)}"
-                )
-        check_choices(self)
+        check_choices(self, space=("w_plus", "stylespace"), mode=("edit", "generate"))
         if self.mode == "generate" and self.guidance == "direction":
             raise InputError(
                 "guidance is 'direction', which needs an original image, but mode is 'generate';"

@@ -12,8 +12,10 @@ from avatars.train_generator import (
     choosing_mapping,
     indicators,
     latent_scale,
+    latent_scale_of,
     mean_indicators,
 )
+from styleclip_jax.io.checkpoints import load_generator
 from styleclip_jax.models import stylegan2
 from styleclip_jax.models.stylegan2 import Mapping
 
@@ -69,3 +71,12 @@ def test_the_fast_gradient_of_a_convolution_is_the_gradient(size, padding):
     results = map(value_and_gradients, (train_generator.convolve, stylegan2.convolve))
     for fast, plain in zip(*results, strict=True):
         np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_height_of_the_indicators_is_read_off_a_finished_generator():
+    generator = load_generator()
+    np.testing.assert_allclose(latent_scale_of(generator), latent_scale(), rtol=2e-3)
+    generator.mean_w[...] = 0.3 * generator.mean_w[...]
+    used = sum(CARDINALITIES)
+    expected = np.where(np.arange(len(latent_scale())) < used, 0.3, 1.0) * latent_scale()
+    np.testing.assert_allclose(latent_scale_of(generator), expected, rtol=2e-3)

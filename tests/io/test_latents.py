@@ -10,18 +10,6 @@ import pytest
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.images import read_photo
 from styleclip_jax.io.latents import load_latents, save_latents
-from styleclip_jax.latents import sample_latents
-from styleclip_jax.models import Generator
-
-
-@pytest.fixture(scope="module")
-def w_plus(generator):
-    return sample_latents(generator, 3, seed=0)
-
-
-@pytest.fixture(scope="module")
-def styles(generator, w_plus):
-    return jax.jit(Generator.styles)(generator, w_plus)
 
 
 def test_w_plus_latents_are_read_back_exactly(generator, w_plus, tmp_path):
