@@ -32,7 +32,7 @@ from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.latents import Latents, sample_latents
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.runs import command_line
-from styleclip_jax.runs.results import write_images, write_metrics
+from styleclip_jax.runs.results import run_directory, write_images, write_metrics
 
 FLAGS = flags.FLAGS
 
@@ -106,7 +106,7 @@ def main(_: Sequence[str]) -> None:
     edit = functools.partial(program, generator, mappers)
     metrics: dict[str, Any] = {"compile_seconds": time.perf_counter() - begun, "strengths": {}}
 
-    with command_line.run_directory(FLAGS.results_dir) as directory:
+    with run_directory(FLAGS.results_dir) as directory:
         columns = {}
         # Strength 0 is the image before.
         for strength in sorted({0.0, *FLAGS.strength}):

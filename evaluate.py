@@ -49,7 +49,7 @@ from styleclip_jax.methods.optimization import (
 from styleclip_jax.models import CLIP, ArcFace, Generator
 from styleclip_jax.runs import command_line
 from styleclip_jax.runs.objective_flags import NEUTRAL
-from styleclip_jax.runs.results import write_metrics
+from styleclip_jax.runs.results import run_directory, write_metrics
 from styleclip_jax.runs.table import Column, print_headings, print_row
 
 FLAGS = flags.FLAGS
@@ -218,7 +218,7 @@ def main(_: Sequence[str]) -> None:
     names = [label_name(m, text) for m in methods for t in tasks for text in wordings(m, t)]
     earlier = load_labels(FLAGS.compare, names, len(images)) if FLAGS.compare else {}
 
-    with command_line.run_directory(FLAGS.results_dir) as directory:
+    with run_directory(FLAGS.results_dir) as directory:
         results, labels = {}, {}
         for method in methods:
             print_headings(method.name, columns)

@@ -44,7 +44,7 @@ from styleclip_jax.methods.optimization import (
 )
 from styleclip_jax.models import ArcFace, Generator
 from styleclip_jax.runs import command_line, objective_flags
-from styleclip_jax.runs.results import image_name, write_images, write_metrics
+from styleclip_jax.runs.results import image_name, run_directory, write_images, write_metrics
 
 FLAGS = flags.FLAGS
 DEFAULTS: Any = OptimizeConfig()
@@ -193,7 +193,7 @@ def main(_: Sequence[str]) -> None:
     check_flags(config)
     # Python must not end while a step, which an interruption may have left behind, still runs.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    with command_line.run_directory(FLAGS.results_dir) as directory:
+    with run_directory(FLAGS.results_dir) as directory:
         generator = load_generator(FLAGS.generator, FLAGS.dtype)
         texts = objective_flags.read_clips()
         arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None

@@ -7,14 +7,20 @@ from styleclip_jax.io.checkpoints import (
     load_clip,
     load_generator,
     load_mapper,
+    pretrained_mappers,
     save_model,
 )
-from styleclip_jax.io.text import load_tokenizer
+from styleclip_jax.io.images import before_after_sheet, read_image, sheet, write_gif, write_image
+from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.io.text import encode_texts, load_tokenizer
+from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_loss, id_loss
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
+    MapperState,
     MapperTrainConfig,
     init_mapper_state,
+    make_mapper_evaluation,
     make_mapper_train_step,
 )
 from styleclip_jax.methods.optimization import (
@@ -24,6 +30,9 @@ from styleclip_jax.methods.optimization import (
     OptimizeConfig,
     edit_latents,
 )
+from styleclip_jax.models.variables import parameter_mask
+from styleclip_jax.runs.compilation_cache import enable_compilation_cache
+from styleclip_jax.runs.results import run_directory, write_metrics
 
 __version__ = "0.1.0"
 
@@ -32,19 +41,36 @@ __all__ = [
     "AVATARS_GENERATE_CONFIG",
     "EditResult",
     "InputError",
+    "MapperState",
     "MapperTrainConfig",
     "OptimizeConfig",
+    "__version__",
     "apply_mapper",
+    "before_after_sheet",
     "clip_loss",
     "edit_latents",
+    "enable_compilation_cache",
+    "encode_texts",
     "id_loss",
     "init_mapper_state",
     "load_arcface",
     "load_clip",
     "load_generator",
+    "load_latents",
     "load_mapper",
     "load_tokenizer",
+    "make_mapper_evaluation",
     "make_mapper_train_step",
     "models",
+    "parameter_mask",
+    "pretrained_mappers",
+    "read_image",
+    "run_directory",
+    "sample_latents",
+    "save_latents",
     "save_model",
+    "sheet",
+    "write_gif",
+    "write_image",
+    "write_metrics",
 ]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from styleclip_jax.errors import InputError
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 
@@ -75,7 +76,7 @@ def clip_resize(
     images: Float[Array, "batch height height 3"], image_size: int
 ) -> Float[Array, "batch size size 3"]:
     """The first part of :func:`clip_pixels`: images in [-1, 1] at CLIP's input size."""
-    size = images.shape[1]
+    size = _size(images)
     return images if size == image_size else _resize(images, area_matrix(size, image_size))
 
 
@@ -181,8 +182,9 @@ def identity_features(
 
     Images are pooled to 256 pixels, cropped to the face and pooled to ArcFace's input size.
     """
-    if images.shape[1] != 256:
-        images = _resize(images, adaptive_pool_matrix(images.shape[1], 256))
+    size = _size(images)
+    if size != 256:
+        images = _resize(images, adaptive_pool_matrix(size, 256))
     face = images[:, 35:223, 32:220]
     return arcface(_resize(face, adaptive_pool_matrix(188, arcface.config.image_size)))
 
@@ -212,6 +214,16 @@ def identity_loss(
 ) -> Float[Array, " batch"]:
     """As :func:`id_loss`, of what :func:`identity_features` returns."""
     return 1 - jnp.sum(features * reference_features, axis=-1)
+
+
+def _size(images: Array) -> int:
+    """Height and width of images; raises InputError where they are not square or channels first."""
+    if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
+        raise InputError(
+            f"images have shape {images.shape}, expected (batch, height, height, 3): square, with"
+            " the channels last"
+        )
+    return images.shape[1]
 
 
 def _unit(x: Array) -> Array:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 from jax.typing import DTypeLike
@@ -89,14 +88,17 @@ def save_model(
     Args:
         path: The directory; must not exist.
         model: Any of this package's networks.
-        tokenizer_files: Contents by name of a CLIP's ``vocab.json`` and ``merges.txt``.
+        tokenizer_files: Contents by name of a CLIP's ``vocab.json`` and ``merges.txt``, for example
+            ``load_tokenizer(path).files``.
         dtype: Store the parameters in this type, for example ``float16``; None: as they are.
 
     Raises:
-        InputError: ``path`` exists.
+        InputError: ``path`` exists, or there is no such ``dtype``.
         OSError: It cannot be written, for example to a full disk.
     """
     path = to_path(path)
+    if dtype is not None:
+        _check_dtype(dtype, ("float32", "bfloat16", "float16"))
     if path.exists():
         raise InputError(f"{path} already exists; choose another directory or remove it first")
     arrays = {
@@ -126,7 +128,8 @@ def load_generator(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.fl
         dtype: Arithmetic of the convolutions, float32 or bfloat16.
 
     Raises:
-        InputError: There is no such checkpoint, it is damaged, or holds another kind of model.
+        InputError: There is no such checkpoint, it is damaged, or holds another kind of model; or
+            ``dtype`` is another one.
     """
     return _load(AVATARS / "generator" if path is None else path, (Generator,), dtype)
 
@@ -155,15 +158,20 @@ def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:
     return _load(_find_mapper(to_path(path)), _MAPPERS, dtype)
 
 
+def pretrained_mappers() -> list[str]:
+    """Names of the avatars' mappers that come with the package, for :func:`load_mapper`."""
+    directory = AVATARS / "mappers"
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+
+
 def _find_mapper(path: epath.Path) -> epath.Path:
     if (path / MAPPER / CONFIG_FILE).exists():
         return path / MAPPER
     if (path / FLAGS_FILE).exists():
         raise InputError(f"the run {path} has no mapper yet: its first validation writes one")
-    ours = AVATARS / "mappers"
-    names = sorted(mapper.name for mapper in ours.iterdir()) if ours.exists() else []
+    names = pretrained_mappers()
     if str(path) in names and not (path / CONFIG_FILE).exists():
-        return ours / path
+        return AVATARS / "mappers" / path
     if path.exists():
         return path
     raise InputError(
@@ -174,6 +182,7 @@ def _find_mapper(path: epath.Path) -> epath.Path:
 
 def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) -> Any:
     path = to_path(path)
+    _check_dtype(dtype, ("float32", "bfloat16"))
     model_class, fields = _read_config(path, expected)
     # Before Orbax reads them: it notices only some damages, and reports those on many lines.
     verify(path)
@@ -203,9 +212,18 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
         ) from error
 
 
+def _check_dtype(dtype: DTypeLike, allowed: Sequence[str]) -> None:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = dtype
+    if name not in allowed:
+        raise InputError(f"dtype is {name}, expected {' or '.join(allowed)}")
+
+
 def _check_shapes(
     path: epath.Path,
-    checkpointer: ocp.StandardCheckpointer,
+    checkpointer: Any,
     expected: Mapping[str, jax.ShapeDtypeStruct],
 ) -> None:
     metadata = checkpointer.metadata(absolute(path / PARAMETERS)).item_metadata
@@ -267,8 +285,11 @@ def verify(path: epath.Path, below: Sequence[str] = ("",)) -> None:
             ) from None
 
 
-def _checkpointer() -> ocp.StandardCheckpointer:
-    """One that works for this process alone and waits for no other."""
+def _checkpointer() -> Any:
+    """An Orbax checkpointer that works for this process alone and waits for no other."""
+    # Imported here, because importing Orbax gives the root logger a handler.
+    import orbax.checkpoint as ocp
+
     process = jax.process_index()
     return ocp.StandardCheckpointer(
         multiprocessing_options=ocp.options.MultiprocessingOptions(

@@ -53,9 +53,23 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
 
 
 def save_latents(path: str | os.PathLike[str], latents: Latents) -> None:
-    """Writes latents to ``path`` plus ``.npy`` (W+) or ``.npz`` (StyleSpace), completely or not."""
+    """Writes latents to a file that :func:`load_latents` reads, completely or not at all.
+
+    Args:
+        path: The file, ending in ``.npy`` for W+ and in ``.npz`` for StyleSpace; the ending may be
+            left out.
+        latents: W+ (N, layers, w_dim), or StyleSpace coordinates.
+
+    Raises:
+        InputError: The name has the ending of the other kind.
+        OSError: The file cannot be written, for example to a full disk.
+    """
     in_stylespace = isinstance(latents, tuple)
-    with replace_file(f"{path}{'.npz' if in_stylespace else '.npy'}") as file:
+    kind, ending = ("StyleSpace", ".npz") if in_stylespace else ("W+", ".npy")
+    given = Path(path).suffix
+    if given in {".npy", ".npz"} - {ending}:
+        raise InputError(f"{path} ends in {given}, expected {ending} for {kind} latents")
+    with replace_file(path if given == ending else f"{path}{ending}") as file:
         if in_stylespace:
             arrays = {f"layer_{i:02}": np.asarray(x) for i, x in enumerate(latents)}
             np.savez(file, allow_pickle=False, **arrays)

@@ -1,6 +1,7 @@
 """Texts to tokens to features: CLIP's tokenizer and text tower."""
 
 import html
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -33,14 +34,16 @@ class Tokenizer:
     """
 
     def __init__(self, vocab: dict[str, int], merges: Sequence[str], context_length: int):
-        # Tokenizers need no PyTorch, whose absence it would remark upon.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        # Slow to import, and needed only where texts are read.
-        from transformers import CLIPTokenizer
-
         pairs: Any = [tuple(merge.split()) for merge in merges]
-        self._tokenizer = CLIPTokenizer(vocab=vocab, merges=pairs)
+        self._tokenizer = _import_tokenizer()(vocab=vocab, merges=pairs)
+        self._vocab, self._merges = vocab, merges
         self.context_length = context_length
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Contents by name of ``vocab.json`` and ``merges.txt``, as ``save_model`` takes them."""
+        merges = "".join(f"{merge}\n" for merge in ("#version: 0.2", *self._merges))
+        return {"vocab.json": json.dumps(self._vocab).encode(), "merges.txt": merges.encode()}
 
     def __call__(self, texts: str | Sequence[str]) -> Int[np.ndarray, "batch context"]:
         """Encodes texts, or one, as OpenAI's ``clip.tokenize`` does: start, tokens, end, zeros.
@@ -61,6 +64,22 @@ class Tokenizer:
                 )
             row[: len(ids)] = ids
         return tokens
+
+
+def _import_tokenizer() -> Any:
+    # Slow, and needed only where texts are read. Tokenizers need no PyTorch, of whose absence
+    # transformers would warn.
+    silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(silent)
+    os.environ[silent] = "1"
+    try:
+        from transformers import CLIPTokenizer
+    finally:
+        if before is None:
+            del os.environ[silent]
+        else:
+            os.environ[silent] = before
+    return CLIPTokenizer
 
 
 def _clean(text: str) -> str:

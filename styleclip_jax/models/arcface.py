@@ -4,7 +4,7 @@ The network is the one of the official file ``models/facial_recognition/model_ir
 of pre-activated blocks with squeeze-and-excitation, batch normalization with stored statistics.
 
 Parameter tree, with ``Norm`` standing for ``scale``, ``bias`` (``nnx.Param``) and ``mean``, ``var``
-(``nnx.BatchStat``), each ``(C,)``, and every convolution's kernel in HWIO layout::
+(``Buffer``), each ``(C,)``, and every convolution's kernel in HWIO layout::
 
     stem.conv.kernel (3, 3, 3, 64)   stem.norm: Norm   stem.slope (64,)        input_layer.0, 1, 2
     blocks[i].norm1: Norm            on the block's input channels             res_layer.0
@@ -29,6 +29,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.models.variables import Buffer
 
 # IR-SE152 has 50. A damaged configuration does not make modules until memory ends.
 MAX_BLOCKS = 256
@@ -66,8 +69,8 @@ class InferenceBatchNorm(nnx.Module):
     def __init__(self, features: int):
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        self.mean = Buffer(jnp.zeros(features))
+        self.var = Buffer(jnp.ones(features))
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         gain = self.scale[...] / jnp.sqrt(self.var[...] + 1e-5)
@@ -195,7 +198,15 @@ class ArcFace(nnx.Module):
 
         Returns:
             Unit vectors, float32.
+
+        Raises:
+            InputError: The images have another size or layout.
         """
+        size = self.config.image_size
+        if images.shape[1:] != (size, size, 3):
+            raise InputError(
+                f"images have shape {images.shape}, expected (batch, {size}, {size}, 3)"
+            )
         x = self.stem(images.astype(self.dtype))
         for block in self.blocks:
             x = block(x)

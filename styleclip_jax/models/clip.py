@@ -8,6 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from styleclip_jax.errors import InputError
+
 # A damaged configuration does not make modules until memory ends.
 MAX_LAYERS = 256
 
@@ -234,7 +236,15 @@ class CLIP(nnx.Module):
 
         Returns:
             Features, not of unit length.
+
+        Raises:
+            InputError: The images have another size or layout.
         """
+        size = self.config.image_size
+        if pixels.shape[1:] != (size, size, 3):
+            raise InputError(
+                f"pixels have shape {pixels.shape}, expected (batch, {size}, {size}, 3)"
+            )
         return self.vision(pixels).astype(jnp.float32)
 
     def encode_text(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed"]:

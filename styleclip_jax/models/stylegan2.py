@@ -24,16 +24,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.models.variables import Buffer
 
 StyleSpace = tuple[Float[Array, "batch _"], ...]
 
 # The [1, 3, 3, 1] low-pass filter, normalized to a gain of 2 per axis: zeros inserted by a
 # two-fold upsampling halve the mean.
 _NEAR, _FAR = 0.75, 0.25
-
-
-class Buffer(nnx.Variable):
-    """Saved with the model but never trained: fixed noise and the mean latent."""
 
 
 # A damaged configuration does not make modules until memory ends.
@@ -403,7 +400,14 @@ class Generator(nnx.Module):
 
         Returns:
             The same ``w`` for every layer.
+
+        Raises:
+            InputError: ``z`` is not (B, z_dim).
         """
+        if z.ndim != 2 or z.shape[1] != self.config.z_dim:
+            raise InputError(
+                f"z has shape {z.shape}, expected (batch, {self.config.z_dim}) for this generator"
+            )
         w = self.mapping(z)
         w = self.mean_w[...] + truncation * (w - self.mean_w[...])
         return jnp.broadcast_to(w[:, None], (w.shape[0], self.num_layers, w.shape[1]))

@@ -1,29 +1,19 @@
-"""What all scripts share: how they start, how they fail, and where their results go."""
+"""What all scripts share: how they start, read flags, and fail."""
 
 import ast
-import contextlib
 import dataclasses
-import itertools
 import math
-import os
 import re
-import shlex
-import shutil
 import signal
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 from absl import app, flags, logging
 
 from styleclip_jax.errors import InputError, is_out_of_memory
-from styleclip_jax.io.files import expand_user
-
-CACHE = Path("~/.cache/styleclip_jax")
-COMMAND_FILE = "command.txt"
+from styleclip_jax.runs.compilation_cache import enable_compilation_cache
 
 Config = TypeVar("Config")
 
@@ -47,7 +37,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             if not flags.FLAGS["verbosity"].present:
                 # What Orbax logs, with the stack of every thread, it also raises.
                 logging.set_verbosity(logging.FATAL)
-            keep_compiled_programs()
+            enable_compilation_cache()
             # As Ctrl-C, so that what a run has begun is removed.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             main(arguments)
@@ -62,14 +52,6 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
     app.run(main_with_short_errors, argv=list(argv) if argv else None, flags_parser=_parse_flags)
     sys.exit(0)
-
-
-def keep_compiled_programs() -> None:
-    """Switches JAX's persistent compilation cache on."""
-    # A full disk or a home that cannot be written is no reason to bother the user.
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
 
 
 def refuse_random_images(latents_flag: str, *names: str) -> None:
@@ -167,71 +149,3 @@ def parse_settings(assignments: Sequence[str], defaults: Mapping[str, Any]) -> d
 def script_flags(module: str) -> dict[str, Any]:
     """Values of the flags that a module, by its ``__name__``, defines."""
     return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(module)}
-
-
-def new_run_directory(path: str | os.PathLike[str]) -> Path:
-    """Makes a directory for the results of this run, and notes the command line in it.
-
-    Nothing is ever overwritten: where ``path`` is taken, the directory is ``path-2``, ``path-3``
-    and so on. Runs that start at the same time get different ones.
-
-    Args:
-        path: A directory that is absent or empty, or the one to make a numbered sibling of.
-
-    Raises:
-        InputError: The directory cannot be written.
-    """
-    path = Path(os.path.abspath(expand_user(path)))
-    command = shlex.join(["python", *sys.argv]) + "\n"
-    for number in itertools.count(1):
-        directory = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        there = _nearest_directory(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if any(directory.iterdir()):
-                continue
-            with (directory / COMMAND_FILE).open("xb") as file:
-                file.write(os.fsencode(command))
-        except FileExistsError:
-            # Another run was faster, or a file has this name.
-            continue
-        except OSError as error:
-            _remove(directory, there)
-            raise InputError(
-                f"results cannot be written to {directory} ({error.strerror}); choose another"
-                " directory"
-            ) from None
-        return directory
-    raise AssertionError("the numbers do not end")
-
-
-@contextlib.contextmanager
-def run_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As :func:`new_run_directory`, for results that are worth nothing unless they are complete.
-
-    A failure removes what was written, and the directories that were made for it.
-    """
-    path = Path(os.path.abspath(expand_user(path)))
-    there = _nearest_directory(path)
-    directory = new_run_directory(path)
-    try:
-        yield directory
-    except BaseException:
-        _remove(directory, there)
-        raise
-
-
-def _nearest_directory(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.is_dir())
-
-
-def _remove(directory: Path, there: Path) -> None:
-    """Removes a directory and those above it that were made with it; empties it if it was there."""
-    shutil.rmtree(directory, ignore_errors=True)
-    if directory == there:
-        directory.mkdir(exist_ok=True)
-    for parent in directory.parents:
-        if there.is_relative_to(parent):
-            break
-        with contextlib.suppress(OSError):  # Another run's results are in it.
-            parent.rmdir()

@@ -1,8 +1,14 @@
-"""What a run leaves behind: images, and measurements with what is needed to repeat them."""
+"""Results of a run: a new directory, images, and metrics with what is needed to repeat them."""
 
+import contextlib
 import importlib.metadata
+import itertools
 import json
-from collections.abc import Mapping
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +16,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from styleclip_jax.io.files import replace_file
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.files import expand_user, replace_file
 from styleclip_jax.io.images import write_image
 
+COMMAND_FILE = "command.txt"
 _LIBRARIES = ("styleclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -51,3 +59,71 @@ def _version(library: str) -> str:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def new_run_directory(path: str | os.PathLike[str]) -> Path:
+    """Makes a directory for the results of this run, and notes the command line in it.
+
+    Nothing is ever overwritten: where ``path`` is taken, the directory is ``path-2``, ``path-3``
+    and so on. Runs that start at the same time get different ones.
+
+    Args:
+        path: A directory that is absent or empty, or the one to make a numbered sibling of.
+
+    Raises:
+        InputError: The directory cannot be written.
+    """
+    path = Path(os.path.abspath(expand_user(path)))
+    command = shlex.join(["python", *sys.argv]) + "\n"
+    for number in itertools.count(1):
+        directory = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        there = _nearest_directory(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                continue
+            with (directory / COMMAND_FILE).open("xb") as file:
+                file.write(os.fsencode(command))
+        except FileExistsError:
+            # Another run was faster, or a file has this name.
+            continue
+        except OSError as error:
+            _remove(directory, there)
+            raise InputError(
+                f"results cannot be written to {directory} ({error.strerror}); choose another"
+                " directory"
+            ) from None
+        return directory
+    raise AssertionError("the numbers do not end")
+
+
+@contextlib.contextmanager
+def run_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As :func:`new_run_directory`, for results that are worth nothing unless they are complete.
+
+    A failure removes what was written, and the directories that were made for it.
+    """
+    path = Path(os.path.abspath(expand_user(path)))
+    there = _nearest_directory(path)
+    directory = new_run_directory(path)
+    try:
+        yield directory
+    except BaseException:
+        _remove(directory, there)
+        raise
+
+
+def _nearest_directory(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _remove(directory: Path, there: Path) -> None:
+    """Removes a directory and those above it that were made with it; empties it if it was there."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory == there:
+        directory.mkdir(exist_ok=True)
+    for parent in directory.parents:
+        if there.is_relative_to(parent):
+            break
+        with contextlib.suppress(OSError):  # Another run's results are in it.
+            parent.rmdir()

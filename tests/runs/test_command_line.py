@@ -1,10 +1,6 @@
-import errno
 import os
 import subprocess
 import sys
-import threading
-import warnings
-from pathlib import Path
 
 import jax
 import pytest
@@ -121,27 +117,6 @@ def test_a_process_of_its_own_fails_likewise(tmp_path):
     assert done.stderr == "error: the input is bad\n"
 
 
-def test_compiled_programs_are_kept_where_the_user_says(monkeypatch):
-    set_options = {}
-    monkeypatch.setattr(jax.config, "update", set_options.__setitem__)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
-    command_line.keep_compiled_programs()
-    assert not set_options
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    command_line.keep_compiled_programs()
-    cache = set_options["jax_compilation_cache_dir"]
-    assert cache == "/home/somebody/.cache/styleclip_jax"
-
-
-def test_a_cache_that_cannot_be_written_is_not_mentioned(monkeypatch):
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    command_line.keep_compiled_programs()
-    warnings.warn("Error writing persistent compilation cache entry for 'jit_f'", stacklevel=1)
-    with pytest.raises(UserWarning):
-        warnings.warn("another one", stacklevel=1)
-
-
 def test_a_configuration_takes_the_flags_of_its_fields_names():
     import dataclasses
 
@@ -170,81 +145,6 @@ def test_the_flags_of_a_script_are_those_of_its_module_whatever_started_it(monke
     finally:
         del flags.FLAGS.colour
         flags.FLAGS.unparse_flags()
-
-
-def test_run_directories_are_new_and_note_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["optimize.py", "--description=a hat"])
-    names = [command_line.new_run_directory(tmp_path / "results").name for _ in range(3)]
-    assert names == ["results", "results-2", "results-3"]
-    command = (tmp_path / "results-3" / "command.txt").read_text()
-    assert command == "python optimize.py '--description=a hat'\n"
-
-
-def test_an_empty_directory_is_used_and_a_file_is_not_touched(tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert command_line.new_run_directory(tmp_path / "empty") == tmp_path / "empty"
-    (tmp_path / "taken").write_text("mine")
-    assert command_line.new_run_directory(tmp_path / "taken") == tmp_path / "taken-2"
-    assert (tmp_path / "taken").read_text() == "mine"
-
-
-def test_runs_that_start_together_get_different_directories(tmp_path):
-    directories, barrier = [], threading.Barrier(8)
-
-    def start():
-        barrier.wait()
-        directories.append(command_line.new_run_directory(tmp_path / "results"))
-
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(directories)) == 8
-
-
-def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written to .*file/results"):
-        command_line.new_run_directory(tmp_path / "file" / "results")
-    with pytest.raises(InputError, match="cannot be written to /proc/results"):
-        command_line.new_run_directory("/proc/results")
-
-
-def test_a_failed_run_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), command_line.run_directory(tmp_path / "results") as directory:
-        (directory / "half.png").write_text("")
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_run_leaves_no_parents_behind_and_takes_none_away(tmp_path):
-    (tmp_path / "mine").mkdir()
-    for path in ("mine/a/b", "mine"):
-        with pytest.raises(RuntimeError), command_line.run_directory(tmp_path / path):
-            raise RuntimeError
-        assert [str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")] == ["mine"]
-
-
-def test_results_of_a_user_that_does_not_exist_or_in_a_circle_of_links_are_refused(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "link")
-    for path in ("~no-such-user/results", tmp_path / "link" / "results"):
-        with pytest.raises(InputError), command_line.run_directory(path):
-            raise AssertionError("there is no such directory")
-
-
-def test_a_directory_in_which_nothing_can_be_written_is_not_left_behind(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(InputError, match="No space left"):
-        command_line.new_run_directory(tmp_path / "a" / "results")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(InputError, match="No space left"):
-        command_line.new_run_directory(tmp_path / "mine")
-    assert (tmp_path / "mine").is_dir()
 
 
 def test_settings_have_the_types_of_their_defaults():

@@ -1,0 +1,23 @@
+"""JAX's persistent cache of compiled programs."""
+
+import os
+import warnings
+from pathlib import Path
+
+import jax
+
+CACHE = Path("~/.cache/styleclip_jax")
+
+
+def enable_compilation_cache(path: str | os.PathLike[str] = CACHE) -> None:
+    """Keeps compiled programs on disk, so that the next process starts sooner.
+
+    Does nothing where JAX has a cache already (``JAX_COMPILATION_CACHE_DIR``). A cache that cannot
+    be read or written costs time but raises no warning.
+
+    Args:
+        path: The directory.
+    """
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(path).expanduser()))
