@@ -26,6 +26,7 @@ from styleclip_jax.methods.mapper_training import (
 from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
     AVATARS_GENERATE_CONFIG,
+    AVATARS_NEUTRAL,
     EditResult,
     OptimizeConfig,
     edit_latents,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AVATARS_CONFIG",
     "AVATARS_GENERATE_CONFIG",
+    "AVATARS_NEUTRAL",
     "EditResult",
     "InputError",
     "MapperState",

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from absl import app, flags
-from jaxtyping import install_import_hook
 
 # Shapes in the package's signatures are checked wherever a test comes by; ints are floats too.
-install_import_hook(
+jaxtyping.install_import_hook(
     "styleclip_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
@@ -72,6 +72,12 @@ def strict_dtypes():
     """Lets no operation widen a type by itself; flax and optax do, for bfloat16 and in Adam."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def without_type_checks(monkeypatch):
+    """As for users, who run without the checks of shapes that tests have."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def tokenizer_files() -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import pytest
 
 import styleclip_jax as sc
 from styleclip_jax.io.checkpoints import flatten
+from styleclip_jax.models import ArcFace, ArcFaceConfig
 
 # Importing JAX alone sets variables.
 IMPORT = """
@@ -28,7 +29,7 @@ def test_importing_the_package_logs_nothing_and_changes_no_variable():
 
 
 def test_every_exported_name_is_there_and_documented():
-    for name in set(sc.__all__) - {"models", "__version__"}:
+    for name in set(sc.__all__) - {"models", "__version__", "AVATARS_NEUTRAL"}:
         assert getattr(sc, name).__doc__, name
 
 
@@ -52,3 +53,52 @@ def test_an_optimizer_of_a_whole_model_moves_its_parameters_and_no_buffer(genera
     before, after = flatten(generator), flatten(step(generator, z))
     still = {name for name in before if np.array_equal(before[name], after[name])}
     assert still == {name for name in before if name.endswith(("noise", "mean_w"))}
+
+
+def wrong_inputs():
+    """By name: a call with the models ``generator``, ``clip`` and ``arcface``, and the message."""
+    nchw, small = jnp.zeros((2, 3, 32, 32)), jnp.zeros((2, 16, 16, 3))
+    text = jnp.ones((1, 16))
+    square = r"expected \(batch, height, height, 3\): square, with the channels last"
+    return {
+        "z": (lambda g, c, a: g.map(jnp.zeros((2, 7))), r"z has shape \(2, 7\), .* 12\)"),
+        "one z": (lambda g, c, a: g.map(jnp.zeros(12)), r"z has shape \(12,\), .* 12\)"),
+        "clip_loss": (lambda g, c, a: sc.clip_loss(c, nchw, text), square),
+        "id_loss": (lambda g, c, a: sc.id_loss(a, nchw, nchw), square),
+        "clip": (lambda g, c, a: c.encode_image(small), r"pixels .* \(batch, 32, 32, 3\)"),
+        "arcface": (lambda g, c, a: a(nchw), r"images .* \(batch, 16, 16, 3\)"),
+    }
+
+
+@pytest.mark.parametrize("name", wrong_inputs())
+def test_arrays_of_another_layout_or_width_are_input_errors(
+    generator, clip, random_model, without_type_checks, name
+):
+    config = ArcFaceConfig(image_size=16, stem_width=16, stages=((16, 1),))
+    arcface = random_model(ArcFace, config, seed=3)
+    call, message = wrong_inputs()[name]
+    with pytest.raises(sc.InputError, match=message):
+        call(generator, clip, arcface)
+
+
+def test_another_dtype_is_an_input_error(generator, generator_path, tmp_path):
+    for dtype in ("float23", "int32", "float16"):
+        with pytest.raises(sc.InputError, match=f"dtype is {dtype}, expected float32 or bfloat16"):
+            sc.load_generator(generator_path, dtype)
+    with pytest.raises(sc.InputError, match="dtype is int8, expected float32 or bfloat16 or"):
+        sc.save_model(tmp_path / "generator", generator, dtype="int8")
+    assert not (tmp_path / "generator").exists()
+
+
+def test_a_clip_is_saved_with_its_tokenizer(clip, clip_path, tmp_path):
+    tokenizer = sc.load_tokenizer(clip_path)
+    sc.save_model(tmp_path / "clip", clip, tokenizer.files)
+    copy = sc.load_tokenizer(tmp_path / "clip")
+    np.testing.assert_array_equal(copy(["a hat!"]), tokenizer(["a hat!"]))
+
+
+def test_the_mappers_that_ship_are_listed_and_load():
+    names = sc.pretrained_mappers()
+    assert "sunglasses" in names and names == sorted(names)
+    for name in names:
+        assert sc.load_mapper(name).config.num_layers == sc.load_generator().num_layers

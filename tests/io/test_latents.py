@@ -27,6 +27,20 @@ def test_stylespace_coordinates_are_read_back_exactly_and_in_order(generator, st
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["faces.npy", "faces"])
+def test_the_ending_of_a_name_may_be_left_out(w_plus, tmp_path, name):
+    save_latents(tmp_path / name, w_plus)
+    assert [path.name for path in tmp_path.iterdir()] == ["faces.npy"]
+
+
+def test_the_ending_of_the_other_kind_is_refused(w_plus, styles, tmp_path):
+    with pytest.raises(InputError, match=r"ends in \.npz, expected \.npy for W\+"):
+        save_latents(tmp_path / "faces.npz", w_plus)
+    with pytest.raises(InputError, match=r"ends in \.npy, expected \.npz for StyleSpace"):
+        save_latents(tmp_path / "faces.npy", styles)
+    assert not list(tmp_path.iterdir())
+
+
 def test_double_precision_is_taken(generator, w_plus, tmp_path):
     np.save(tmp_path / "faces.npy", np.asarray(w_plus, np.float64))
     loaded = load_latents(tmp_path / "faces.npy", generator)
