@@ -4,14 +4,16 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import styleclip_jax as sc
 from styleclip_jax.io.checkpoints import flatten
-from styleclip_jax.models import ArcFace, ArcFaceConfig
+from styleclip_jax.models import ArcFace, ArcFaceConfig, LevelsMapper, MapperConfig
 
 # Importing JAX alone sets variables.
 IMPORT = """
@@ -102,3 +104,16 @@ def test_the_mappers_that_ship_are_listed_and_load():
     assert "sunglasses" in names and names == sorted(names)
     for name in names:
         assert sc.load_mapper(name).config.num_layers == sc.load_generator().num_layers
+
+
+def test_an_edit_is_exported_for_every_platform(generator):
+    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
+
+    def edit(z):
+        return sc.apply_mapper(generator, mapper, generator.map(z, truncation=0.7))[0]
+
+    z = jax.random.normal(jax.random.key(0), (2, generator.config.z_dim))
+    exported = jax.export.export(jax.jit(edit), platforms=("cpu", "cuda", "tpu"))(z)
+    program = jax.export.deserialize(exported.serialize())
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    np.testing.assert_allclose(program.call(z), edit(z), atol=1e-5)
