@@ -3,6 +3,7 @@
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -19,5 +20,6 @@ def enable_compilation_cache(path: str | os.PathLike[str] = CACHE) -> None:
         path: The directory.
     """
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(path).expanduser()))
+    config: Any = jax.config
+    if not config.jax_compilation_cache_dir:
+        config.update("jax_compilation_cache_dir", str(Path(path).expanduser()))
