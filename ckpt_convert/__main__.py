@@ -188,5 +188,10 @@ def _fail(error: Exception | str) -> int:
     return 1
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Runs the command line of the process; the command ``styleclip-convert``."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    start()

@@ -185,9 +185,11 @@ def run_script(monkeypatch, capsys):
             with pytest.raises(SystemExit) as stopped:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
         finally:
-            # Scripts have flags in common.
+            # Scripts have flags in common, and define them when they are imported.
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
+            for name in [name for name in sys.modules if name.startswith("styleclip_jax.scripts.")]:
+                del sys.modules[name]
             flags.FLAGS.unparse_flags()
         return Outcome(stopped.value.code or 0, *capsys.readouterr())
 

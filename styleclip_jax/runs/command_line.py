@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NoReturn, TypeVar, cast
 
 import jax
@@ -50,8 +51,17 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
                 raise
             _fail("there is not enough memory; take fewer images at a time")
 
+    _let_help_describe(sys.modules[main.__module__])
     app.run(main_with_short_errors, argv=list(argv) if argv else None, flags_parser=_parse_flags)
     sys.exit(0)
+
+
+def _let_help_describe(script: ModuleType) -> None:
+    """Lets ``--help`` show the text and the flags of a script, whichever program started it."""
+    if script.__name__ != "__main__":
+        sys.modules["__main__"].__doc__ = script.__doc__
+        for flag in flags.FLAGS.get_key_flags_for_module(script):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def refuse_random_images(latents_flag: str, *names: str) -> None:

@@ -1,0 +1,173 @@
+r"""Edits images with a mapper that train_mapper.py trained, in one pass.
+
+Results go to a new directory: a sheet of all images before and after, every image, the latents and
+metrics.json.
+
+Examples:
+  python apply_mapper.py --mapper=sunglasses
+  python apply_mapper.py --mapper=runs/beard --num_images=8 --strength=0.1
+  python apply_mapper.py --mapper=runs/beard --strength=-0.1 --strength=0.05 --strength=0.1
+  python apply_mapper.py --generator=checkpoints/ffhq --mapper=checkpoints/afro \
+      --mapper=checkpoints/surprised --latents=faces.npy
+"""
+
+import functools
+import math
+import operator
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import Float, Int
+
+from styleclip_jax.io.checkpoints import load_generator, load_mapper
+from styleclip_jax.io.images import sheet, write_image
+from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.runs import command_line
+from styleclip_jax.runs.results import run_directory, write_images, write_metrics
+
+FLAGS = flags.FLAGS
+
+BATCH_SIZE = 8
+SHEET_ROWS = 16
+
+flags.DEFINE_multi_string(
+    "mapper",
+    None,
+    "The mapper: a directory of train_mapper.py or of python -m ckpt_convert mapper, or the name of"
+    " one that comes with the package. Repeat the flag to apply several at once.",
+    required=True,
+)
+flags.DEFINE_multi_float(
+    "strength",
+    [0.1],
+    "How much to edit. Negative values edit the other way round. Repeat the flag for a strip of"
+    " images from the lowest to the highest.",
+)
+flags.register_validator(
+    "strength",
+    lambda strengths: all(map(math.isfinite, strengths)),
+    message="--strength must be a finite number.",
+)
+flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
+
+flags.DEFINE_string(
+    "generator",
+    None,
+    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
+    " come with the package.",
+)
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+)
+
+flags.DEFINE_string(
+    "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
+)
+flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Another seed gives other random images.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
+flags.DEFINE_float(
+    "truncation",
+    0.7,
+    "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
+    lower_bound=0,
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Applies the mappers with every strength to all images, and writes the results."""
+    command_line.refuse_random_images("latents", "num_images", "seed", "truncation")
+    mappers = [load_mapper(path) for path in FLAGS.mapper]
+    generator = load_generator(FLAGS.generator, FLAGS.dtype)
+    if FLAGS.latents:
+        latents = load_latents(FLAGS.latents, generator)
+    else:
+        latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+
+    begun = time.perf_counter()
+    size = len(jax.tree.leaves(latents)[0])
+    batches = batch_indices(size)
+    first = jax.tree.map(operator.itemgetter(batches[0]), latents)
+    program = apply_mapper.lower(generator, mappers, first, 0.0).compile()
+    edit = functools.partial(program, generator, mappers)
+    metrics: dict[str, Any] = {"compile_seconds": time.perf_counter() - begun, "strengths": {}}
+
+    with run_directory(FLAGS.results_dir) as directory:
+        columns = {}
+        # Strength 0 is the image before.
+        for strength in sorted({0.0, *FLAGS.strength}):
+            label = f"strength {strength}" if strength else "before"
+            place = directory / label.replace(" ", "_")
+            columns[label], seconds = apply(edit, latents, batches, strength, place)
+            metrics["strengths"][label] = {"seconds_per_image": seconds}
+        write_image(directory / "before_after.png", sheet([*columns.values()], [*columns]))
+        write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
+    if size > SHEET_ROWS:
+        print(f"before_after.png shows the first {SHEET_ROWS} of {size} images")
+    milliseconds = 1000 * statistics.median(
+        measured["seconds_per_image"] for measured in metrics["strengths"].values()
+    )
+    print(f"wrote {directory / 'before_after.png'}, {milliseconds:.0f} ms per image")
+
+
+def batch_indices(size: int) -> np.ndarray:
+    """Which latents make the batches, all of one size, so that one program does for all of them.
+
+    The last latent fills what is left of the last batch.
+    """
+    batch = min(size, BATCH_SIZE)
+    return np.minimum(np.arange(-(-size // batch) * batch), size - 1).reshape(-1, batch)
+
+
+def apply(
+    edit: Callable,
+    latents: Latents,
+    batches: Int[np.ndarray, "batches batch"],
+    strength: float,
+    directory: Path,
+) -> tuple[Float[np.ndarray, "rows height width 3"], float]:
+    """Edits all images, and writes them and their latents, one batch after the other.
+
+    Returns:
+        The first images, for the sheet, and the seconds that an image took.
+    """
+    size = len(jax.tree.leaves(latents)[0])
+    rows, parts, seconds = [], [], 0.0
+    for indices in batches:
+        batch = jax.tree.map(operator.itemgetter(indices), latents)
+        begun = time.perf_counter()
+        images, edited = jax.block_until_ready(edit(batch, strength))
+        seconds += time.perf_counter() - begun
+        new = min(len(indices), size - indices[0])
+        # The device holds no more than one batch of images.
+        images = np.asarray(images)[:new]
+        if not np.isfinite(images).all():
+            raise FloatingPointError(f"images are not finite with --strength={strength}")
+        write_images(directory, images, first=int(indices[0]))
+        rows += [*images[: max(SHEET_ROWS - len(rows), 0)]]
+        parts.append(jax.tree.map(operator.itemgetter(slice(new)), edited))
+    save_latents(directory / "latents", jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
+    return np.stack(rows), seconds / batches.size
+
+
+def start() -> NoReturn:
+    """Runs the script; the command ``styleclip-apply-mapper``."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    start()

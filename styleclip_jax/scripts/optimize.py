@@ -1,0 +1,380 @@
+r"""Edits images until they fit a text, or makes an image from a text alone.
+
+Gradient descent on StyleGAN2's latent code; CLIP tells how well the image fits. Results go to a new
+directory: a sheet of all images before and after, every image, the latents and metrics.json.
+
+Examples:
+  python optimize.py --description="a person with sunglasses"
+  python optimize.py --num_images=8 --seed=3 \
+      --description="a person with a beard" --description="a person with a red hat"
+  python optimize.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
+      --description="a person with purple hair" --latents=faces.npy --guide_resolution=256
+  python optimize.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 --templates \
+      --guidance=direction --description="a smiling face" --keep="a face with makeup" --views=4
+"""
+
+import math
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import Array
+from tqdm import tqdm
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import load_arcface, load_generator
+from styleclip_jax.io.images import sheet, write_gif, write_image
+from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.latents import Latents, draw, sample_latents, squared_distance
+from styleclip_jax.losses import clip_loss
+from styleclip_jax.methods.optimization import (
+    AVATARS_CONFIG,
+    AVATARS_GENERATE_CONFIG,
+    EditResult,
+    OptimizeConfig,
+    best_fits,
+    edit_latents,
+)
+from styleclip_jax.models import ArcFace, Generator
+from styleclip_jax.runs import command_line, objective_flags
+from styleclip_jax.runs.results import image_name, run_directory, write_images, write_metrics
+
+FLAGS = flags.FLAGS
+DEFAULTS: Any = OptimizeConfig()
+
+# What differs for the small generator that comes with the package; flags that are given prevail.
+AVATARS = {
+    "edit": command_line.differences(AVATARS_CONFIG, DEFAULTS),
+    "generate": {"samples": 64}
+    | command_line.differences(AVATARS_GENERATE_CONFIG, OptimizeConfig(mode="generate")),
+}
+
+flags.DEFINE_multi_string(
+    "description",
+    None,
+    "What the images should show, such as 'a person with sunglasses'. Repeat the flag for several"
+    " texts; each is applied to every image.",
+    required=True,
+)
+flags.DEFINE_string(
+    "results_dir",
+    "results",
+    "New directory for the results; where it exists, results-2 and so on is taken.",
+)
+
+flags.DEFINE_string(
+    "generator",
+    None,
+    "The network that draws the images: the directory that python -m ckpt_convert stylegan2 wrote."
+    " Default: the avatars that come with the package, and settings that suit them: "
+    + "; ".join(
+        f"to {mode}, {command_line.describe_flags(settings)}" for mode, settings in AVATARS.items()
+    )
+    + ".",
+)
+objective_flags.define_flags(DEFAULTS)
+flags.DEFINE_string(
+    "arcface",
+    None,
+    "The network that recognizes a person, which --id_lambda needs: the directory that python -m"
+    " ckpt_convert arcface wrote.",
+)
+flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Precision of the arithmetic: bfloat16 is faster on GPUs and TPUs, float32 more exact.",
+)
+
+flags.DEFINE_string(
+    "latents",
+    None,
+    "The images to edit, as the numbers (latents) that the generator draws them from: a file that"
+    " python -m ckpt_convert latents or an earlier run wrote. Default: random images.",
+)
+flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Another seed gives other random images, and other random views.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
+flags.DEFINE_float(
+    "truncation",
+    0.7,
+    "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
+    lower_bound=0,
+)
+
+flags.DEFINE_enum(
+    "mode",
+    DEFAULTS.mode,
+    ["edit", "generate"],
+    "Edit images, or generate one from the text alone.",
+)
+flags.DEFINE_integer(
+    "samples",
+    0,
+    "With --mode=generate: start from the one of so many random images that fits the text best; 0:"
+    " from the mean image.",
+    lower_bound=0,
+)
+flags.DEFINE_enum(
+    "space",
+    DEFAULTS.space,
+    ["w_plus", "stylespace"],
+    "What to change: w_plus, the latents of every layer, or stylespace, the finer style channels"
+    " that are made of them.",
+)
+flags.DEFINE_integer(
+    "steps",
+    DEFAULTS.steps,
+    "Number of steps, or the most steps where --stop_loss or --patience ends the run: more of them"
+    " change the image more and take longer.",
+)
+flags.DEFINE_float(
+    "learning_rate",
+    DEFAULTS.learning_rate,
+    "Size of a step: larger ones change the image more; too large ones spoil it.",
+)
+flags.DEFINE_float(
+    "l2_lambda",
+    DEFAULTS.l2_lambda,
+    "How much the image is held to what it was: larger values change it less.",
+)
+flags.DEFINE_float(
+    "id_lambda",
+    DEFAULTS.id_lambda,
+    "How much the person's identity is held: for realistic faces, with --arcface; try 0.005.",
+)
+flags.DEFINE_float(
+    "stop_loss",
+    DEFAULTS.stop_loss,
+    "Stop early when every image's loss, the number that the run makes smaller, is below this.",
+)
+flags.DEFINE_integer(
+    "patience",
+    DEFAULTS.patience,
+    "Stop early when no image's loss has become smaller for so many steps; 0: take all steps.",
+)
+flags.DEFINE_float(
+    "min_improvement",
+    DEFAULTS.min_improvement,
+    "By how much a loss has to become smaller before --patience starts to count anew.",
+)
+flags.DEFINE_integer(
+    "guide_resolution",
+    DEFAULTS.guide_resolution,
+    "Let CLIP see the image at this lower resolution, for example 256, which is several times"
+    " faster; the result has full resolution all the same.",
+)
+flags.DEFINE_integer(
+    "save_intermediate_every",
+    0,
+    "Save a picture every so many steps, and an animation of them; 0: none.",
+    lower_bound=0,
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Applies every text to all images, and writes the results."""
+    if not FLAGS.generator:
+        for name, value in AVATARS[FLAGS.mode].items():
+            FLAGS.set_default(name, value)
+    config = command_line.config_from_flags(OptimizeConfig)
+    check_flags(config)
+    # Python must not end while a step, which an interruption may have left behind, still runs.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    with run_directory(FLAGS.results_dir) as directory:
+        generator = load_generator(FLAGS.generator, FLAGS.dtype)
+        texts = objective_flags.read_clips()
+        arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
+
+        first = first_latents(generator, texts, config)
+        first_images = jax.jit(draw)(generator, first)
+        write_images(directory / "before", first_images)
+        save_latents(directory / "before" / "latents", first)
+
+        columns, labels, metrics = [], [], []
+        if config.mode == "edit":
+            columns, labels = [first_images], ["before"]
+        for i, description in enumerate(FLAGS.description):
+            text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))
+            # Every text has all images to edit, or one of its own to start from.
+            latents, images = first, first_images
+            if config.mode == "generate":
+                latents, images = jax.tree.map(lambda x, i=i: x[i : i + 1], (first, first_images))
+                columns.append(images)
+                labels.append("start")
+            place = directory / directory_name(i, description)
+            begun = time.perf_counter()
+            result = edit(generator, text, arcface, latents, config, description, place)
+            jax.block_until_ready(result)
+            seconds = time.perf_counter() - begun
+            write_images(place, result.images)
+            save_latents(place / "latents", result.latents)
+            columns.append(result.images)
+            labels.append(description)
+            metrics.append(
+                {"description": description, "directory": place.name, "seconds": seconds}
+                | measure(text, config, latents, images, result)
+            )
+        write_image(directory / "before_after.png", sheet(columns, labels))
+        write_metrics(
+            directory / "metrics.json",
+            {"descriptions": metrics, "seed": FLAGS.seed},
+            command_line.script_flags(__name__),
+        )
+    print(f"wrote {directory / 'before_after.png'} and all results beside it")
+
+
+def check_flags(config: OptimizeConfig) -> None:
+    """Raises InputError where flags contradict each other."""
+    if config.id_lambda and config.mode == "edit" and not FLAGS.arcface:
+        raise InputError(
+            f"--id_lambda={config.id_lambda} needs --arcface, the checkpoint of a face recognition"
+            " network (python -m ckpt_convert arcface)"
+        )
+    if FLAGS.arcface and not config.id_lambda:
+        raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.005")
+    if config.patience == 0 and FLAGS["min_improvement"].present:
+        raise InputError("--min_improvement goes with --patience, which is not given")
+    objective_flags.check_flags()
+    # Views are random too.
+    random_images = ("num_images", "truncation", *(() if config.views else ("seed",)))
+    if config.mode == "generate":
+        unused = ["latents", *(random_images if not FLAGS.samples else random_images[:1])]
+        given = [f"--{name}" for name in unused if FLAGS[name].present]
+        if given or FLAGS.keep:
+            raise InputError(
+                f"{', '.join(given or ['--keep'])}: --mode=generate makes one image from the text"
+                " alone; leave the flag out, or use --mode=edit"
+            )
+    elif FLAGS["samples"].present:
+        raise InputError("--samples goes with --mode=generate, which is not given")
+    command_line.refuse_random_images("latents", *random_images)
+    if FLAGS.generator and not FLAGS.clip:
+        print(
+            "note: the CLIP that comes with the package knows nothing but avatars; give --clip too",
+            file=sys.stderr,
+        )
+
+
+def first_latents(
+    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
+) -> Latents:
+    """The latents to start from, in the space of the optimization; to generate, one per text."""
+    if config.mode == "generate" and not FLAGS.samples:
+        latents = generator.mean_latents(len(FLAGS.description))
+    elif config.mode == "generate":
+        samples = sample_latents(generator, FLAGS.samples, FLAGS.seed, FLAGS.truncation)
+        latents = samples[best_fits(generator, texts.clips, samples, texts.descriptions, config)]
+    elif FLAGS.latents:
+        latents = load_latents(FLAGS.latents, generator)
+    else:
+        latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+    if config.space == "stylespace" and not isinstance(latents, tuple):
+        latents = jax.jit(Generator.styles)(generator, latents)
+    return latents
+
+
+def edit(
+    generator: Generator,
+    text: objective_flags.Texts,
+    arcface: ArcFace | None,
+    latents: Latents,
+    config: OptimizeConfig,
+    description: str,
+    directory: Path,
+) -> EditResult:
+    """Applies a text to all images, with a progress bar and, if asked for, frames."""
+    frames = []
+    frames_every = FLAGS.save_intermediate_every
+    # The bar must not make an accelerator wait for the host at every step.
+    bar_every = 1 if jax.default_backend() == "cpu" else 25
+
+    def report(step: int, losses: Array, latents: Latents) -> None:
+        bar.update(step - bar.n)
+        bar.set_postfix(loss=f"{np.mean(losses):.3f}")
+        if frames_every and step % frames_every == 0:
+            images = jax.jit(draw)(generator, latents)
+            labels = [f"step {step}, loss {loss:.3f}" for loss in np.asarray(losses)]
+            frames.append(sheet(list(images[:, None]), labels))
+            write_image(directory / "frames" / f"{step:04}.png", frames[-1])
+
+    # No bar where standard error is a file (disable=None).
+    with tqdm(total=config.steps, desc=description, unit="step", disable=None) as bar:
+        result = edit_latents(
+            generator,
+            text.clips,
+            latents,
+            text.descriptions,
+            config,
+            arcface,
+            neutral_features=text.neutral,
+            keep_features=text.keep,
+            key=jax.random.key(FLAGS.seed),
+            on_progress=None if bar.disable and not frames_every else report,
+            progress_every=math.gcd(bar_every, frames_every),
+        )
+    if frames:
+        write_gif(directory / "steps.gif", frames)
+    return result
+
+
+def measure(
+    text: objective_flags.Texts,
+    config: OptimizeConfig,
+    latents: Latents,
+    images: Array,
+    result: EditResult,
+) -> dict:
+    """What metrics.json says about a text: a list of measurements per image."""
+
+    def similarity(images: Array) -> np.ndarray:
+        loss = jax.jit(clip_loss, static_argnames="preprocess")
+        losses = [
+            loss(clip, images, features, config.preprocess)
+            for clip, features in zip(text.clips, text.descriptions, strict=True)
+        ]
+        return 1 - np.mean(losses, axis=0)
+
+    before, after = similarity(images), similarity(result.images)
+    distance = np.asarray(jnp.sqrt(squared_distance(result.latents, latents)))
+    steps = int(result.steps)
+    losses = np.asarray(result.losses[:steps])
+    return {
+        "steps": steps,
+        "images": [
+            {
+                "file": image_name(i),
+                "clip_similarity_before": float(before[i]),
+                "clip_similarity_after": float(after[i]),
+                "latent_distance": float(distance[i]),
+                "losses": losses[:, i].tolist(),
+            }
+            for i in range(len(images))
+        ],
+    }
+
+
+def directory_name(i: int, text: str) -> str:
+    """Directory name of a text's results: a number, which makes it unique, and its words."""
+    return f"{i + 1}-{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}".strip("-")
+
+
+def start() -> NoReturn:
+    """Runs the script; the command ``styleclip-optimize``."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    start()

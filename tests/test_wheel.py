@@ -1,0 +1,78 @@
+"""What an installed wheel has."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+import styleclip_jax
+from styleclip_jax.io.checkpoints import AVATARS, pretrained_mappers
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A directory with the wheel's content, as ``pip install`` leaves it in ``site-packages``."""
+    directory = tmp_path_factory.mktemp("wheel")
+    (file,) = WheelBuilder(str(ROOT)).build(directory=str(directory), versions=["standard"])
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(directory / "installed")
+    return directory / "installed"
+
+
+def test_it_brings_the_models_along(wheel):
+    packed = {
+        str(file.relative_to(wheel)): file.stat().st_size
+        for file in wheel.rglob("*")
+        if file.is_file()
+    }
+    for parts, count, limit in (
+        (("generator", "clip"), 2, 16),
+        (("mappers",), len(pretrained_mappers()), 6),
+    ):
+        sizes = {
+            str(file.relative_to(ROOT)): file.stat().st_size
+            for part in parts
+            for file in Path(AVATARS, part).rglob("*")
+            if file.is_file()
+        }
+        assert sum(name.endswith("/config.json") for name in sizes) == count
+        assert sizes.items() <= packed.items()
+        assert sum(sizes.values()) <= limit * 2**20
+
+
+def test_it_is_typed_and_knows_its_version(wheel):
+    (found,) = importlib.metadata.distributions(path=[str(wheel)])
+    assert found.version == styleclip_jax.__version__
+    assert (wheel / "styleclip_jax" / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "title"),
+    [
+        ("styleclip-optimize", "Edits images until they fit a text"),
+        ("styleclip-train-mapper", "Trains a mapper"),
+        ("styleclip-apply-mapper", "Edits images with a mapper"),
+        ("styleclip-convert", "Converts official PyTorch weights"),
+    ],
+)
+def test_its_commands_explain_themselves(wheel, tmp_path, command, title):
+    (found,) = importlib.metadata.distributions(path=[str(wheel)])
+    (entry,) = found.entry_points.select(group="console_scripts", name=command)
+    # What pip writes to the command's file.
+    program = f"import sys; from {entry.module} import {entry.attr}; sys.exit({entry.attr}())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+    )
+    assert title in done.stdout and "--" in done.stdout.replace("--help", ""), done.stderr
+    assert not done.stderr
