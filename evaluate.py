@@ -36,7 +36,7 @@ from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
-from styleclip_jax.latents import Latents, draw, sample_latents
+from styleclip_jax.latents import Latents, sample_latents, synthesize
 from styleclip_jax.losses import id_loss
 from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
 from styleclip_jax.methods.mapper_editing import apply_mapper
@@ -212,7 +212,7 @@ def main(_: Sequence[str]) -> None:
     else:
         latents = sample_latents(models.generator, FLAGS.faces, FLAGS.seed, FLAGS.truncation)
     batches = batches_of(latents)
-    images = edit_all(lambda x: jax.jit(draw)(models.generator, x), batches)
+    images = edit_all(lambda x: jax.jit(synthesize)(models.generator, x), batches)
     measure = Measure(models, images, tasks)
     columns = {name: column for flag, name, column in COLUMNS if not flag or FLAGS[flag].value}
     names = [label_name(m, text) for m in methods for t in tasks for text in wordings(m, t)]
@@ -392,7 +392,7 @@ def make_swap(models: Models, settings: Mapping[str, Any]) -> Callable:
     def edit(latents: Any, task: Task, text: str) -> Array:
         assert task.edit is not None
         swapped = swap(latents, task.edit.slot, task.edit.value, FLAGS.truncation)
-        return jax.jit(draw)(models.generator, swapped)
+        return jax.jit(synthesize)(models.generator, swapped)
 
     return edit
 

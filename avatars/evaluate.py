@@ -73,9 +73,9 @@ def histograms(labels: Int[np.ndarray, "count slots"]) -> dict[str, dict[str, fl
 
 def generate(generator: Generator, count: int, truncation: float) -> np.ndarray:
     """Random pictures, in batches of one compiled shape."""
-    draw = jax.jit(lambda generator, w_plus: generator(w_plus))
+    synthesize = jax.jit(lambda generator, w_plus: generator(w_plus))
     batches = [
-        np.asarray(draw(generator, sample_latents(generator, 100, SEED + i, truncation)))
+        np.asarray(synthesize(generator, sample_latents(generator, 100, SEED + i, truncation)))
         for i in range(-(-count // 100))
     ]
     return np.concatenate(batches)[:count]

@@ -25,7 +25,7 @@ from avatars.classifier import Classifier, probabilities
 from avatars.perturbation import perturbed_latents
 from styleclip_jax.io.images import to_uint8
 from styleclip_jax.io.text import Tokenizer
-from styleclip_jax.latents import draw, squared_distance
+from styleclip_jax.latents import squared_distance, synthesize
 from styleclip_jax.losses import clip_pixels, direction_loss
 from styleclip_jax.models import CLIP, Generator
 
@@ -148,7 +148,7 @@ def _advance(clip, generator, edits, settings, steps):
     texts, neutral_text = clip.encode_text(edits.tokens), clip.encode_text(edits.neutral_tokens)
 
     def features(latents):
-        return clip.encode_image(clip_pixels(draw(generator, latents, size), size))
+        return clip.encode_image(clip_pixels(synthesize(generator, latents, size), size))
 
     before = features(edits.start)
 

@@ -45,7 +45,7 @@ from avatars.train_generator import halved
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax.io import checkpoints
 from styleclip_jax.io.text import Tokenizer
-from styleclip_jax.latents import draw
+from styleclip_jax.latents import synthesize
 from styleclip_jax.losses import clip_pixels
 from styleclip_jax.models import Generator
 from styleclip_jax.models.clip import CLIP, CLIPConfig
@@ -246,7 +246,7 @@ def triple_loss(
     kinds = (triples.before, triples.after, triples.other)
     latents = jnp.concatenate([perturbed_latents(attributes, key) for attributes in kinds])
     size = clip.config.image_size
-    features = _unit(clip.encode_image(clip_pixels(draw(generator, latents, size), size)))
+    features = _unit(clip.encode_image(clip_pixels(synthesize(generator, latents, size), size)))
     texts = _unit(clip.encode_text(jnp.concatenate([triples.tokens, triples.neutral_tokens])))
     direction = _unit(texts[:-1] - texts[-1])
     before, after, other = jnp.split(features, 3)

@@ -108,9 +108,9 @@ class Measured(NamedTuple):
 def forward(resolution: int) -> Measured:
     """Draws images."""
     generator, latents = random_generator(resolution, FLAGS.batch_size)
-    draw = jax.jit(lambda generator, latents: generator(latents))
-    seconds = median_seconds(lambda: draw(generator, latents), FLAGS.repeats)
-    return Measured(seconds, draw.lower(generator, latents))
+    synthesize = jax.jit(lambda generator, latents: generator(latents))
+    seconds = median_seconds(lambda: synthesize(generator, latents), FLAGS.repeats)
+    return Measured(seconds, synthesize.lower(generator, latents))
 
 
 def step(resolution: int, guide_resolution: int | None) -> Measured:

@@ -13,7 +13,7 @@ from styleclip_jax.io.checkpoints import (
 from styleclip_jax.io.images import before_after_sheet, read_image, sheet, write_gif, write_image
 from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.io.text import encode_texts, load_tokenizer
-from styleclip_jax.latents import sample_latents
+from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss, id_loss
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
@@ -72,6 +72,7 @@ __all__ = [
     "save_latents",
     "save_model",
     "sheet",
+    "synthesize",
     "write_gif",
     "write_image",
     "write_metrics",

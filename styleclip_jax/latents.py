@@ -41,10 +41,22 @@ def sample_latents(
     return jax.jit(Generator.map)(generator, z, truncation)
 
 
-def draw(
+def synthesize(
     generator: Generator, latents: Latents, resolution: int | None = None
 ) -> Float[Array, "batch height height 3"]:
-    """The images of latents of either kind; see :meth:`Generator.synthesize`."""
+    """Synthesizes images of W+ latents or StyleSpace coordinates.
+
+    Args:
+        generator: The generator.
+        latents: W+ (B, layers, w_dim) or a tuple of StyleSpace coordinates.
+        resolution: See :meth:`Generator.synthesize`.
+
+    Returns:
+        Images in about [-1, 1], not clipped.
+
+    Raises:
+        InputError: The latents are not this generator's, or it has no such resolution.
+    """
     if isinstance(latents, tuple):
         return generator.synthesize(latents, resolution)
     return generator(latents, resolution)

@@ -11,7 +11,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io import checkpoints
 from styleclip_jax.io.checkpoints import save_model
 from styleclip_jax.io.latents import load_latents, save_latents
-from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.models import Generator, LevelsMapper, MapperConfig
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
@@ -129,7 +129,7 @@ def test_more_images_than_a_batch_are_all_edited(apply, tmp_path, generator, map
     place = tmp_path / "results" / "strength_0.1"
     np.testing.assert_allclose(np.load(place / "latents.npy"), edited, atol=1e-5)
     assert (place / "009.png").exists() and not (place / "010.png").exists()
-    alone = draw(generator, edited[9:10])[0]
+    alone = synthesize(generator, edited[9:10])[0]
     assert np.abs(read(place / "009.png") - np.clip(alone, -1, 1)).max() <= 0.01
 
 

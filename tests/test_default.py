@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from styleclip_jax.io.checkpoints import load_generator, load_mapper
-from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.methods.mapper_editing import apply_mapper
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +106,7 @@ def test_a_face_with_purple_hair_is_made_from_the_text_alone(run_script, tmp_pat
 def test_the_mappers_that_ship_change_faces(name):
     generator, mapper = load_generator(), load_mapper(name)
     latents = sample_latents(generator, 2, seed=0)
-    before = draw(generator, latents)
+    before = synthesize(generator, latents)
     images, _ = apply_mapper(generator, mapper, latents)
     assert images.shape == before.shape
     assert np.abs(np.asarray(images - before)).mean() > 0.01

@@ -8,7 +8,7 @@ from PIL import Image
 
 from avatars.attributes import NAMES, index
 from styleclip_jax.io.checkpoints import save_model
-from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.measures import pixel_change
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.models import LevelsMapper, MapperConfig
@@ -116,7 +116,7 @@ def test_figures_of_a_mapper_are_those_of_the_library(evaluate, generator, mappe
     assert outcome.code == 0, outcome.err
     latents = sample_latents(generator, 4, 5, 1.0)
     images, _ = apply_mapper(generator, mapper, latents, 0.2)
-    before = jax.jit(draw)(generator, latents)
+    before = jax.jit(synthesize)(generator, latents)
     figures = read_metrics(tmp_path)["methods"]["mapper,strength=0.2"]["mean"]
     assert figures["pixels"] == pytest.approx(pixel_change(before, images), rel=1e-3)
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import draw, sample_latents, squared_distance
+from styleclip_jax.latents import sample_latents, squared_distance, synthesize
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -30,7 +30,7 @@ def test_more_images_than_memory_holds_are_refused(generator):
 
 
 def test_both_kinds_of_latents_are_drawn_alike(generator, w_plus, styles):
-    drawn = jax.jit(draw, static_argnames="resolution")
+    drawn = jax.jit(synthesize, static_argnames="resolution")
     np.testing.assert_allclose(drawn(generator, w_plus), drawn(generator, styles), atol=1e-5)
     assert drawn(generator, styles, resolution=8).shape == (3, 8, 8, 3)
 

@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
 from styleclip_jax.models import LevelsMapper, MapperConfig
@@ -26,9 +26,9 @@ def place():
 
 def test_synthesis_keeps_a_batch_on_the_devices_of_an_explicit_mesh(generator, place):
     latents = sample_latents(generator, 2, seed=0)
-    images = jax.jit(draw)(place(generator, PartitionSpec()), place(latents))
+    images = jax.jit(synthesize)(place(generator, PartitionSpec()), place(latents))
     assert images.sharding.spec[0] == "data"
-    np.testing.assert_allclose(images, jax.jit(draw)(generator, latents), atol=1e-5)
+    np.testing.assert_allclose(images, jax.jit(synthesize)(generator, latents), atol=1e-5)
 
 
 def test_a_mapper_edits_on_an_explicit_mesh(generator, place):

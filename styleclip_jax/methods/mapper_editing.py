@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import Latents, draw
+from styleclip_jax.latents import Latents, synthesize
 from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.models.stylegan2 import Generator
 
@@ -49,7 +49,7 @@ def apply_mapper(
     edited = latents
     for m in mappers:
         edited = jax.tree.map(lambda w, r: w + strength * r, edited, m(latents))
-    return draw(generator, edited), edited
+    return synthesize(generator, edited), edited
 
 
 def check_space(mapper: Any, latents: Latents) -> None:

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import Latents, draw
+from styleclip_jax.latents import Latents, synthesize
 from styleclip_jax.losses import Preprocess
 from styleclip_jax.methods.mapper_editing import check_space
 from styleclip_jax.methods.objective import (
@@ -266,8 +266,8 @@ def _loss(
     originals = None
     if objective.needs_originals:
         # They do not depend on the mapper, so no gradient passes through them.
-        originals = original_features(objective, draw(generator, latents))
-    edited = draw(generator, jax.tree.map(jnp.add, latents, residual))
+        originals = original_features(objective, synthesize(generator, latents))
+    edited = synthesize(generator, jax.tree.map(jnp.add, latents, residual))
     losses, terms = image_losses(objective, edited, originals, key)
     # In StyleSpace a sum over layers of each layer's mean.
     layers = [jnp.square(r).mean() for r in jax.tree.leaves(residual)]

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import Latents, draw, squared_distance
+from styleclip_jax.latents import Latents, squared_distance, synthesize
 from styleclip_jax.losses import Preprocess, clip_pixels, similarity_loss
 from styleclip_jax.methods.objective import (
     Features,
@@ -342,7 +342,7 @@ def _text_losses(
     preprocess: Preprocess,
 ) -> Float[Array, "texts batch"]:
     """The loss of every image for every text, a mean over CLIPs."""
-    images = draw(generator, latents, resolution)
+    images = synthesize(generator, latents, resolution)
     losses = []
     for clip, text in zip(clips, texts, strict=True):
         pixels = clip_pixels(images, clip.config.image_size, preprocess)
@@ -446,7 +446,7 @@ def _start(
 def _originals(
     generator: Generator, objective: Objective, latents: Latents, resolution: int | None
 ) -> Features:
-    return original_features(objective, draw(generator, latents, resolution))
+    return original_features(objective, synthesize(generator, latents, resolution))
 
 
 def _loss(
@@ -457,7 +457,7 @@ def _loss(
         latents = tuple(
             jax.lax.stop_gradient(s) if i in fixed else s for i, s in enumerate(latents)
         )
-    images = draw(problem.generator, latents, program.guide_resolution)
+    images = synthesize(problem.generator, latents, program.guide_resolution)
     key = None if problem.key is None else jax.random.fold_in(problem.key, step)
     loss, _ = image_losses(problem.objective, images, problem.originals, key)
     if program.mode == "generate":
@@ -524,5 +524,5 @@ def _advance_from_host(problem: _Problem, state: _State, until: int, program: _P
 
 def _finish(problem: _Problem, state: _State) -> EditResult:
     # A program of its own, which whoever drew the first images has already compiled.
-    images = jax.jit(draw)(problem.generator, state.latents)
+    images = jax.jit(synthesize)(problem.generator, state.latents)
     return EditResult(state.latents, images, state.losses, state.step)

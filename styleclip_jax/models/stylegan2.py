@@ -441,8 +441,8 @@ class Generator(nnx.Module):
             Images in about [-1, 1], not clipped.
 
         Raises:
-            InputError: The styles are another generator's.
-            ValueError: ``resolution`` is not one of ``config.resolutions``.
+            InputError: The styles are another generator's, or ``resolution`` is not one of
+                ``config.resolutions``.
         """
         widths = tuple(s.shape[-1] for s in styles)
         if widths != self.config.style_dims:
@@ -452,7 +452,7 @@ class Generator(nnx.Module):
             )
         resolution = self.config.resolution if resolution is None else resolution
         if resolution not in self.config.resolutions:
-            raise ValueError(
+            raise InputError(
                 f"resolution is {resolution}, expected one of {self.config.resolutions}"
             )
         return self.synthesis(styles, resolution)

@@ -32,7 +32,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_generator
 from styleclip_jax.io.images import sheet, write_gif, write_image
 from styleclip_jax.io.latents import load_latents, save_latents
-from styleclip_jax.latents import Latents, draw, sample_latents, squared_distance
+from styleclip_jax.latents import Latents, sample_latents, squared_distance, synthesize
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
@@ -199,7 +199,7 @@ def main(_: Sequence[str]) -> None:
         arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
 
         first = first_latents(generator, texts, config)
-        first_images = jax.jit(draw)(generator, first)
+        first_images = jax.jit(synthesize)(generator, first)
         write_images(directory / "before", first_images)
         save_latents(directory / "before" / "latents", first)
 
@@ -305,7 +305,7 @@ def edit(
         bar.update(step - bar.n)
         bar.set_postfix(loss=f"{np.mean(losses):.3f}")
         if frames_every and step % frames_every == 0:
-            images = jax.jit(draw)(generator, latents)
+            images = jax.jit(synthesize)(generator, latents)
             labels = [f"step {step}, loss {loss:.3f}" for loss in np.asarray(losses)]
             frames.append(sheet(list(images[:, None]), labels))
             write_image(directory / "frames" / f"{step:04}.png", frames[-1])

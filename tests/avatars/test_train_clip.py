@@ -109,7 +109,7 @@ def test_features_have_to_move_along_the_text_that_names_the_change_and_along_no
         encode_text=lambda tokens: jnp.array([[1.0, 0.0]] * 4 + [[-1.0, 0.0]]),
     )
     monkeypatch.setattr(train_clip, "perturbed_latents", unit_features)
-    monkeypatch.setattr(train_clip, "draw", lambda generator, latents, size: latents)
+    monkeypatch.setattr(train_clip, "synthesize", lambda generator, latents, size: latents)
     monkeypatch.setattr(train_clip, "clip_pixels", lambda images, size: images)
     attributes = jnp.asarray(sample(4, seed=3))
     tokens = jnp.zeros((4, 8), jnp.int32)

@@ -16,7 +16,7 @@ GOLDEN = seeded.load("stylegan2")
 SMALL = "rosinality_64"
 SMALL_NVIDIA = "nvidia_64"
 
-draw = jax.jit(lambda model, w_plus: model(w_plus))
+synthesize = jax.jit(lambda model, w_plus: model(w_plus))
 
 
 def tensors(weights):
@@ -62,7 +62,7 @@ def test_nvidias_pickle_draws_the_official_images(name, nvidia_pickle):
     assert_golden_config(model, name)
     w_plus = jnp.asarray(GOLDEN.input(f"{name}.w_plus"))
     expected = GOLDEN[f"{name}.image"].transpose(0, 2, 3, 1)
-    error = np.abs(draw(model, w_plus) - expected).max()
+    error = np.abs(synthesize(model, w_plus) - expected).max()
     assert error < 1e-4 * np.abs(expected).max()
     np.testing.assert_array_equal(model.mean_w[...], weights["mapping.w_avg"])
 

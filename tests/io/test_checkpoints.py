@@ -43,8 +43,8 @@ def test_a_generator_is_read_back_exactly(generator, generator_path):
     loaded = load_generator(generator_path)
     assert_same(loaded, generator)
     w_plus = jax.random.normal(jax.random.key(0), (1, 8, 16))
-    draw = jax.jit(type(generator).__call__)
-    np.testing.assert_array_equal(draw(loaded, w_plus), draw(generator, w_plus))
+    synthesize = jax.jit(type(generator).__call__)
+    np.testing.assert_array_equal(synthesize(loaded, w_plus), synthesize(generator, w_plus))
 
 
 def test_a_clip_is_read_back_exactly(clip, clip_path):

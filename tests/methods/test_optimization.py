@@ -14,7 +14,7 @@ from ckpt_convert import clip as clip_conversion
 from ckpt_convert import stylegan2
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import draw, sample_latents
+from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods import optimization
 from styleclip_jax.methods.optimization import (
@@ -212,10 +212,12 @@ def test_every_image_of_a_batch_is_edited_as_it_were_alone(
 def test_the_edit_brings_the_images_closer_to_the_text(generator, clip, latents, texts):
     config = OptimizeConfig(steps=30, l2_lambda=0.0)
     result = edit_latents(generator, clip, latents, texts[:1], config)
-    before = clip_loss(clip, jax.jit(draw)(generator, latents), texts[:1])
+    before = clip_loss(clip, jax.jit(synthesize)(generator, latents), texts[:1])
     np.testing.assert_allclose(result.losses[0], before, atol=1e-5)
     assert (clip_loss(clip, result.images, texts[:1]) < before - 0.05).all()
-    np.testing.assert_allclose(result.images, jax.jit(draw)(generator, result.latents), atol=1e-5)
+    np.testing.assert_allclose(
+        result.images, jax.jit(synthesize)(generator, result.latents), atol=1e-5
+    )
 
 
 def test_the_direction_is_that_from_the_neutral_text_and_the_original(
@@ -226,7 +228,7 @@ def test_the_direction_is_that_from_the_neutral_text_and_the_original(
     )
     result = edit_latents(generator, clip, latents, texts, config, neutral_features=neutral)
     np.testing.assert_allclose(result.losses[0], 1, atol=1e-5)
-    before = jax.jit(draw)(generator, latents)
+    before = jax.jit(synthesize)(generator, latents)
     text, plain = (
         clip_loss(clip, before, x) - clip_loss(clip, result.images, x) for x in (texts, neutral)
     )
@@ -250,7 +252,7 @@ def test_a_larger_orthogonal_lambda_keeps_what_the_text_does_not_name(
         ).images
         for weight in (0.0, 3.0)
     )
-    before = jax.jit(draw)(generator, latents)
+    before = jax.jit(synthesize)(generator, latents)
     moved = [
         jnp.abs(clip_loss(clip, x, other) - clip_loss(clip, before, other)) for x in (free, held)
     ]
@@ -262,7 +264,7 @@ def test_texts_to_keep_fit_as_before(generator, clip, latents, texts):
     # Half of what the text asks for is the text to keep.
     anchor = jax.random.normal(jax.random.key(7), (1, 16))
     wanted = texts[:1] + anchor
-    before = jax.jit(draw)(generator, latents)
+    before = jax.jit(synthesize)(generator, latents)
 
     def changes(**keep):
         images = edit_latents(generator, clip, latents, wanted, config, **keep).images
@@ -301,7 +303,7 @@ def test_the_loss_of_several_clips_is_their_mean(generator, clip, latents, texts
 def test_the_image_that_fits_best_is_found_for_every_text(generator, clip, texts):
     latents = sample_latents(generator, 11, seed=1, truncation=1.0)
     best = best_fits(generator, clip, latents, texts)
-    images = jax.jit(draw)(generator, latents)
+    images = jax.jit(synthesize)(generator, latents)
     expected = [int(jnp.argmin(clip_loss(clip, images, text[None]))) for text in texts]
     assert best.tolist() == expected
 
@@ -340,7 +342,7 @@ def test_the_guide_resolution_is_for_the_losses_only(generator, clip, latents, t
     config = dataclasses.replace(CONFIG, guide_resolution=8)
     result = edit_latents(generator, clip, latents, texts, config)
     assert result.images.shape == (3, 16, 16, 3)
-    guide = jax.jit(draw, static_argnames="resolution")(generator, latents, resolution=8)
+    guide = jax.jit(synthesize, static_argnames="resolution")(generator, latents, resolution=8)
     np.testing.assert_allclose(result.losses[0], clip_loss(clip, guide, texts), atol=1e-5)
 
 

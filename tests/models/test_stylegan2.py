@@ -101,10 +101,10 @@ def test_a_lower_resolution_is_the_picture_of_the_smaller_generator(generator):
     arrays = flatten(generator)
     small = build(Generator, config, lambda abstract: {name: arrays[name] for name in abstract})
     w_plus = jax.random.normal(jax.random.key(0), (2, 8, 16))
-    draw = jax.jit(Generator.__call__, static_argnames="resolution")
-    images = draw(generator, w_plus, resolution=16)
+    synthesize = jax.jit(Generator.__call__, static_argnames="resolution")
+    images = synthesize(generator, w_plus, resolution=16)
     assert images.shape == (2, 16, 16, 3)
-    np.testing.assert_allclose(images, draw(small, w_plus[:, :6]), atol=1e-5)
+    np.testing.assert_allclose(images, synthesize(small, w_plus[:, :6]), atol=1e-5)
 
 
 @pytest.mark.parametrize("resolution", [2, 24, 64])
