@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -247,7 +248,9 @@ class CLIP(nnx.Module):
             )
         return self.vision(pixels).astype(jnp.float32)
 
-    def encode_text(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed"]:
+    def encode_text(
+        self, tokens: Int[Array | np.ndarray, "batch context"]
+    ) -> Float[Array, "batch embed"]:
         """Embeds texts.
 
         Args:
@@ -256,4 +259,4 @@ class CLIP(nnx.Module):
         Returns:
             Features, not of unit length.
         """
-        return self.text(tokens).astype(jnp.float32)
+        return self.text(jnp.asarray(tokens)).astype(jnp.float32)
