@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from styleclip_jax.io.files import expand_user
+
 CACHE = Path("~/.cache/styleclip_jax")
 
 
@@ -18,8 +20,11 @@ def enable_compilation_cache(path: str | os.PathLike[str] = CACHE) -> None:
 
     Args:
         path: The directory.
+
+    Raises:
+        InputError: ``path`` starts with the name of a user that does not exist.
     """
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     config: Any = jax.config
     if not config.jax_compilation_cache_dir:
-        config.update("jax_compilation_cache_dir", str(Path(path).expanduser()))
+        config.update("jax_compilation_cache_dir", str(expand_user(path)))
