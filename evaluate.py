@@ -39,6 +39,11 @@ from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize
 from styleclip_jax.losses import id_loss
 from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
+from styleclip_jax.methods.linear_start import (
+    SampleFeatures,
+    latent_directions,
+    sample_features,
+)
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
@@ -333,12 +338,14 @@ def default_settings(kind: str) -> dict[str, Any]:
         return {}
     settings = dataclasses.asdict(AVATARS_CONFIG if for_avatars() else OptimizeConfig())
     del settings["mode"]
-    return settings | {"space": "stylespace" if kind == "stylespace" else "w_plus"}
+    settings["start_samples"] = 512 if for_avatars() else 0
+    return settings | ({"space": "stylespace"} if kind == "stylespace" else {})
 
 
 def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
     """Latent optimization."""
-    config = OptimizeConfig(**settings)
+    start_samples = settings["start_samples"]
+    config = OptimizeConfig(**{k: v for k, v in settings.items() if k != "start_samples"})
     if config.id_lambda and models.arcface is None:
         raise InputError(f"id_lambda={config.id_lambda} needs --arcface")
     clips = [clip for clip, _ in models.clips]
@@ -348,6 +355,18 @@ def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
     @functools.cache
     def encode(*texts: str) -> tuple[Array, ...]:
         return tuple(encode_texts(*clip, texts, templates) for clip in models.clips)
+
+    @functools.cache
+    def samples() -> SampleFeatures:
+        guide = {"resolution": config.guide_resolution, "preprocess": config.preprocess}
+        return sample_features(models.generator, clips, start_samples, **guide)
+
+    @functools.cache
+    def direction(text: str) -> Array | None:
+        if not start_samples:
+            return None
+        unnamed = encode(neutral) if config.guidance == "direction" else None
+        return latent_directions(samples(), encode(text), unnamed)
 
     def edit(latents: Latents, task: Task, text: str) -> Array:
         return edit_latents(
@@ -359,6 +378,7 @@ def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
             models.arcface,
             neutral_features=encode(neutral),
             keep_features=encode(*FLAGS.keep) if FLAGS.keep else None,
+            directions=direction(text),
             key=jax.random.key(FLAGS.seed),
         ).images
 

@@ -15,6 +15,7 @@ from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss, id_loss
+from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
     MapperState,
@@ -55,6 +56,7 @@ __all__ = [
     "encode_texts",
     "id_loss",
     "init_mapper_state",
+    "latent_directions",
     "load_arcface",
     "load_clip",
     "load_generator",
@@ -68,6 +70,7 @@ __all__ = [
     "pretrained_mappers",
     "read_image",
     "run_directory",
+    "sample_features",
     "sample_latents",
     "save_latents",
     "save_model",

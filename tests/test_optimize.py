@@ -254,7 +254,7 @@ def test_help_explains_the_flags_with_examples(run_script):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--space=w", ("space", "stylespace")),
+        ("--space=z", ("space", "stylespace")),
         ("--mode=draw", ("mode", "generate")),
         ("--dtype=int8", ("dtype", "bfloat16")),
         ("--steps=many", ("steps", "many")),

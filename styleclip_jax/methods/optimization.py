@@ -32,10 +32,15 @@ from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
 
+Space = Literal["w_plus", "w", "stylespace"]
+SPACES: tuple[Space, ...] = ("w_plus", "w", "stylespace")
+
 _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
 # Images that are synthesized at once where many are.
 _CHUNK = 8
+# How far along its direction an edit may start, in the standard deviations of random images.
+_START_STEPS = (0.0, 1.5, 3.0, 4.5, 6.0, 7.5)
 # One for all images, or one for each.
 Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
 
@@ -75,7 +80,8 @@ class OptimizeConfig:
         learning_rate: Adam's peak learning rate; see :func:`learning_rate_schedule`.
         l2_lambda: Weight of the squared distance, summed over all entries, to the first latents.
         id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
-        space: ``"w_plus"`` or ``"stylespace"``, where the ToRGB styles stay as they are.
+        space: ``"w_plus"``; ``"w"``, where the latents of all layers change by the same amount, so
+            that less can go wrong; or ``"stylespace"``, where the ToRGB styles stay as they are.
         mode: ``"edit"`` an image, or ``"generate"`` one from the text alone, without the distance
             and identity terms. There is no original image then, so no guidance by direction either.
         guidance: ``"similarity"`` of image and text, or the ``"direction"`` in which the image
@@ -99,7 +105,7 @@ class OptimizeConfig:
     learning_rate: Number = 0.1
     l2_lambda: Number = 0.008
     id_lambda: Number = 0.0
-    space: Literal["w_plus", "stylespace"] = "w_plus"
+    space: Space = "w_plus"
     mode: Literal["edit", "generate"] = "edit"
     guidance: Guidance = "similarity"
     orthogonal_lambda: Number = 0.25
@@ -113,7 +119,7 @@ class OptimizeConfig:
     preprocess: Preprocess = "styleclip"
 
     def __post_init__(self) -> None:
-        check_choices(self, space=("w_plus", "stylespace"), mode=("edit", "generate"))
+        check_choices(self, space=SPACES, mode=("edit", "generate"))
         if self.mode == "generate" and self.guidance == "direction":
             raise InputError(
                 "guidance is 'direction', which needs an original image, but mode is 'generate';"
@@ -149,6 +155,7 @@ AVATARS_CONFIG = OptimizeConfig(
     steps=80,
     learning_rate=0.2,
     l2_lambda=0.001,
+    space="w",
     guidance="direction",
     orthogonal_lambda=0.35,
     views=1,
@@ -183,6 +190,7 @@ class _Program(NamedTuple):
 
     mode: str
     guide_resolution: int | None
+    shared: bool
 
 
 class _Problem(NamedTuple):
@@ -232,6 +240,7 @@ def edit_latents(
     *,
     neutral_features: TextFeatures | None = None,
     keep_features: TextFeatures | None = None,
+    directions: Float[Array, "_ _"] | None = None,
     key: PRNGKeyArray | None = None,
     on_progress: Callable[[int, Float[Array, " batch"], Latents], None] | None = None,
     progress_every: int = 10,
@@ -253,6 +262,9 @@ def edit_latents(
         neutral_features: With guidance by direction, of what the images show anyway, such as "a
             face", in the shape of ``text_features``.
         keep_features: Of texts (K, E) whose similarity shall stay what it was.
+        directions: In W, (B, w_dim) or (1, w_dim), of
+            :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts where
+            its loss is lowest along its direction. None: at its own latents.
         key: Decides the random views; None: ``jax.random.key(0)``.
         on_progress: Called every ``progress_every`` steps with the number of steps done, the losses
             before the last one, and the latents. The device waits for it, so not too often.
@@ -269,17 +281,25 @@ def edit_latents(
             instead.
     """
     latents = _check(generator, latents, config, arcface, keep_features)
+    _check_directions(generator, latents, directions)
     batch = jax.tree.leaves(latents)[0].shape[0]
     arcface = arcface if config.mode == "edit" else None
     objective = make_objective(
         clip, text_features, config, arcface, neutral_features, keep_features, batch
     )
-    start, originals, state = _start(generator, objective, latents, config)
+    starts = [latents]
+    if directions is not None:
+        starts = [latents + step * directions[:, None] for step in _START_STEPS]
+    if config.space == "stylespace" and not isinstance(latents, tuple):
+        starts = [jax.jit(Generator.styles)(generator, start) for start in starts]
+    originals, state = _start(generator, objective, starts[0], config)
     if config.views and key is None:
         key = jax.random.key(0)
     key = key if config.views else None
-    problem = _Problem(generator, objective, start, originals, key, _numbers(config))
-    program = _Program(config.mode, config.guide_resolution)
+    problem = _Problem(generator, objective, starts[0], originals, key, _numbers(config))
+    program = _Program(config.mode, config.guide_resolution, config.space == "w")
+    if directions is not None:
+        state = state._replace(latents=_best(starts, problem._replace(key=None), program))
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((problem, state))):
         state = _advance(problem, state, config.steps, program)
         return _finish(problem, state)
@@ -406,6 +426,22 @@ def _check(generator, latents, config, arcface, keep_features) -> Latents:
     return latents
 
 
+def _check_directions(
+    generator: Generator, latents: Latents, directions: Float[Array, "_ _"] | None
+) -> None:
+    if directions is None:
+        return
+    if isinstance(latents, tuple):
+        raise InputError("directions are in W, but latents are StyleSpace arrays; give W+ latents")
+    width = generator.config.w_dim
+    expected = sorted({(1, width), (len(latents), width)})
+    if np.shape(directions) not in expected:
+        raise InputError(
+            f"directions have shape {np.shape(directions)}, expected"
+            f" {' or '.join(map(str, expected))}"
+        )
+
+
 def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:
     """The numbers that the objective does not hold; limits that are off are never reached."""
     numbers = {
@@ -420,9 +456,7 @@ def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:
 
 def _start(
     generator: Generator, objective: Objective, latents: Latents, config: OptimizeConfig
-) -> tuple[Latents, Features | None, _State]:
-    if config.space == "stylespace" and not isinstance(latents, tuple):
-        latents = jax.jit(Generator.styles)(generator, latents)
+) -> tuple[Features | None, _State]:
     originals = None
     if objective.needs_originals:
         originals = _originals(generator, objective, latents, config.guide_resolution)
@@ -439,7 +473,14 @@ def _start(
         best_step=zeros.astype(jnp.int32),
         stopped=jnp.zeros((), bool),
     )
-    return latents, originals, state
+    return originals, state
+
+
+def _best(starts: Sequence[Latents], problem: _Problem, program: _Program) -> Latents:
+    """For every image, the start of the lowest loss."""
+    losses = jnp.stack([_loss_at(start, problem, program) for start in starts])
+    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
+    return jax.tree.map(lambda *x: jnp.stack(x)[best, jnp.arange(len(best))], *starts)
 
 
 @functools.partial(jax.jit, static_argnames="resolution")
@@ -465,6 +506,11 @@ def _loss(
     return loss + problem.numbers["l2_lambda"] * squared_distance(latents, problem.start)
 
 
+@functools.partial(jax.jit, static_argnames="program")
+def _loss_at(latents: Latents, problem: _Problem, program: _Program) -> Float[Array, " batch"]:
+    return _loss(latents, problem, program, jnp.zeros((), jnp.int32))
+
+
 def _step(problem: _Problem, state: _State, program: _Program) -> _State:
     def total(latents):
         losses = _loss(latents, problem, program, state.step)
@@ -472,6 +518,8 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
 
     numbers = problem.numbers
     gradients, losses = jax.grad(total, has_aux=True)(state.latents)
+    if program.shared:
+        gradients = jnp.broadcast_to(gradients.mean(1, keepdims=True), gradients.shape)
     directions, optimizer = _ADAM.update(gradients, state.optimizer)
     rate = learning_rate_schedule(numbers["learning_rate"], len(state.losses))(state.step)
     finite = jnp.isfinite(losses).all()

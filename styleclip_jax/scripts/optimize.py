@@ -34,9 +34,11 @@ from styleclip_jax.io.images import sheet, write_gif, write_image
 from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.latents import Latents, sample_latents, squared_distance, synthesize
 from styleclip_jax.losses import clip_loss
+from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
     AVATARS_GENERATE_CONFIG,
+    SPACES,
     EditResult,
     OptimizeConfig,
     best_fits,
@@ -51,7 +53,7 @@ DEFAULTS: Any = OptimizeConfig()
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
 AVATARS = {
-    "edit": command_line.differences(AVATARS_CONFIG, DEFAULTS),
+    "edit": {"start_samples": 512} | command_line.differences(AVATARS_CONFIG, DEFAULTS),
     "generate": {"samples": 64}
     | command_line.differences(AVATARS_GENERATE_CONFIG, OptimizeConfig(mode="generate")),
 }
@@ -130,9 +132,18 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "space",
     DEFAULTS.space,
-    ["w_plus", "stylespace"],
-    "What to change: w_plus, the latents of every layer, or stylespace, the finer style channels"
-    " that are made of them.",
+    list(SPACES),
+    "What to change: w_plus, the latents of every layer; w, the latents of all layers by the same"
+    " amount, which leaves more of the image alone; or stylespace, the finer style channels that"
+    " are made of them.",
+)
+flags.DEFINE_integer(
+    "start_samples",
+    0,
+    "Learn from this number of random images in which direction of W the text lies, and start every"
+    " edit from the best of a few steps that way, where the text is far from what the image shows;"
+    " 0: start from the image itself. Try 512.",
+    lower_bound=0,
 )
 flags.DEFINE_integer(
     "steps",
@@ -199,6 +210,7 @@ def main(_: Sequence[str]) -> None:
         arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
 
         first = first_latents(generator, texts, config)
+        directions = start_directions(generator, texts, config)
         first_images = jax.jit(synthesize)(generator, first)
         write_images(directory / "before", first_images)
         save_latents(directory / "before" / "latents", first)
@@ -216,7 +228,8 @@ def main(_: Sequence[str]) -> None:
                 labels.append("start")
             place = directory / directory_name(i, description)
             begun = time.perf_counter()
-            result = edit(generator, text, arcface, latents, config, description, place)
+            direction = None if directions is None else directions[i : i + 1]
+            result = edit(generator, text, arcface, latents, direction, config, description, place)
             jax.block_until_ready(result)
             seconds = time.perf_counter() - begun
             write_images(place, result.images)
@@ -258,6 +271,8 @@ def check_flags(config: OptimizeConfig) -> None:
                 f"{', '.join(given or ['--keep'])}: --mode=generate makes one image from the text"
                 " alone; leave the flag out, or use --mode=edit"
             )
+        if FLAGS.start_samples:
+            raise InputError("--start_samples is for edits, --mode=generate has --samples")
     elif FLAGS["samples"].present:
         raise InputError("--samples goes with --mode=generate, which is not given")
     command_line.refuse_random_images("latents", *random_images)
@@ -286,11 +301,28 @@ def first_latents(
     return latents
 
 
+def start_directions(
+    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
+) -> Array | None:
+    """The direction of every text in W, along which its edits may start; None: they do not."""
+    if not FLAGS.start_samples:
+        return None
+    samples = sample_features(
+        generator,
+        texts.clips,
+        FLAGS.start_samples,
+        resolution=config.guide_resolution,
+        preprocess=config.preprocess,
+    )
+    return latent_directions(samples, texts.descriptions, texts.neutral)
+
+
 def edit(
     generator: Generator,
     text: objective_flags.Texts,
     arcface: ArcFace | None,
     latents: Latents,
+    direction: Array | None,
     config: OptimizeConfig,
     description: str,
     directory: Path,
@@ -321,6 +353,7 @@ def edit(
             arcface,
             neutral_features=text.neutral,
             keep_features=text.keep,
+            directions=direction,
             key=jax.random.key(FLAGS.seed),
             on_progress=None if bar.disable and not frames_every else report,
             progress_every=math.gcd(bar_every, frames_every),

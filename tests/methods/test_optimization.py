@@ -324,6 +324,13 @@ def test_stylespace_edits_leave_the_torgb_styles_alone(generator, clip, latents,
         assert (before == after).all() == (i in generator.config.rgb_style_indices)
 
 
+def test_in_w_all_layers_change_by_the_same_amount(generator, clip, latents, texts):
+    config = dataclasses.replace(CONFIG, space="w")
+    moved = edit_latents(generator, clip, latents, texts, config).latents - latents
+    assert (jnp.abs(moved).max(axis=(1, 2)) > 1e-3).all()
+    np.testing.assert_allclose(moved, jnp.broadcast_to(moved[:, :1], moved.shape), atol=1e-6)
+
+
 def test_generating_is_not_held_back(generator, clip, texts):
     start = generator.mean_latents(1)
     free, held = (
