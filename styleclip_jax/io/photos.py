@@ -1,0 +1,238 @@
+"""Photos: image files of any kind to upright RGB, and edited pixels back into the original."""
+
+import glob
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.files import expand_user, replace_file, require_file
+
+Box = tuple[int, int, int, int]
+
+# By the ending of the file's name, Pillow's name of the format. A file is opened as one of these
+# formats only: some of Pillow's others start programs (EPS) or hold no photos.
+_FORMATS = {
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I")
+
+# How to turn a photo upright and back, by its EXIF orientation.
+_T = Image.Transpose
+_UPRIGHT = {
+    2: (_T.FLIP_LEFT_RIGHT, _T.FLIP_LEFT_RIGHT),
+    3: (_T.ROTATE_180, _T.ROTATE_180),
+    4: (_T.FLIP_TOP_BOTTOM, _T.FLIP_TOP_BOTTOM),
+    5: (_T.TRANSPOSE, _T.TRANSPOSE),
+    6: (_T.ROTATE_270, _T.ROTATE_90),
+    7: (_T.TRANSVERSE, _T.TRANSVERSE),
+    8: (_T.ROTATE_90, _T.ROTATE_270),
+}
+
+
+def find_images(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Expands files, directories and globs to image files.
+
+    Args:
+        patterns: Each is a file, a directory (all images directly in it) or a glob such as
+            ``photos/*.jpg``, where ``**`` stands for any number of directories.
+
+    Returns:
+        The files in the order of the patterns, those of one pattern sorted by name. A file that
+        several patterns name is listed once.
+
+    Raises:
+        InputError: There is no such file, a directory has no images, or a glob matches no file.
+    """
+    return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern)))
+
+
+def _expand(pattern: str | os.PathLike[str]) -> list[Path]:
+    path = expand_user(pattern)
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if _looks_like_image(file))
+        if not found:
+            raise InputError(
+                f"the directory {path} has no images; expected files that end in"
+                f" {', '.join(_FORMATS)}"
+            )
+        return found
+    if path.exists() or not glob.has_magic(str(path)):
+        require_file(path, "an image file, a directory or a glob")
+        return [path]
+    found = sorted(
+        file for file in map(Path, glob.iglob(str(path), recursive=True)) if file.is_file()
+    )
+    if not found:
+        raise InputError(f"no file matches {path}")
+    return found
+
+
+def _looks_like_image(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() in _FORMATS and path.is_file()
+
+
+def read_photo(path: str | os.PathLike[str]) -> Image.Image:
+    """Reads an image file as it is stored: its mode, its orientation, its EXIF and ICC profile.
+
+    Of several frames it reads the first one. Pillow reads colours of 16 bits as 8 bits.
+
+    Raises:
+        InputError: There is no such file, or it is no image, damaged, too large for Pillow's limit
+            of 179 million pixels, or of a kind without a defined conversion to RGB.
+    """
+    path = expand_user(path)
+    require_file(path, "an image file")
+    try:
+        with warnings.catch_warnings():
+            # Half of the limit is no reason for a warning: some phones' photos are that large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            photo = Image.open(path, formats=sorted(set(_FORMATS.values())))
+            with photo:
+                photo.load()
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} is too large ({error}); shrink it first") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Damaged files make Pillow raise errors of many types.
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(
+            f"{path} cannot be read as an image ({reason}); expected a complete file of type"
+            f" {', '.join(sorted(set(_FORMATS.values())))}"
+        ) from None
+    if photo.mode not in _MODES and not photo.mode.startswith("I;16"):
+        raise InputError(
+            f"{path} has pixels of mode {photo.mode}, expected colours or grey of 8 or 16 bits;"
+            " convert it first"
+        )
+    return photo
+
+
+def upright_rgb(photo: Image.Image) -> Image.Image:
+    """A photo as one sees it: turned as its EXIF orientation says, opaque, in RGB of 8 bits.
+
+    Transparent parts become white. Colours are not converted by the ICC profile.
+
+    Args:
+        photo: As from :func:`read_photo`; it stays as it is.
+    """
+    upright, _ = _turns(photo)
+    photo = photo if upright is None else photo.transpose(upright)
+    if photo.mode.startswith("I"):
+        grey = np.clip(np.asarray(photo), 0, 65535) / 257
+        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+    elif photo.has_transparency_data:
+        image = Image.new("RGBA", photo.size, "white")
+        image.alpha_composite(photo.convert("RGBA"))
+    else:
+        image = photo
+    image = image.convert("RGB")
+    # The orientation is done with, and nothing else applies to these pixels alone.
+    image.info = {}
+    return image
+
+
+def replace_pixels(photo: Image.Image, region: Image.Image, box: Box) -> Image.Image:
+    """Puts edited pixels back into a photo.
+
+    Pixels whose colour :func:`upright_rgb` already shows keep their stored bits.
+
+    Args:
+        photo: As from :func:`read_photo`; it stays as it is.
+        region: The edited pixels, in RGB.
+        box: Their left, upper, right and lower edge in ``upright_rgb(photo)``.
+
+    Returns:
+        A photo of the same size, EXIF orientation, metadata and mode, except that palettes, single
+        bits and transparent colours, which cannot hold any colour, become full colours or greys.
+    """
+    before = np.asarray(upright_rgb(photo).crop(box))
+    after = np.asarray(region)
+    changed = (before != after).any(axis=2)
+    upright, back = _turns(photo)
+    result = _in_full_mode(photo)
+    result = result.copy() if upright is None else result.transpose(upright)
+    if result.mode.startswith("I"):
+        pixels = np.array(result)
+        left, upper, right, lower = box
+        grey = np.asarray(region.convert("L"), pixels.dtype) * 257
+        pixels[upper:lower, left:right][changed] = grey[changed]
+        result = Image.fromarray(pixels)
+    else:
+        if "A" in result.mode:
+            alpha = result.crop(box).getchannel("A")
+            region, visible = _uncover(after, np.asarray(alpha))
+            changed &= visible
+            region = region.convert(result.mode)
+            region.putalpha(alpha)
+        result.paste(region.convert(result.mode), box, Image.fromarray(changed))
+    result = result if back is None else result.transpose(back)
+    result.info = _metadata(photo)
+    return result
+
+
+def write_photo(path: str | os.PathLike[str], photo: Image.Image) -> Path:
+    """Writes a photo without loss, with its EXIF and ICC profile, completely or not at all.
+
+    Args:
+        path: The file without the ending.
+        photo: As from :func:`replace_pixels`.
+
+    Returns:
+        The file: ``.png``, or ``.tif`` for CMYK and YCbCr, which PNG does not have.
+    """
+    suffix, file_format = (".tif", "TIFF") if photo.mode in ("CMYK", "YCbCr") else (".png", "PNG")
+    path = Path(path)
+    path = path.with_name(path.name + suffix)
+    options = {name: photo.info[name] for name in ("exif", "icc_profile") if name in photo.info}
+    with replace_file(path) as file:
+        photo.save(file, file_format, **options)
+    return path
+
+
+def _turns(photo: Image.Image) -> tuple[Image.Transpose | None, Image.Transpose | None]:
+    """How to turn a photo upright, and back."""
+    photo.load()  # Pillow turns TIFF files itself.
+    try:
+        orientation = photo.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # As in `read_photo`; other programs show such a photo as it is stored.
+        orientation = None
+    return _UPRIGHT.get(orientation, (None, None))
+
+
+def _in_full_mode(photo: Image.Image) -> Image.Image:
+    transparent = photo.has_transparency_data
+    if photo.mode in ("P", "PA"):
+        return photo.convert("RGBA" if transparent else "RGB")
+    if photo.mode == "1":
+        return photo.convert("L")
+    if transparent and photo.mode in ("L", "RGB"):
+        return photo.convert(photo.mode + "A")
+    return photo
+
+
+def _uncover(pixels: np.ndarray, alpha: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """Colours that show as the given ones through their alpha over white; where any does."""
+    visible = alpha > 0
+    opacity = np.where(visible, alpha, 255)[..., None] / 255
+    colours = np.clip(np.rint(255 - (255 - pixels.astype(np.float32)) / opacity), 0, 255)
+    return Image.fromarray(colours.astype(np.uint8)), visible
+
+
+def _metadata(photo: Image.Image) -> dict[str, bytes]:
+    """EXIF and ICC profile in the form that Pillow saves."""
+    metadata = {name: photo.info[name] for name in ("exif", "icc_profile") if photo.info.get(name)}
+    return metadata
