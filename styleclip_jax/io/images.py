@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.files import expand_user, replace_file, require_file
+from styleclip_jax.io.files import replace_file
+from styleclip_jax.io.photos import read_photo, upright_rgb
 
 AnyArray = Array | np.ndarray
 Picture = Float[AnyArray, "height width 3"] | Image.Image
@@ -43,26 +44,13 @@ def from_pil(image: Image.Image) -> Float[np.ndarray, "height width 3"]:
     return from_uint8(np.asarray(image.convert("RGB")))
 
 
-def read_photo(path: str | os.PathLike[str]) -> Image.Image:
-    """Reads an image file, turned upright as its EXIF orientation says, in RGB.
+def read_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "height width 3"]:
+    """Reads an image file to an array in [-1, 1], upright, transparent parts in white.
 
     Raises:
-        InputError: There is no such file, or it is no image or a damaged one.
+        InputError: See :func:`~styleclip_jax.io.photos.read_photo`.
     """
-    path = expand_user(path)
-    require_file(path, "an image file")
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} cannot be read as an image ({error}); expected a PNG or JPEG file"
-        ) from None
-
-
-def read_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "height width 3"]:
-    """Reads an image file to an array in [-1, 1]; see :func:`read_photo`."""
-    return from_pil(read_photo(path))
+    return from_pil(upright_rgb(read_photo(path)))
 
 
 def write_image(path: str | os.PathLike[str], image: Picture) -> None:

@@ -29,6 +29,8 @@ _FORMATS = {
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I")
 
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
 # How to turn a photo upright and back, by its EXIF orientation.
 _T = Image.Transpose
 _UPRIGHT = {
@@ -40,6 +42,17 @@ _UPRIGHT = {
     7: (_T.TRANSVERSE, _T.TRANSVERSE),
     8: (_T.ROTATE_90, _T.ROTATE_270),
 }
+
+_DESCRIPTIVE_TAGS = (
+    ExifTags.Base.ImageDescription,
+    ExifTags.Base.Make,
+    ExifTags.Base.Model,
+    ExifTags.Base.Orientation,
+    ExifTags.Base.Software,
+    ExifTags.Base.DateTime,
+    ExifTags.Base.Artist,
+    ExifTags.Base.Copyright,
+)
 
 
 def find_images(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -100,8 +113,9 @@ def read_photo(path: str | os.PathLike[str]) -> Image.Image:
         with warnings.catch_warnings():
             # Half of the limit is no reason for a warning: some phones' photos are that large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            photo = Image.open(path, formats=sorted(set(_FORMATS.values())))
-            with photo:
+            # Given the file's name, Pillow 13 reads some turned TIFF files wrongly.
+            with path.open("rb") as file:
+                photo = Image.open(file, formats=sorted(set(_FORMATS.values())))
                 photo.load()
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is too large ({error}); shrink it first") from None
@@ -180,7 +194,7 @@ def replace_pixels(photo: Image.Image, region: Image.Image, box: Box) -> Image.I
             region.putalpha(alpha)
         result.paste(region.convert(result.mode), box, Image.fromarray(changed))
     result = result if back is None else result.transpose(back)
-    result.info = _metadata(photo)
+    result.info = {**_metadata(photo)}
     return result
 
 
@@ -192,9 +206,9 @@ def write_photo(path: str | os.PathLike[str], photo: Image.Image) -> Path:
         photo: As from :func:`replace_pixels`.
 
     Returns:
-        The file: ``.png``, or ``.tif`` for CMYK and YCbCr, which PNG does not have.
+        The file: ``.png``, or ``.tif`` for modes such as CMYK that PNG does not have.
     """
-    suffix, file_format = (".tif", "TIFF") if photo.mode in ("CMYK", "YCbCr") else (".png", "PNG")
+    suffix, file_format = (".png", "PNG") if photo.mode in _PNG_MODES else (".tif", "TIFF")
     path = Path(path)
     path = path.with_name(path.name + suffix)
     options = {name: photo.info[name] for name in ("exif", "icc_profile") if name in photo.info}
@@ -207,9 +221,9 @@ def _turns(photo: Image.Image) -> tuple[Image.Transpose | None, Image.Transpose 
     """How to turn a photo upright, and back."""
     photo.load()  # Pillow turns TIFF files itself.
     try:
-        orientation = photo.getexif().get(ExifTags.Base.Orientation)
+        orientation = photo.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # As in `read_photo`; other programs show such a photo as it is stored.
-        orientation = None
+        orientation = 1
     return _UPRIGHT.get(orientation, (None, None))
 
 
@@ -235,4 +249,20 @@ def _uncover(pixels: np.ndarray, alpha: np.ndarray) -> tuple[Image.Image, np.nda
 def _metadata(photo: Image.Image) -> dict[str, bytes]:
     """EXIF and ICC profile in the form that Pillow saves."""
     metadata = {name: photo.info[name] for name in ("exif", "icc_profile") if photo.info.get(name)}
+    if "exif" not in metadata and (exif := _described(photo)):
+        metadata["exif"] = exif.tobytes()
     return metadata
+
+
+def _described(photo: Image.Image) -> Image.Exif:
+    """The tags of a TIFF file, or of XMP, that describe the photo and not its pixels' layout."""
+    kept = Image.Exif()
+    try:
+        exif = photo.getexif()
+        kept.update({tag: exif[tag] for tag in _DESCRIPTIVE_TAGS if tag in exif})
+        for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            if values := exif.get_ifd(directory):
+                kept.get_ifd(directory).update(values)
+    except Exception:  # As in `read_photo`.
+        return Image.Exif()
+    return kept

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.images import read_photo
 from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.io.photos import read_photo
 
 
 def test_w_plus_latents_are_read_back_exactly(generator, w_plus, tmp_path):
