@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -26,6 +27,8 @@ _FORMATS = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
+
+_ENDINGS = ", ".join(_FORMATS)
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I")
 
@@ -67,7 +70,7 @@ def find_images(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
         several patterns name is listed once.
 
     Raises:
-        InputError: There is no such file, a directory has no images, or a glob matches no file.
+        InputError: There is no such file, or a directory or a glob has no images.
     """
     return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern)))
 
@@ -78,18 +81,16 @@ def _expand(pattern: str | os.PathLike[str]) -> list[Path]:
         found = sorted(file for file in path.iterdir() if _looks_like_image(file))
         if not found:
             raise InputError(
-                f"the directory {path} has no images; expected files that end in"
-                f" {', '.join(_FORMATS)}"
+                f"the directory {path} has no images; expected files that end in {_ENDINGS}"
             )
         return found
     if path.exists() or not glob.has_magic(str(path)):
         require_file(path, "an image file, a directory or a glob")
         return [path]
-    found = sorted(
-        file for file in map(Path, glob.iglob(str(path), recursive=True)) if file.is_file()
-    )
+    matches = map(Path, glob.iglob(str(path), recursive=True))
+    found = sorted(file for file in matches if _looks_like_image(file))
     if not found:
-        raise InputError(f"no file matches {path}")
+        raise InputError(f"no image matches {path}; expected files that end in {_ENDINGS}")
     return found
 
 
@@ -111,12 +112,13 @@ def read_photo(path: str | os.PathLike[str]) -> Image.Image:
     require_file(path, "an image file")
     try:
         with warnings.catch_warnings():
-            # Half of the limit is no reason for a warning: some phones' photos are that large.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of damaged EXIF, and of more than half of its limit of pixels.
+            warnings.simplefilter("ignore")
             # Given the file's name, Pillow 13 reads some turned TIFF files wrongly.
             with path.open("rb") as file:
                 photo = Image.open(file, formats=sorted(set(_FORMATS.values())))
                 photo.load()
+                _turns(photo)  # Keeps the EXIF that it reads.
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is too large ({error}); shrink it first") from None
     except MemoryError:
@@ -194,7 +196,7 @@ def replace_pixels(photo: Image.Image, region: Image.Image, box: Box) -> Image.I
             region.putalpha(alpha)
         result.paste(region.convert(result.mode), box, Image.fromarray(changed))
     result = result if back is None else result.transpose(back)
-    result.info = {**_metadata(photo)}
+    result.info = _metadata(photo)
     return result
 
 
@@ -246,7 +248,7 @@ def _uncover(pixels: np.ndarray, alpha: np.ndarray) -> tuple[Image.Image, np.nda
     return Image.fromarray(colours.astype(np.uint8)), visible
 
 
-def _metadata(photo: Image.Image) -> dict[str, bytes]:
+def _metadata(photo: Image.Image) -> dict[Any, bytes]:
     """EXIF and ICC profile in the form that Pillow saves."""
     metadata = {name: photo.info[name] for name in ("exif", "icc_profile") if photo.info.get(name)}
     if "exif" not in metadata and (exif := _described(photo)):

@@ -39,7 +39,7 @@ def test_photos_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: turn by 90 degrees.
     picture.save(tmp_path / "photo.png", exif=exif)
-    assert images.read_photo(tmp_path / "photo.png").size == (48, 64)
+    assert images.read_image(tmp_path / "photo.png").shape == (64, 48, 3)
 
 
 def test_transparent_and_grey_images_become_rgb(tmp_path):
