@@ -53,7 +53,7 @@ class FaceTransform:
     @property
     def side(self) -> float:
         """The length of the crop's sides in pixels of the photo."""
-        return float(np.hypot(*(self.quad[3] - self.quad[0])))
+        return _side(self.quad)
 
 
 class AlignedFace(NamedTuple):
