@@ -32,7 +32,8 @@ from avatars.scores import edit_score, kept_by_slot, read_labels
 from avatars.texts import EDITS, Edit, select
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_generator, load_mapper
-from styleclip_jax.io.images import sheet, write_image
+from styleclip_jax.faces import face_descriptor
+from styleclip_jax.io.images import sheet, to_pil, write_image
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
@@ -86,6 +87,7 @@ COLUMNS = (
     ("judge_clip", "judge_clip_gain", Column("judge gain", "+.3f")),
     ("judge_clip", "judge_clip_drift_over_gain", Column("judge drift", ".2f")),
     ("arcface", "identity", Column("identity", ".3f")),
+    ("face_descriptors", "face_distance", Column("face dist.", ".3f")),
     (None, "pixels", Column("pixels", ".1%")),
     (None, "seconds", Column("s/image", ".3f")),
 )
@@ -141,6 +143,12 @@ flags.DEFINE_string(
     "judge_clip", None, "Checkpoint directory of another CLIP, which measures but does not guide."
 )
 flags.DEFINE_string("arcface", None, "Checkpoint directory of an ArcFace: measures the identity.")
+flags.DEFINE_bool(
+    "face_descriptors",
+    False,
+    "Measure for real faces how far dlib's face descriptors, which no loss sees, moved: below 0.6 it"
+    " usually is the same person. Needs the extra photos.",
+)
 flags.DEFINE_string(
     "classifier", None, "Attribute classifier of the avatars, made by avatars.classifier."
 )
@@ -455,6 +463,7 @@ class Measure:
         }
         self._classifier = attribute_classifier.load(FLAGS.classifier) if FLAGS.classifier else None
         self.labels = self._read(images)
+        self._descriptors = _descriptors(images) if FLAGS.face_descriptors else None
 
     def _read(self, images: np.ndarray) -> Int[np.ndarray, "faces slots"]:
         """Labels of images; none of them without a classifier."""
@@ -477,7 +486,20 @@ class Measure:
         if self._arcface is not None:
             losses = jax.jit(id_loss)(self._arcface, images, self._before)
             figures["identity"] = 1 - float(np.mean(losses))
+        if self._descriptors is not None:
+            pairs = zip(self._descriptors, _descriptors(images), strict=True)
+            # Where there is no face any more, or was none, there is no distance.
+            found = [(a, b) for a, b in pairs if a is not None and b is not None]
+            figures["faces_found"] = len(found) / len(images)
+            if found:
+                figures["face_distance"] = float(
+                    np.mean([np.linalg.norm(after - before) for before, after in found])
+                )
         return figures | {"pixels": pixel_change(self._before, images)}, labels
+
+
+def _descriptors(images: Float[np.ndarray, "faces height height 3"]) -> list[Any]:
+    return [face_descriptor(to_pil(image)) for image in images]
 
 
 def anchors_of(task: Task) -> tuple[str, ...]:

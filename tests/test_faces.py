@@ -4,7 +4,7 @@ import numpy as np
 import photographs
 import pytest
 import seeded
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from styleclip_jax import faces
 from styleclip_jax.errors import InputError
@@ -214,3 +214,13 @@ def test_crops_that_do_not_fit_are_refused(pasted):
     with pytest.raises(InputError, match="64 pixels a side and the unedited one 32"):
         before, after = (Image.new("RGB", (size, size)) for size in (32, 64))
         paste_back(photo, after, transform, unedited=before)
+
+
+def test_descriptors_tell_people_apart_and_know_a_person_in_other_light():
+    photo, other = map(photographs.photo, ("astronaut", "hopper"))
+    descriptor = faces.face_descriptor(photo)
+    brighter = faces.face_descriptor(ImageEnhance.Brightness(photo).enhance(1.3))
+    assert descriptor is not None and brighter is not None
+    assert np.linalg.norm(brighter - descriptor) < 0.3
+    assert np.linalg.norm(faces.face_descriptor(other) - descriptor) > 0.6
+    assert faces.face_descriptor(Image.new("RGB", (300, 300))) is None
