@@ -31,8 +31,8 @@ from avatars.attributes import implied
 from avatars.scores import edit_score, kept_by_slot, read_labels
 from avatars.texts import EDITS, Edit, select
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_generator, load_mapper
 from styleclip_jax.faces import face_descriptor
+from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_generator, load_mapper
 from styleclip_jax.io.images import sheet, to_pil, write_image
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
@@ -146,7 +146,7 @@ flags.DEFINE_string("arcface", None, "Checkpoint directory of an ArcFace: measur
 flags.DEFINE_bool(
     "face_descriptors",
     False,
-    "Measure for real faces how far dlib's face descriptors, which no loss sees, moved: below 0.6 it"
+    "Measure for real faces how far dlib's descriptors, which no loss sees, moved: below 0.6 it"
     " usually is the same person. Needs the extra photos.",
 )
 flags.DEFINE_string(
