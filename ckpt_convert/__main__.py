@@ -8,6 +8,9 @@ Examples:
   python -m ckpt_convert clip ViT-B-32.pt checkpoints/clip --tokenizer bpe_simple_vocab_16e6.txt.gz
   python -m ckpt_convert clip clip-vit-base-patch32/ checkpoints/clip
   python -m ckpt_convert arcface model_ir_se50.pth checkpoints/arcface
+  python -m ckpt_convert e4e e4e_ffhq_encode.pt checkpoints/e4e
+  python -m ckpt_convert stylegan2 e4e_ffhq_encode.pt checkpoints/ffhq
+  python -m ckpt_convert lpips vgg16-397923af.pth checkpoints/lpips --linear vgg.pth
   python -m ckpt_convert mapper afro.pt checkpoints/afro
   python -m ckpt_convert latents train_faces.pt train_faces.npy
 
@@ -30,16 +33,21 @@ import jax
 from absl import logging
 from etils import epath
 
-from ckpt_convert import arcface, clip, formats, latents, mapper, sources, stylegan2
+from ckpt_convert import arcface, clip, e4e, formats, latents, lpips, mapper, sources, stylegan2
 from ckpt_convert.mapping import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
 from styleclip_jax.errors import InputError, is_out_of_memory
 from styleclip_jax.io.checkpoints import save_model, to_path
 
 MODELS = {
-    "stylegan2": (stylegan2.convert, "a generator: rosinality's .pt or NVIDIA's .pkl"),
+    "stylegan2": (
+        stylegan2.convert,
+        "a generator: rosinality's .pt, NVIDIA's .pkl or an encoder's .pt",
+    ),
     "clip": (clip.convert, "a CLIP with a vision transformer: OpenAI's .pt or Hugging Face's"),
     "arcface": (arcface.convert, "the face recognition network model_ir_se50.pth"),
+    "e4e": (e4e.convert, "an encoder of photos: e4e's .pt, or that of ReStyle with e4e"),
+    "lpips": (lpips.convert, "the perceptual distance: torchvision's vgg16, or a whole LPIPS"),
     "mapper": (mapper.convert, "a latent mapper of the official StyleCLIP code"),
 }
 
@@ -84,6 +92,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="a Hugging Face directory, or OpenAI's bpe_simple_vocab_16e6.txt.gz, also as an "
         "address; by default that of SOURCE, if it is a directory with a tokenizer or a known name",
     )
+    commands.choices["lpips"].add_argument(
+        "--linear",
+        metavar="PATH",
+        help="weights/v0.1/vgg.pth of the package lpips, where SOURCE is torchvision's vgg16",
+    )
     return parser.parse_args(arguments)
 
 
@@ -100,6 +113,9 @@ def convert(options: argparse.Namespace) -> None:
     # Before the conversion, which takes longer than to see that there is none.
     tokenizer = _find_tokenizer(options, path) if options.command == "clip" else None
     source = formats.read(path)
+    if options.command == "lpips" and options.linear:
+        linear = formats.read(sources.find(options.command, options.linear, options.cache))
+        source = source._replace(tensors=source.tensors | linear.tensors)
     if options.command == "latents":
         latents.save(destination, latents.convert(source))
     else:

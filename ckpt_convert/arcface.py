@@ -5,6 +5,7 @@ Source: ``models/facial_recognition/model_irse.py`` of orpatashnik/StyleCLIP.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,8 +45,8 @@ NORM = (
     ("{name}.running_mean", "{norm}.mean", unchanged),
     ("{name}.running_var", "{norm}.var", unchanged),
 )
-# Official names of the normalizations outside the blocks, and of those inside.
-NORMS = {"input_layer.1": "stem.norm", "output_layer.0": "norm", "output_layer.4": "embedding_norm"}
+# Official names of the normalizations after the backbone, and of those in its blocks.
+NORMS = {"output_layer.0": "norm", "output_layer.4": "embedding_norm"}
 BLOCK_NORMS = {"res_layer.0": "norm1", "res_layer.4": "norm2"}
 
 BLOCK = (
@@ -57,10 +58,9 @@ BLOCK = (
 )
 SHORTCUT = (("body.{i}.shortcut_layer.0.weight", "blocks.{i}.shortcut_conv.kernel", conv_kernel),)
 SHORTCUT_NORMS = {"shortcut_layer.1": "shortcut_norm"}
-ONCE = (
+STEM = (
     ("input_layer.0.weight", "stem.conv.kernel", conv_kernel),
     ("input_layer.2.weight", "stem.slope", unchanged),
-    ("output_layer.3.bias", "bias", unchanged),
 )
 IGNORED: Ignored = {
     # Counts training steps.
@@ -83,11 +83,19 @@ def convert(source: SourceFile) -> Conversion:
 def make_table(config: ArcFaceConfig) -> list[Row]:
     """The table of an IR-SE network."""
     embed = functools.partial(embedding_kernel, channels=config.stages[-1][0])
-    table = expand((*ONCE, ("output_layer.3.weight", "kernel", embed)))
+    table = backbone_table(config.stem_width, config.stages)
+    table += [Row("output_layer.3.weight", "kernel", embed)]
+    table += [Row("output_layer.3.bias", "bias", unchanged)]
     for name, norm in NORMS.items():
         table += expand(NORM, name=name, norm=norm)
-    in_channels, i = config.stem_width, 0
-    for channels, depth in config.stages:
+    return table
+
+
+def backbone_table(in_channels: int, stages: Sequence[Sequence[int]]) -> list[Row]:
+    """The table of the stem and the blocks, which encoders have too."""
+    table = expand(STEM) + expand(NORM, name="input_layer.1", norm="stem.norm")
+    i = 0
+    for channels, depth in stages:
         for _ in range(depth):
             rows, norms = BLOCK, BLOCK_NORMS
             if in_channels != channels:

@@ -1,5 +1,8 @@
 """StyleGAN2 generators: rosinality's and StyleCLIP's ``.pt``, NVIDIA's ``.pkl``.
 
+StyleGAN-NADA's files have rosinality's names too, and so have the generators that the files of
+encoders such as e4e hold.
+
 Sources: ``model.py`` of rosinality/stylegan2-pytorch; ``training/networks.py`` of
 NVlabs/stylegan2-ada-pytorch and ``training/networks_stylegan2.py`` of NVlabs/stylegan3.
 """
@@ -71,8 +74,12 @@ def scalar(x: np.ndarray) -> np.ndarray:
 
 
 def mean_latent(x: np.ndarray) -> np.ndarray:
-    """(w_dim,) or (1, w_dim) -> (w_dim,)."""
-    return np.squeeze(x, 0) if x.ndim == 2 else x
+    """(w_dim,), or (layers, w_dim) with the same vector in every layer -> (w_dim,)."""
+    if x.ndim == 2:
+        if not np.allclose(x, x[:1]):
+            raise ValueError("the mean latent differs between layers")
+        return x[0]
+    return x
 
 
 def is_blur_filter(x: np.ndarray) -> bool:
@@ -104,7 +111,7 @@ class Layout(NamedTuple):
 
 
 ROSINALITY = Layout(
-    prefixes=("g_ema.", ""),
+    prefixes=("g_ema.", "state_dict.decoder.", ""),
     layer=(
         ("{p}{name}.weight", "mapping.layers.{i}.kernel", linear_kernel),
         ("{p}{name}.bias", "mapping.layers.{i}.bias", unchanged),
@@ -132,10 +139,11 @@ ROSINALITY = Layout(
     conv_name=lambda i: f"convs.{i - 1}" if i else "conv1",
     rgb_name=lambda k: f"to_rgbs.{k - 1}" if k else "to_rgb1",
     ignored={
-        r"(g_ema\.)?convs\.\d+\.conv\.blur\.kernel": is_blur_filter,
-        r"(g_ema\.)?to_rgbs\.\d+\.upsample\.kernel": is_blur_filter,
-        # The rest of a training checkpoint.
+        r"(.*\.)?convs\.\d+\.conv\.blur\.kernel": is_blur_filter,
+        r"(.*\.)?to_rgbs\.\d+\.upsample\.kernel": is_blur_filter,
+        # The rest of a training checkpoint, the generator's or an encoder's.
         r"(g|d|g_optim|d_optim)\..*|ada_aug_p": None,
+        r"(state_dict\.encoder|opts|optimizer|discriminator\w*)\..*": None,
     },
 )
 

@@ -23,6 +23,8 @@ from styleclip_jax.io.checksums import CHECKSUMS, verify_checksums, write_checks
 from styleclip_jax.io.files import expand_user, parse_json
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.e4e import E4E, E4EConfig
+from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
 from styleclip_jax.models.mapper import MAPPER_TYPES, Mapper, MapperConfig
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
 
@@ -38,9 +40,13 @@ FLAGS_FILE = "config/flags.json"
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
 _MAPPERS = tuple(MAPPER_TYPES.values())
-_CONFIGS = {Generator: GeneratorConfig, CLIP: CLIPConfig, ArcFace: ArcFaceConfig} | {
-    mapper: MapperConfig for mapper in _MAPPERS
-}
+_CONFIGS = {
+    Generator: GeneratorConfig,
+    CLIP: CLIPConfig,
+    ArcFace: ArcFaceConfig,
+    E4E: E4EConfig,
+    LPIPS: LPIPSConfig,
+} | {mapper: MapperConfig for mapper in _MAPPERS}
 
 
 def flatten(model: nnx.Module) -> dict[str, jax.Array]:
@@ -76,7 +82,7 @@ def build(
 
 def save_model(
     path: epath.PathLike,
-    model: Generator | CLIP | ArcFace | Mapper,
+    model: Generator | CLIP | ArcFace | E4E | LPIPS | Mapper,
     tokenizer_files: Mapping[str, bytes] | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
@@ -142,6 +148,16 @@ def load_clip(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.float32
 def load_arcface(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> ArcFace:
     """Reads an ArcFace IR-SE50; see :func:`load_generator`."""
     return _load(path, (ArcFace,), dtype)
+
+
+def load_encoder(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.float32) -> E4E:
+    """Reads an e4e encoder; see :func:`load_generator`. None: the avatars encoder."""
+    return _load(AVATARS / "encoder" if path is None else path, (E4E,), dtype)
+
+
+def load_lpips(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> LPIPS:
+    """Reads an LPIPS with VGG16; see :func:`load_generator`."""
+    return _load(path, (LPIPS,), dtype)
 
 
 def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:

@@ -2,6 +2,8 @@
 
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.e4e import E4E, E4EConfig
+from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
 from styleclip_jax.models.mapper import (
     FullStyleSpaceMapper,
     LevelsMapper,
@@ -13,12 +15,16 @@ from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
 
 __all__ = [
     "CLIP",
+    "E4E",
+    "LPIPS",
     "ArcFace",
     "ArcFaceConfig",
     "CLIPConfig",
+    "E4EConfig",
     "FullStyleSpaceMapper",
     "Generator",
     "GeneratorConfig",
+    "LPIPSConfig",
     "LevelsMapper",
     "MapperConfig",
     "SingleMapper",

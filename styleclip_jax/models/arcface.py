@@ -23,7 +23,7 @@ The official last layer is a linear one on the flattened NCHW map: its weight
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -106,12 +106,19 @@ def _convolution(
 class Stem(nnx.Module):
     """The first convolution, with batch normalization and PReLU; keeps the image's size."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        self.conv = _convolution(3, width, 3, rngs, dtype)
+    def __init__(
+        self,
+        width: int,
+        *,
+        in_channels: int = 3,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.conv = _convolution(in_channels, width, 3, rngs, dtype)
         self.norm = InferenceBatchNorm(width)
         self.slope = nnx.Param(jnp.full(width, 0.25))
 
-    def __call__(self, images: Float[Array, "batch H W 3"]) -> Float[Array, "batch H W C"]:
+    def __call__(self, images: Float[Array, "batch H W inputs"]) -> Float[Array, "batch H W C"]:
         return prelu(self.norm(self.conv(images)), self.slope[...])
 
 
@@ -154,6 +161,24 @@ class ResidualBlock(nnx.Module):
         return x * nnx.sigmoid(weights)[:, None, None] + shortcut
 
 
+def residual_blocks(
+    in_channels: int,
+    stages: Sequence[Sequence[int]],
+    reduction: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike,
+) -> Iterator[ResidualBlock]:
+    """The blocks of all stages, each given by its channels and its number of blocks."""
+    for channels, depth in stages:
+        for i in range(depth):
+            stride = 2 if i == 0 else 1
+            yield ResidualBlock(
+                in_channels, channels, stride, reduction=reduction, rngs=rngs, dtype=dtype
+            )
+            in_channels = channels
+
+
 class ArcFace(nnx.Module):
     """Maps an image of a face to a unit vector; similar faces have similar vectors.
 
@@ -167,21 +192,12 @@ class ArcFace(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.stem = Stem(config.stem_width, rngs=rngs, dtype=dtype)
-        self.blocks = nnx.List([])
-        in_channels = config.stem_width
-        for channels, depth in config.stages:
-            for i in range(depth):
-                stride = 2 if i == 0 else 1
-                block = ResidualBlock(
-                    in_channels,
-                    channels,
-                    stride,
-                    reduction=config.reduction,
-                    rngs=rngs,
-                    dtype=dtype,
-                )
-                self.blocks.append(block)
-                in_channels = channels
+        self.blocks = nnx.List(
+            residual_blocks(
+                config.stem_width, config.stages, config.reduction, rngs=rngs, dtype=dtype
+            )
+        )
+        in_channels = config.stages[-1][0]
         self.norm = InferenceBatchNorm(in_channels)
         size = config.image_size // 2 ** len(config.stages)
         shape = (size, size, in_channels, config.embedding_dim)

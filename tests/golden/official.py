@@ -43,6 +43,7 @@ _OPTIONAL = (
     "ftfy",
     "requests",
     "torchvision",
+    "torchvision.models",
     "torchvision.transforms",
     "torchvision.utils",
     "torch.utils.tensorboard",

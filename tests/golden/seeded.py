@@ -46,6 +46,9 @@ _SCALES: tuple[tuple[str, int | None, float, Deviation], ...] = (
     (r"running_var$", None, 1, 0.3),
     (r"running_mean$", None, 0, 0.2),
     (r"(res|input)_layer\.2\.weight$", None, 0.25, 0.1),
+    # Equalized layers of e4e, and the weights of LPIPS, which are positive.
+    (r"styles\.\d+\.linear\.weight$", None, 0, 1),
+    (r"^lin\d\.model\.1\.weight$", None, 0.5, 0.2),
     # CLIP.
     (r"logit_scale$", None, math.log(100), 0),
     (r"(token|class)_embedding(\.weight)?$", None, 0, 0.5),

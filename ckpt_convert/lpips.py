@@ -1,0 +1,75 @@
+"""LPIPS with VGG16: torchvision's ``vgg16`` and the linear weights of the package ``lpips``.
+
+Sources: ``torchvision/models/vgg.py`` of pytorch/vision; ``lpips/lpips.py`` and
+``lpips/pretrained_networks.py`` of richzhang/PerceptualSimilarity, whose whole state dict is read
+too.
+"""
+
+import re
+
+import numpy as np
+
+from ckpt_convert.formats import SourceFile
+from ckpt_convert.mapping import (
+    Conversion,
+    Ignored,
+    Row,
+    conv_kernel,
+    describe,
+    expand,
+    fill,
+    unchanged,
+)
+from styleclip_jax.errors import InputError
+from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
+
+CONV = (
+    ("{name}.weight", "convs.{i}.kernel", conv_kernel),
+    ("{name}.bias", "convs.{i}.bias", unchanged),
+)
+IGNORED: Ignored = {
+    # VGG16's classifier, of ImageNet's classes.
+    r"classifier\..*": None,
+    # Constants, and a second name of the linear weights.
+    r"scaling_layer\..*|lins\..*": None,
+}
+
+
+def channel_weights(x: np.ndarray) -> np.ndarray:
+    """(1, channels, 1, 1) -> (channels,)."""
+    return np.squeeze(x, (0, 2, 3))
+
+
+def convert(source: SourceFile) -> Conversion:
+    """Makes an LPIPS.
+
+    Args:
+        source: The tensors of both files, or those of a whole LPIPS.
+
+    Raises:
+        InputError: The linear weights are missing, or the network is no VGG16.
+    """
+    tensors = source.tensors
+    if "lin0.model.1.weight" not in tensors:
+        way_out = (
+            "; give the linear weights with --linear" if "features.0.weight" in tensors else ""
+        )
+        raise InputError(f"{source.name} is no LPIPS ({describe(source)}){way_out}")
+    if any((x < 0).any() for key, x in tensors.items() if re.match(r"lin\d", key)):
+        raise InputError(f"{source.name}: linear weights are negative, which no distance has")
+    config = LPIPSConfig()
+    whole = "net.slice1.0.weight" in tensors
+    return Conversion(fill(LPIPS, config, source, make_table(config, whole), IGNORED))
+
+
+def make_table(config: LPIPSConfig, whole: bool) -> list[Row]:
+    """The table of an LPIPS; ``whole`` with the names of its own state dict, else torchvision's."""
+    table, i, layer = [], 0, 0
+    for stage, (_, depth) in enumerate(config.stages):
+        layer += stage > 0  # The pooling.
+        for _ in range(depth):
+            name = f"net.slice{stage + 1}.{layer}" if whole else f"features.{layer}"
+            table += expand(CONV, name=name, i=i)
+            i, layer = i + 1, layer + 2
+        table += [Row(f"lin{stage}.model.1.weight", f"weights.{stage}", channel_weights)]
+    return table
