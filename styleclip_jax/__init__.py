@@ -6,7 +6,9 @@ from styleclip_jax.faces import AlignedFace, FaceTransform, align_face, find_fac
 from styleclip_jax.io.checkpoints import (
     load_arcface,
     load_clip,
+    load_encoder,
     load_generator,
+    load_lpips,
     load_mapper,
     pretrained_mappers,
     save_model,
@@ -16,6 +18,7 @@ from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss, id_loss
+from styleclip_jax.methods.inversion import Inversion, InvertConfig, invert
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
@@ -33,6 +36,7 @@ from styleclip_jax.methods.optimization import (
     OptimizeConfig,
     edit_latents,
 )
+from styleclip_jax.methods.tuning import TuneConfig, tune_generator
 from styleclip_jax.models.variables import parameter_mask
 from styleclip_jax.runs.compilation_cache import enable_compilation_cache
 from styleclip_jax.runs.results import run_directory, write_metrics
@@ -47,9 +51,12 @@ __all__ = [
     "EditResult",
     "FaceTransform",
     "InputError",
+    "Inversion",
+    "InvertConfig",
     "MapperState",
     "MapperTrainConfig",
     "OptimizeConfig",
+    "TuneConfig",
     "__version__",
     "align_face",
     "apply_mapper",
@@ -61,11 +68,14 @@ __all__ = [
     "find_faces",
     "id_loss",
     "init_mapper_state",
+    "invert",
     "latent_directions",
     "load_arcface",
     "load_clip",
+    "load_encoder",
     "load_generator",
     "load_latents",
+    "load_lpips",
     "load_mapper",
     "load_tokenizer",
     "make_mapper_evaluation",
@@ -82,6 +92,7 @@ __all__ = [
     "save_model",
     "sheet",
     "synthesize",
+    "tune_generator",
     "write_gif",
     "write_image",
     "write_metrics",

@@ -13,14 +13,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.models import lpips
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.lpips import LPIPS
 
+# What tells how different two images look.
+Perceptual = LPIPS | CLIP
 Preprocess = Literal["styleclip", "clip"]
 
 # Mean and standard deviation per channel, in [0, 1], with which OpenAI's CLIP was trained.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+_LPIPS_SIZE = 256
 
 
 @functools.cache
@@ -53,6 +59,16 @@ def _resize(images: Array, matrix: np.ndarray) -> Array:
     highest = jax.lax.Precision.HIGHEST
     rows = jnp.einsum("jh,bhwc->bjwc", matrix, images, precision=highest)
     return jnp.einsum("kw,bjwc->bjkc", matrix, rows, precision=highest)
+
+
+def area_resize(
+    images: Float[Array, "batch _ _ 3"], height: int, width: int
+) -> Float[Array, "batch {height} {width} 3"]:
+    """Resizes images by averaging over areas; see :func:`area_matrix`."""
+    highest = jax.lax.Precision.HIGHEST
+    rows, columns = area_matrix(images.shape[1], height), area_matrix(images.shape[2], width)
+    images = jnp.einsum("jh,bhwc->bjwc", rows, images, precision=highest)
+    return jnp.einsum("kw,bjwc->bjkc", columns, images, precision=highest)
 
 
 def clip_pixels(
@@ -214,6 +230,29 @@ def identity_loss(
 ) -> Float[Array, " batch"]:
     """As :func:`id_loss`, of what :func:`identity_features` returns."""
     return 1 - jnp.sum(features * reference_features, axis=-1)
+
+
+def perceptual_features(
+    network: Perceptual, images: Float[Array, "batch height height 3"]
+) -> Array | list[Array]:
+    """What :func:`perceptual_distance` compares of square images in [-1, 1].
+
+    LPIPS sees them at 256 pixels at most, as StyleGAN2's projector and PTI show them.
+    """
+    if isinstance(network, CLIP):
+        return network.encode_image(clip_pixels(images, network.config.image_size, "clip"))
+    if images.shape[1] > _LPIPS_SIZE:
+        images = area_resize(images, _LPIPS_SIZE, _LPIPS_SIZE)
+    return network.features(images)
+
+
+def perceptual_distance(
+    network: Perceptual, features: Array | list[Array], others: Array | list[Array]
+) -> Float[Array, " batch"]:
+    """LPIPS, or one minus the cosine of CLIP's features, of :func:`perceptual_features`."""
+    if isinstance(network, CLIP):
+        return similarity_loss(features, others)
+    return lpips.distance(features, others)
 
 
 def _size(images: Array) -> int:

@@ -1,0 +1,391 @@
+"""Inversion: images to latents whose images look like them, and that can still be edited.
+
+An encoder answers at once (e4e, arXiv 2102.02766). Optimization refines its answer and stays near
+it, because latents far from it are hard to edit. Without an encoder the optimization starts from
+the mean latent and looks for one latent for all layers, as StyleGAN2's projector does (arXiv
+1912.04958, appendix D). Noise maps are not optimized: an edit would not have them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.latents import squared_distance
+from styleclip_jax.losses import (
+    Perceptual,
+    area_resize,
+    identity_features,
+    identity_loss,
+    perceptual_distance,
+    perceptual_features,
+)
+from styleclip_jax.methods.optimization import learning_rate_schedule
+from styleclip_jax.models.arcface import ArcFace
+from styleclip_jax.models.e4e import E4E, E4EConfig
+from styleclip_jax.models.lpips import LPIPS
+from styleclip_jax.models.stylegan2 import Generator
+
+_ADAM = optax.scale_by_adam()
+_DEVIATION_SAMPLES = 1000
+# Of the random latents that the projector tries around the current one, in standard deviations of
+# the space W, and the part of the steps in which they come down to zero.
+_LATENT_NOISE, _NOISE_STEPS = 0.05, 0.75
+# Mean latents of an encoder and of its generator differ by an estimate's error; those of two
+# domains, by about their length.
+_SAME_MEAN = 0.5
+# So that an image that is reproduced exactly has a finite PSNR.
+_LEAST_ERROR = 1e-10
+
+Number = float | Num[Array, ""]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(
+        "learning_rate",
+        "pixel_lambda",
+        "perceptual_lambda",
+        "id_lambda",
+        "latent_lambda",
+    ),
+    meta_fields=("steps", "guide_resolution"),
+)
+@dataclasses.dataclass(frozen=True)
+class InvertConfig:
+    """Settings of :func:`invert`; a pytree whose numbers are leaves.
+
+    Attributes:
+        steps: Number of steps that refine the encoder's answer; 0: the answer itself.
+        learning_rate: Adam's peak learning rate.
+        pixel_lambda: Weight of the mean squared error of pixels.
+        perceptual_lambda: Weight of the perceptual distance, where a network for it is given.
+        id_lambda: Weight of the identity loss, where an ArcFace is given.
+        latent_lambda: Weight of the squared distance to the encoder's answer, summed over all
+            entries; larger values keep the latent easier to edit.
+        guide_resolution: Compare images at this lower resolution of the generator's skip output,
+            for a fraction of the cost. None: full resolution.
+    """
+
+    steps: int = 100
+    learning_rate: Number = 0.05
+    pixel_lambda: Number = 1.0
+    perceptual_lambda: Number = 0.8
+    id_lambda: Number = 0.1
+    latent_lambda: Number = 1e-4
+    guide_resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            number = getattr(self, field.name)
+            if isinstance(number, int | float) and not 0 <= number < float("inf"):
+                raise InputError(f"{field.name} is {number}, expected a number of at least 0")
+
+
+# What suits the models that come with the package, whose latents have a larger scale.
+AVATARS_INVERT_CONFIG = InvertConfig(learning_rate=0.05, latent_lambda=1e-4)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inversion:
+    """What :func:`invert` returns.
+
+    Attributes:
+        latents: W+ latents.
+        images: Their images (B, R, R, 3) in about [-1, 1].
+        errors: By name one number per image, see :func:`reconstruction_errors`.
+        losses: (steps, B), the loss of every image before every step.
+    """
+
+    latents: Float[Array, "batch layers w_dim"]
+    images: Float[Array, "batch resolution resolution 3"]
+    errors: dict[str, Float[Array, " batch"]]
+    losses: Float[Array, "steps batch"]
+
+
+class _Problem(NamedTuple):
+    """What stays the same over all steps."""
+
+    generator: Generator
+    perceptual: Perceptual | None
+    arcface: ArcFace | None
+    targets: Float[Array, "batch height height 3"]
+    features: Array | list[Array] | None
+    identities: Float[Array, "batch features"] | None
+    start: Float[Array, "batch rows w_dim"]
+    noise: Float[Array, ""]
+    key: PRNGKeyArray
+    config: InvertConfig
+
+
+class _State(NamedTuple):
+    step: Int[Array, ""]
+    latents: Float[Array, "batch rows w_dim"]
+    optimizer: optax.OptState
+    losses: Float[Array, "steps batch"]
+
+
+def invert(
+    generator: Generator,
+    images: Float[Array, "batch resolution resolution 3"],
+    encoder: E4E | None = None,
+    config: InvertConfig = InvertConfig(),
+    *,
+    perceptual: Perceptual | None = None,
+    arcface: ArcFace | None = None,
+    key: PRNGKeyArray | None = None,
+    on_progress: Callable[[int], object] | None = None,
+) -> Inversion:
+    """Finds latents of images.
+
+    On accelerators the whole run is one compiled loop; on a CPU, where such loops run on one
+    thread, the compiled step is called from the host. A batch may be spread over devices.
+
+    Args:
+        generator: Synthesizes the images.
+        images: In [-1, 1], aligned as the generator's training data, of its resolution.
+        encoder: Gives the first answer; None: start from the mean latent.
+        config: The settings.
+        perceptual: An LPIPS, or a CLIP in its place; None: pixels alone.
+        arcface: For faces, compares identities too.
+        key: Decides the latent noise of inversions without an encoder; None: ``jax.random.key(0)``.
+        on_progress: On a CPU, called after every step with the number of steps taken.
+
+    Raises:
+        InputError: The images have another resolution, or the encoder is for another generator.
+        FloatingPointError: A loss is not finite.
+    """
+    architecture = generator.config
+    resolution = architecture.resolution
+    if images.ndim != 4 or images.shape[1:] != (resolution, resolution, 3):
+        raise InputError(
+            f"images have shape {images.shape}, this generator needs"
+            f" (images, {resolution}, {resolution}, 3)"
+        )
+    if config.guide_resolution not in (None, *architecture.resolutions):
+        raise InputError(
+            f"guide_resolution is {config.guide_resolution}, expected one of"
+            f" {architecture.resolutions}"
+        )
+    if encoder is None:
+        latents = generator.mean_latents(len(images))[:, :1]
+    else:
+        latents = encode(generator, encoder, images)
+    losses = jnp.zeros((0, len(images)))
+    if config.steps:
+        key = jax.random.key(0) if key is None else key
+        deviation = 0.0 if encoder is not None else latent_deviation(generator)
+        problem = _make_problem(
+            generator, perceptual, arcface, images, latents, deviation, key, config
+        )
+        state = _refine(problem, on_progress)
+        latents, losses = state.latents, state.losses
+    latents = _all_layers(latents, architecture.num_layers)
+    synthesized = _synthesize(generator, latents)
+    errors = reconstruction_errors(synthesized, images, perceptual, arcface)
+    if not jnp.isfinite(losses).all() or not jnp.isfinite(synthesized).all():
+        raise FloatingPointError("the inversion is not finite; a lower learning_rate may help")
+    return Inversion(latents, synthesized, errors, losses)
+
+
+def encode(
+    generator: Generator, encoder: E4E, images: Float[Array, "batch resolution resolution 3"]
+) -> Float[Array, "batch layers w_dim"]:
+    """The encoder's answer, after all its rounds.
+
+    Raises:
+        InputError: The encoder is for another generator.
+    """
+    check_encoder(generator, encoder)
+    return _encode(generator, encoder, images)
+
+
+def check_encoder(generator: Generator, encoder: E4E) -> None:
+    """Raises InputError where the encoder's latents are another generator's."""
+    found = encoder.config.num_layers, encoder.config.w_dim
+    expected = generator.num_layers, generator.config.w_dim
+    if found != expected:
+        raise InputError(
+            f"the encoder is for another generator: it makes {found[0]} latents of width"
+            f" {found[1]}, this generator of {generator.config.resolution} pixels needs"
+            f" {expected[0]} of width {expected[1]}"
+        )
+    ours, theirs = generator.mean_w[...], encoder.mean_latent[...].mean(0)
+    longer = jnp.maximum(jnp.linalg.norm(ours), jnp.linalg.norm(theirs))
+    if jnp.linalg.norm(theirs) > 0 and jnp.linalg.norm(ours - theirs) > _SAME_MEAN * longer:
+        raise InputError(
+            "the encoder is for another generator: their mean latents differ; an encoder goes with"
+            " the generator that it was trained for, which its file holds too"
+        )
+
+
+def encoder_pixels(
+    images: Float[Array, "batch size size 3"], config: E4EConfig
+) -> Float[Array, "batch {config.image_height} {config.image_width} 3"]:
+    """What an encoder sees of square images: the middle rows, where it is wider than high."""
+    height = images.shape[1] * config.image_height // config.image_width
+    top = (images.shape[1] - height) // 2
+    return area_resize(images[:, top : top + height], config.image_height, config.image_width)
+
+
+@jax.jit
+def _encode(generator: Generator, encoder: E4E, images: Array) -> Array:
+    config = encoder.config
+    pixels = encoder_pixels(images, config)
+    if config.in_channels == 3:
+        return encoder(pixels)
+    latents = jnp.broadcast_to(encoder.mean_latent[...], (len(images), *encoder.mean_latent.shape))
+    for _ in range(config.rounds):
+        answer = encoder_pixels(generator(latents), config)
+        latents = encoder(jnp.concatenate([pixels, answer], axis=-1), latents)
+    return latents
+
+
+@jax.jit
+def latent_deviation(generator: Generator) -> Float[Array, ""]:
+    """The root mean squared distance of random latents ``w`` from the mean latent."""
+    z = jax.random.normal(jax.random.key(0), (_DEVIATION_SAMPLES, generator.config.z_dim))
+    distances = jnp.sum(jnp.square(generator.map(z)[:, 0] - generator.mean_w[...]), axis=-1)
+    return jnp.sqrt(jnp.mean(distances))
+
+
+@functools.partial(jax.jit, static_argnames=("guide_resolution",))
+def _prepare(perceptual, arcface, images, guide_resolution):
+    targets = images
+    if guide_resolution is not None:
+        targets = area_resize(images, guide_resolution, guide_resolution)
+    features = None if perceptual is None else perceptual_features(perceptual, targets)
+    identities = None if arcface is None else identity_features(arcface, targets)
+    return targets, features, identities
+
+
+def _make_problem(
+    generator, perceptual, arcface, images, latents, deviation, key, config
+) -> _Problem:
+    targets, features, identities = _prepare(perceptual, arcface, images, config.guide_resolution)
+    noise = jnp.asarray(_LATENT_NOISE * deviation, jnp.float32)
+    return _Problem(
+        generator,
+        perceptual,
+        arcface,
+        targets,
+        features,
+        identities,
+        latents,
+        noise,
+        key,
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config),
+    )
+
+
+def _refine(problem: _Problem, on_progress: Callable[[int], object] | None) -> _State:
+    steps, latents = problem.config.steps, problem.start
+    state = _State(
+        step=jnp.zeros((), jnp.int32),
+        latents=latents,
+        optimizer=_ADAM.init(latents),
+        losses=jnp.zeros((steps, 1), jnp.float32) + jnp.zeros_like(latents[:, 0, 0]),
+    )
+    if jax.default_backend() != "cpu":
+        return _run(problem, state)
+    for step in range(steps):
+        state = _step_from_host(problem, state)
+        if on_progress:
+            jax.block_until_ready(state)
+            on_progress(step + 1)
+    return state
+
+
+@jax.jit
+def _run(problem: _Problem, state: _State) -> _State:
+    """All steps in one compiled loop."""
+    steps = problem.config.steps
+    return jax.lax.fori_loop(0, steps, lambda _, state: _step(problem, state), state)
+
+
+def _step(problem: _Problem, state: _State) -> _State:
+    config = problem.config
+    t = state.step / config.steps
+    noise = problem.noise * jnp.square(jnp.maximum(0, 1 - t / _NOISE_STEPS))
+    key = jax.random.fold_in(problem.key, state.step)
+    shifts = noise * jax.random.normal(key, state.latents.shape)
+
+    def total(latents):
+        losses = _losses(problem, latents + shifts)
+        losses += config.latent_lambda * squared_distance(latents, problem.start)
+        return losses.sum(), losses
+
+    gradients, losses = jax.grad(total, has_aux=True)(state.latents)
+    directions, optimizer = _ADAM.update(gradients, state.optimizer)
+    steps: Any = directions
+    rate = learning_rate_schedule(config.learning_rate, config.steps)(state.step)
+    return _State(
+        step=state.step + 1,
+        latents=state.latents - rate * steps,
+        optimizer=optimizer,
+        losses=state.losses.at[state.step].set(losses),
+    )
+
+
+_step_from_host = jax.jit(_step)
+
+
+def _losses(problem: _Problem, latents: Array) -> Float[Array, " batch"]:
+    config, generator = problem.config, problem.generator
+    images = generator(_all_layers(latents, generator.num_layers), config.guide_resolution)
+    losses = config.pixel_lambda * jnp.square(images - problem.targets).mean((1, 2, 3))
+    if problem.perceptual is not None and problem.features is not None:
+        features = perceptual_features(problem.perceptual, images)
+        distances = perceptual_distance(problem.perceptual, features, problem.features)
+        losses += config.perceptual_lambda * distances
+    if problem.arcface is not None and problem.identities is not None:
+        identities = identity_features(problem.arcface, images)
+        losses += config.id_lambda * identity_loss(identities, problem.identities)
+    return losses
+
+
+def _all_layers(latents: Array, num_layers: int) -> Array:
+    return jnp.broadcast_to(latents, (len(latents), num_layers, latents.shape[-1]))
+
+
+@jax.jit
+def _synthesize(generator: Generator, latents: Array) -> Array:
+    return generator(latents)
+
+
+@jax.jit
+def reconstruction_errors(
+    images: Float[Array, "batch size size 3"],
+    originals: Float[Array, "batch size size 3"],
+    perceptual: Perceptual | None = None,
+    arcface: ArcFace | None = None,
+) -> dict[str, Float[Array, " batch"]]:
+    """How well images reproduce others, all in [-1, 1].
+
+    Returns:
+        One number per image: ``mse`` of the clipped images, ``psnr`` in dB, and where there are
+        networks for them, ``lpips`` or ``clip_distance``, and ``identity_similarity``.
+    """
+    images = jnp.clip(images, -1, 1)
+    mse = jnp.square(images - originals).mean((1, 2, 3))
+    # The range of the pixels is 2.
+    errors = {"mse": mse, "psnr": 10 * jnp.log10(4 / jnp.maximum(mse, _LEAST_ERROR))}
+    if perceptual is not None:
+        name = "lpips" if isinstance(perceptual, LPIPS) else "clip_distance"
+        errors[name] = perceptual_distance(
+            perceptual,
+            perceptual_features(perceptual, images),
+            perceptual_features(perceptual, originals),
+        )
+    if arcface is not None:
+        errors["identity_similarity"] = 1 - identity_loss(
+            identity_features(arcface, images), identity_features(arcface, originals)
+        )
+    return errors

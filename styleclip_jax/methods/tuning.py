@@ -1,0 +1,132 @@
+"""Pivotal tuning (PTI, Roich et al., arXiv 2106.05744): tunes a generator for given images.
+
+The latents of an inversion stay fixed; the generator's weights are trained until it synthesizes the
+images from them. Edits of these latents then keep details that no latent describes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.losses import Perceptual, perceptual_distance, perceptual_features
+from styleclip_jax.models.stylegan2 import Generator
+
+# No latent comes from the mapping network any more.
+_TRAINABLE = nnx.All(nnx.PathContains("synthesis"), nnx.Param)
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    """Settings of :func:`tune_generator`; the defaults are the official ones.
+
+    Attributes:
+        steps: The most steps.
+        learning_rate: Adam's.
+        pixel_lambda: Weight of the mean squared error of pixels.
+        perceptual_lambda: Weight of the perceptual distance.
+        stop_distance: Stop when the mean perceptual distance of all images is at most this.
+        batch_size: Images per step.
+    """
+
+    steps: int = 350
+    learning_rate: float = 3e-4
+    pixel_lambda: float = 1.0
+    perceptual_lambda: float = 1.0
+    stop_distance: float = 0.06
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            number = getattr(self, field.name)
+            least = 1 if field.name in ("steps", "batch_size") else 0
+            if not least <= number < float("inf"):
+                raise InputError(f"{field.name} is {number}, expected a number of at least {least}")
+
+
+class TuneResult(NamedTuple):
+    """What :func:`tune_generator` returns.
+
+    Attributes:
+        generator: A new generator; the given one stays as it is.
+        distances: (steps, batch_size), the perceptual distances before every step.
+    """
+
+    generator: Generator
+    distances: Float[np.ndarray, "steps batch"]
+
+
+def tune_generator(
+    generator: Generator,
+    latents: Float[Array, "count layers w_dim"],
+    images: Float[Array, "count resolution resolution 3"],
+    perceptual: Perceptual,
+    config: TuneConfig = TuneConfig(),
+    *,
+    on_progress: Callable[[int], object] | None = None,
+) -> TuneResult:
+    """Tunes a generator's synthesis network for images.
+
+    Args:
+        generator: The generator, whose weights stay as they are.
+        latents: The images' W+ latents, from :func:`styleclip_jax.invert`.
+        images: In [-1, 1].
+        perceptual: An LPIPS, or a CLIP in its place.
+        config: The settings.
+        on_progress: Called after every step with the number of steps taken.
+
+    Raises:
+        InputError: Latents or images do not fit the generator.
+        FloatingPointError: A loss is not finite.
+    """
+    generator.config.check_w_plus(latents.shape)
+    resolution = generator.config.resolution
+    if images.shape != (len(latents), resolution, resolution, 3):
+        raise InputError(
+            f"images have shape {images.shape}, expected"
+            f" ({len(latents)}, {resolution}, {resolution}, 3)"
+        )
+    batch = min(config.batch_size, len(latents))
+    optimizer = optax.adam(config.learning_rate)
+    tuned = jax.tree.map(jnp.copy, generator)
+    state = optimizer.init(nnx.state(tuned, _TRAINABLE))
+    rounds = -(-len(latents) // batch)
+    distances = []
+    for step in range(config.steps):
+        some = (step * batch + np.arange(batch)) % len(latents)
+        tuned, state, found = _step(tuned, state, latents[some], images[some], perceptual, config)
+        distances.append(np.asarray(found))
+        if not np.isfinite(found).all():
+            raise FloatingPointError(
+                f"the distance is not finite at step {step + 1}; a lower learning_rate may help"
+            )
+        if on_progress:
+            on_progress(step + 1)
+        if len(distances) >= rounds and np.mean(distances[-rounds:]) <= config.stop_distance:
+            break
+    return TuneResult(tuned, np.stack(distances))
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnums=(0, 1))
+def _step(generator, state, latents, images, perceptual, config: TuneConfig):
+    """One update; returns the generator, the optimizer's state and the distances before it."""
+    graph, trainable, rest = nnx.split(generator, _TRAINABLE, ...)
+    wanted = perceptual_features(perceptual, images)
+
+    def loss_fn(trainable):
+        found = nnx.merge(graph, trainable, rest)(latents)
+        distances = perceptual_distance(perceptual, perceptual_features(perceptual, found), wanted)
+        loss = config.pixel_lambda * jnp.square(found - images).mean()
+        return loss + config.perceptual_lambda * distances.mean(), distances
+
+    gradients, distances = jax.grad(loss_fn, has_aux=True)(trainable)
+    updates, state = optax.adam(config.learning_rate).update(gradients, state, trainable)
+    return nnx.merge(graph, optax.apply_updates(trainable, updates), rest), state, distances
