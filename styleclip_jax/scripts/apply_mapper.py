@@ -5,6 +5,7 @@ metrics.json.
 
 Examples:
   python apply_mapper.py --mapper=sunglasses
+  python apply_mapper.py --mapper=sunglasses --image=avatar.png
   python apply_mapper.py --mapper=runs/beard --num_images=8 --strength=0.1
   python apply_mapper.py --mapper=runs/beard --strength=-0.1 --strength=0.05 --strength=0.1
   python apply_mapper.py --generator=checkpoints/ffhq --mapper=checkpoints/afro \
@@ -18,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.latents import Latents, sample_latents
 from styleclip_jax.methods.mapper_editing import apply_mapper
-from styleclip_jax.runs import command_line
+from styleclip_jax.runs import command_line, photos
 from styleclip_jax.runs.results import run_directory, write_images, write_metrics
 
 FLAGS = flags.FLAGS
@@ -69,6 +70,8 @@ flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
 )
 
+photos.define_flags()
+photos.define_edit_flags()
 flags.DEFINE_string(
     "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
 )
@@ -90,30 +93,40 @@ flags.DEFINE_float(
 
 def main(_: Sequence[str]) -> None:
     """Applies the mappers with every strength to all images, and writes the results."""
-    command_line.refuse_random_images("latents", "num_images", "seed", "truncation")
+    photos.check_flags()
+    for name in ("image", "inversion", "latents"):
+        command_line.refuse_random_images(name, "num_images", "seed", "truncation")
     mappers = [load_mapper(path) for path in FLAGS.mapper]
-    generator = load_generator(FLAGS.generator, FLAGS.dtype)
-    if FLAGS.latents:
-        latents = load_latents(FLAGS.latents, generator)
-    else:
-        latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
-
-    begun = time.perf_counter()
-    size = len(jax.tree.leaves(latents)[0])
-    batches = batch_indices(size)
-    first = jax.tree.map(operator.itemgetter(batches[0]), latents)
-    program = apply_mapper.lower(generator, mappers, first, 0.0).compile()
-    edit = functools.partial(program, generator, mappers)
-    metrics: dict[str, Any] = {"compile_seconds": time.perf_counter() - begun, "strengths": {}}
-
+    generator = load_generator(photos.generator_path(), FLAGS.dtype)
     with run_directory(FLAGS.results_dir) as directory:
+        given, latents, metrics = photos.photos_to_edit(generator, directory)
+        if latents is None and FLAGS.latents:
+            latents = load_latents(FLAGS.latents, generator)
+        elif latents is None:
+            latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+
+        begun = time.perf_counter()
+        size = len(jax.tree.leaves(latents)[0])
+        batches = batch_indices(size)
+        first = jax.tree.map(operator.itemgetter(batches[0]), latents)
+        program = apply_mapper.lower(generator, mappers, first, 0.0).compile()
+        edit = functools.partial(program, generator, mappers)
+        metrics |= {"compile_seconds": time.perf_counter() - begun, "strengths": {}}
+
         columns = {}
+        if given:
+            rows = slice(SHEET_ROWS)
+            columns = {"original": given.originals[rows], "aligned": given.aligned[rows]}
         # Strength 0 is the image before.
         for strength in sorted({0.0, *FLAGS.strength}):
             label = f"strength {strength}" if strength else "before"
             place = directory / label.replace(" ", "_")
             columns[label], seconds = apply(edit, latents, batches, strength, place)
             metrics["strengths"][label] = {"seconds_per_image": seconds}
+        if given and FLAGS.paste_back:
+            for strength in FLAGS.strength:
+                place = directory / f"strength_{strength}"
+                photos.paste_faces(place / "photos", given.faces, place, directory / "before")
         write_image(directory / "before_after.png", sheet([*columns.values()], [*columns]))
         write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
     if size > SHEET_ROWS:
@@ -122,6 +135,7 @@ def main(_: Sequence[str]) -> None:
         measured["seconds_per_image"] for measured in metrics["strengths"].values()
     )
     print(f"wrote {directory / 'before_after.png'}, {milliseconds:.0f} ms per image")
+    photos.exit_if_some_failed(given)
 
 
 def batch_indices(size: int) -> np.ndarray:

@@ -5,6 +5,7 @@ directory: a sheet of all images before and after, every image, the latents and 
 
 Examples:
   python optimize.py --description="a person with sunglasses"
+  python optimize.py --description="a person with a beard" --image=avatar.png
   python optimize.py --num_images=8 --seed=3 \
       --description="a person with a beard" --description="a person with a red hat"
   python optimize.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
@@ -45,7 +46,7 @@ from styleclip_jax.methods.optimization import (
     edit_latents,
 )
 from styleclip_jax.models import ArcFace, Generator
-from styleclip_jax.runs import command_line, objective_flags
+from styleclip_jax.runs import command_line, objective_flags, photos
 from styleclip_jax.runs.results import image_name, run_directory, write_images, write_metrics
 
 FLAGS = flags.FLAGS
@@ -95,6 +96,8 @@ flags.DEFINE_enum(
     "Precision of the arithmetic: bfloat16 is faster on GPUs and TPUs, float32 more exact.",
 )
 
+photos.define_flags()
+photos.define_edit_flags()
 flags.DEFINE_string(
     "latents",
     None,
@@ -205,11 +208,12 @@ def main(_: Sequence[str]) -> None:
     # Python must not end while a step, which an interruption may have left behind, still runs.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with run_directory(FLAGS.results_dir) as directory:
-        generator = load_generator(FLAGS.generator, FLAGS.dtype)
+        generator = load_generator(photos.generator_path(), FLAGS.dtype)
         texts = objective_flags.read_clips()
         arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
 
-        first = first_latents(generator, texts, config)
+        given, inverted, measured = photos.photos_to_edit(generator, directory)
+        first = first_latents(generator, texts, config, inverted)
         directions = start_directions(generator, texts, config)
         first_images = jax.jit(synthesize)(generator, first)
         write_images(directory / "before", first_images)
@@ -218,6 +222,9 @@ def main(_: Sequence[str]) -> None:
         columns, labels, metrics = [], [], []
         if config.mode == "edit":
             columns, labels = [first_images], ["before"]
+        if given:
+            columns = [given.originals, given.aligned, first_images]
+            labels = ["original", "aligned", "reconstructed"]
         for i, description in enumerate(FLAGS.description):
             text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))
             # Every text has all images to edit, or one of its own to start from.
@@ -234,6 +241,8 @@ def main(_: Sequence[str]) -> None:
             seconds = time.perf_counter() - begun
             write_images(place, result.images)
             save_latents(place / "latents", result.latents)
+            if given and FLAGS.paste_back:
+                photos.paste_faces(place / "photos", given.faces, place, directory / "before")
             columns.append(result.images)
             labels.append(description)
             metrics.append(
@@ -243,10 +252,11 @@ def main(_: Sequence[str]) -> None:
         write_image(directory / "before_after.png", sheet(columns, labels))
         write_metrics(
             directory / "metrics.json",
-            {"descriptions": metrics, "seed": FLAGS.seed},
+            {"descriptions": metrics, "seed": FLAGS.seed, **measured},
             command_line.script_flags(__name__),
         )
     print(f"wrote {directory / 'before_after.png'} and all results beside it")
+    photos.exit_if_some_failed(given)
 
 
 def check_flags(config: OptimizeConfig) -> None:
@@ -256,7 +266,7 @@ def check_flags(config: OptimizeConfig) -> None:
             f"--id_lambda={config.id_lambda} needs --arcface, the checkpoint of a face recognition"
             " network (python -m ckpt_convert arcface)"
         )
-    if FLAGS.arcface and not config.id_lambda:
+    if FLAGS.arcface and not config.id_lambda and not FLAGS.image:
         raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.005")
     if config.patience == 0 and FLAGS["min_improvement"].present:
         raise InputError("--min_improvement goes with --patience, which is not given")
@@ -264,7 +274,12 @@ def check_flags(config: OptimizeConfig) -> None:
     # Views are random too.
     random_images = ("num_images", "truncation", *(() if config.views else ("seed",)))
     if config.mode == "generate":
-        unused = ["latents", *(random_images if not FLAGS.samples else random_images[:1])]
+        unused = [
+            "latents",
+            "image",
+            "inversion",
+            *(random_images if not FLAGS.samples else random_images[:1]),
+        ]
         given = [f"--{name}" for name in unused if FLAGS[name].present]
         if given or FLAGS.keep:
             raise InputError(
@@ -275,7 +290,9 @@ def check_flags(config: OptimizeConfig) -> None:
             raise InputError("--start_samples is for edits, --mode=generate has --samples")
     elif FLAGS["samples"].present:
         raise InputError("--samples goes with --mode=generate, which is not given")
-    command_line.refuse_random_images("latents", *random_images)
+    photos.check_flags()
+    for name in ("image", "inversion", "latents"):
+        command_line.refuse_random_images(name, *random_images)
     if FLAGS.generator and not FLAGS.clip:
         print(
             "note: the CLIP that comes with the package knows nothing but avatars; give --clip too",
@@ -284,7 +301,10 @@ def check_flags(config: OptimizeConfig) -> None:
 
 
 def first_latents(
-    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
+    generator: Generator,
+    texts: objective_flags.Texts,
+    config: OptimizeConfig,
+    inverted: Latents | None,
 ) -> Latents:
     """The latents to start from, in the space of the optimization; to generate, one per text."""
     if config.mode == "generate" and not FLAGS.samples:
@@ -292,6 +312,8 @@ def first_latents(
     elif config.mode == "generate":
         samples = sample_latents(generator, FLAGS.samples, FLAGS.seed, FLAGS.truncation)
         latents = samples[best_fits(generator, texts.clips, samples, texts.descriptions, config)]
+    elif inverted is not None:
+        latents = inverted
     elif FLAGS.latents:
         latents = load_latents(FLAGS.latents, generator)
     else:

@@ -1,0 +1,150 @@
+r"""Finds the latents of photos, so that the other scripts can edit them.
+
+The face is found and aligned, an encoder gives its latents, and some steps of optimization bring
+the image closer to the photo. Results go to a new directory: a sheet of all photos, aligned and
+reconstructed, every image, latents.npy and metrics.json.
+
+Examples:
+  python invert.py --image=avatar.png
+  python invert.py --image=avatar.png --tune
+  python invert.py --generator=checkpoints/ffhq --encoder=checkpoints/e4e \
+      --lpips=checkpoints/lpips --image=me.jpg --image=friends/ --faces=all
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import load_generator, save_model
+from styleclip_jax.io.images import sheet, write_image
+from styleclip_jax.methods.inversion import reconstruction_errors
+from styleclip_jax.methods.tuning import TuneConfig, tune_generator
+from styleclip_jax.models import Generator
+from styleclip_jax.runs import command_line, photos
+from styleclip_jax.runs.results import run_directory, write_images, write_metrics
+
+FLAGS = flags.FLAGS
+SHEET_ROWS = 16
+
+photos.define_flags()
+flags.DEFINE_string(
+    "results_dir",
+    "results",
+    "New directory for the results; where it exists, results-2 and so on is taken.",
+)
+flags.DEFINE_string(
+    "generator",
+    None,
+    "The network that synthesizes the images: the directory that python -m ckpt_convert stylegan2"
+    " wrote. Default: the avatars that come with the package.",
+)
+flags.DEFINE_string(
+    "arcface",
+    None,
+    "The network that recognizes a person, for a better likeness of faces: the directory that"
+    " python -m ckpt_convert arcface wrote.",
+)
+flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Precision of the arithmetic: bfloat16 is faster on GPUs and TPUs, float32 more exact.",
+)
+flags.DEFINE_integer(
+    "seed", 0, "Of the inversion without an encoder.", lower_bound=0, upper_bound=2**32 - 1
+)
+flags.DEFINE_bool(
+    "tune",
+    False,
+    "Tune the generator until it synthesizes exactly these photos (pivotal tuning), and save it"
+    " beside the latents; the other scripts use it with --inversion.",
+)
+flags.DEFINE_integer("tune_steps", TuneConfig.steps, "With --tune: the most steps.", lower_bound=1)
+
+
+def main(_: Sequence[str]) -> None:
+    """Inverts all photos, and writes the results."""
+    if not FLAGS.image:
+        raise InputError("--image is missing; give a photo, a directory or a glob")
+    if FLAGS["tune_steps"].present and not FLAGS.tune:
+        raise InputError("--tune_steps goes with --tune, which is not given")
+    photos.check_flags()
+    if FLAGS.tune and FLAGS.generator and not FLAGS.lpips:
+        raise InputError("--tune needs --lpips, a perceptual distance")
+    # Python must not end while a step, which an interruption may have left behind, still runs.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    with run_directory(FLAGS.results_dir) as directory:
+        generator = load_generator(FLAGS.generator, FLAGS.dtype)
+        begun = time.perf_counter()
+        given, inversion = photos.start_from_photos(generator)
+        metrics = {
+            "images": photos.write_inversion(directory, given, inversion),
+            "seconds": time.perf_counter() - begun,
+        }
+        columns = [given.originals, given.aligned, inversion.images]
+        labels = ["original", "aligned", "reconstructed"]
+        if FLAGS.tune:
+            networks = photos.load_networks(generator)
+            tuned = tune(generator, networks, inversion.latents, given.aligned)
+            save_model(directory / photos.TUNED, tuned)
+            images, errors = reconstruct(tuned, networks, inversion.latents, given.aligned)
+            write_images(directory / "tuned", images)
+            for i, measured in enumerate(metrics["images"]):
+                measured["tuned"] = {name: float(values[i]) for name, values in errors.items()}
+            columns.append(images)
+            labels.append("tuned")
+        rows = [column[:SHEET_ROWS] for column in columns]
+        write_image(directory / "inversion.png", sheet(rows, labels))
+        write_metrics(directory / photos.METRICS, metrics, command_line.script_flags(__name__))
+    print(f"wrote {directory / 'inversion.png'} and all results beside it")
+    photos.exit_if_some_failed(given)
+
+
+def tune(
+    generator: Generator, networks: photos.Networks, latents: jax.Array, aligned: np.ndarray
+) -> Generator:
+    """The generator tuned for the photos, with a progress bar."""
+    assert networks.perceptual is not None
+    config = TuneConfig(steps=FLAGS.tune_steps)
+    if not FLAGS.lpips:
+        # CLIP's distances have another scale.
+        config = TuneConfig(steps=FLAGS.tune_steps, stop_distance=0.0)
+    with tqdm(total=config.steps, desc="tuning", unit="step", disable=None) as bar:
+        result = tune_generator(
+            generator,
+            latents,
+            jnp.asarray(aligned),
+            networks.perceptual,
+            config,
+            on_progress=lambda step: bar.update(step - bar.n),
+        )
+    return result.generator
+
+
+def reconstruct(
+    generator: Generator, networks: photos.Networks, latents: jax.Array, aligned: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The photos as a generator synthesizes them, one by one, and their errors."""
+    images, errors = [], []
+    for i in range(len(latents)):
+        image = jax.jit(Generator.__call__)(generator, latents[i : i + 1])
+        images.append(np.asarray(image))
+        original = jnp.asarray(aligned[i : i + 1])
+        errors.append(reconstruction_errors(image, original, networks.perceptual, networks.arcface))
+    return np.concatenate(images), jax.tree.map(lambda *x: np.concatenate(x), *errors)
+
+
+def start() -> NoReturn:
+    """Runs the script; the command ``styleclip-invert``."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    start()
