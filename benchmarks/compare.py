@@ -38,6 +38,10 @@ COUNTERPARTS = {
     "mapper_step_1024": ("mapper_training_step", 1024),
     "mapper_apply_256": ("mapper_apply", 256),
     "mapper_apply_1024": ("mapper_apply", 1024),
+    "refine_step_256": ("refinement_step", 256),
+    "refine_step_1024": ("refinement_step", 1024),
+    "tune_step_256": ("tuning_step", 256),
+    "tune_step_1024": ("tuning_step", 1024),
 }
 COLUMNS = (
     "measurement",

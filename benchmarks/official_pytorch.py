@@ -171,11 +171,71 @@ def mapper_apply(networks: Networks, repeats: int) -> list[float]:
     return _calls(lambda: script.run_on_batch(latents, network), repeats)
 
 
+class LPIPS(torch.nn.Module):
+    """The distance of the package lpips, with VGG16 and random weights."""
+
+    STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+    def __init__(self) -> None:
+        """Builds it with random weights."""
+        super().__init__()
+        self.stages, channels_in = torch.nn.ModuleList(), 3
+        for channels, depth in self.STAGES:
+            layers = [torch.nn.MaxPool2d(2)] if len(self.stages) else []
+            for _ in range(depth):
+                layers += [torch.nn.Conv2d(channels_in, channels, 3, padding=1), torch.nn.ReLU()]
+                channels_in = channels
+            self.stages.append(torch.nn.Sequential(*layers))
+        self.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Returns the distance of each pair, of at most 256 pixels."""
+        both = torch.nn.functional.adaptive_avg_pool2d(torch.cat([images, others]), 256)
+        distance = torch.zeros((), device=both.device)
+        for stage in self.stages:
+            both = stage(both)
+            one, other = (both / (both.norm(dim=1, keepdim=True) + 1e-10)).chunk(2)
+            distance = distance + (one - other).square().mean(dim=(1, 2, 3))
+        return distance
+
+
+def _reconstruction_steps(
+    networks: Networks, parameters: list[torch.Tensor], latents: torch.Tensor, repeats: int
+) -> list[float]:
+    lpips, optimizer = LPIPS().cuda(), torch.optim.Adam(parameters, 3e-4)
+    target = torch.zeros(1, 3, networks.resolution, networks.resolution).cuda()
+
+    def step() -> None:
+        images, _ = networks.generator([latents], input_is_latent=True, randomize_noise=False)
+        loss = (images - target).square().mean() + lpips(images, target).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return _calls(step, repeats)
+
+
+def refinement_step(networks: Networks, repeats: int) -> list[float]:
+    """Times steps of optimizing a W+ latent, with the official generator; the loop is ours."""
+    networks.generator.requires_grad_(False)
+    latents = networks.latents(1).requires_grad_()
+    return _reconstruction_steps(networks, [latents], latents, repeats)
+
+
+def tuning_step(networks: Networks, repeats: int) -> list[float]:
+    """Times steps of optimizing the official generator's weights, likewise."""
+    networks.generator.requires_grad_(True)
+    parameters = list(networks.generator.parameters())
+    return _reconstruction_steps(networks, parameters, networks.latents(1), repeats)
+
+
 CASES = {
     "generator_forward": generator_forward,
     "optimization_step": optimization_step,
     "mapper_training_step": mapper_training_step,
     "mapper_apply": mapper_apply,
+    "refinement_step": refinement_step,
+    "tuning_step": tuning_step,
 }
 _CASES = flags.DEFINE_multi_enum("cases", list(CASES), list(CASES), "What to time.")
 

@@ -9,6 +9,9 @@ step_R                a step of latent optimization, with CLIP ViT-B/32
 step_R_guide_S        the same, with CLIP looking at S pixels
 mapper_step_R         a step of a LevelsMapper's training: Ranger, CLIP ViT-B/32, identity loss
 mapper_apply_R        an edit with a mapper
+encode_R              latents of images by an e4e encoder, which sees 256 pixels
+refine_step_R         a step that refines an inversion: pixels and LPIPS
+tune_step_R           a step of pivotal tuning: pixels and LPIPS
 
 Examples:
   python benchmarks/speed.py
@@ -31,7 +34,8 @@ import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
 
-from styleclip_jax.losses import clip_loss
+from styleclip_jax.losses import clip_loss, perceptual_distance, perceptual_features
+from styleclip_jax.methods.inversion import InvertConfig, invert
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
     MapperTrainConfig,
@@ -39,8 +43,11 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_train_step,
 )
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
+from styleclip_jax.methods.tuning import TuneConfig, tune_generator
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.e4e import E4E, E4EConfig
+from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
 from styleclip_jax.models.mapper import LevelsMapper, MapperConfig
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
 from styleclip_jax.sharding import replicate
@@ -56,6 +63,11 @@ MEASUREMENTS = (
     "mapper_step_1024",
     "mapper_apply_256",
     "mapper_apply_1024",
+    "encode_1024",
+    "refine_step_256",
+    "refine_step_1024",
+    "tune_step_256",
+    "tune_step_1024",
 )
 flags.DEFINE_list("measure", list(MEASUREMENTS), "What to measure; the resolutions may be others.")
 flags.DEFINE_integer("repeats", 5, "Timed repetitions after one that is not timed.")
@@ -174,6 +186,65 @@ def mapper_apply(resolution: int) -> Measured:
     return Measured(seconds, apply_mapper.lower(*arguments))
 
 
+def encode(resolution: int) -> Measured:
+    """Finds latents of images by an encoder alone."""
+    generator, _ = random_generator(resolution, 1)
+    config = E4EConfig(num_layers=generator.num_layers)
+    encoder = E4E(config, rngs=nnx.Rngs(5), dtype=jnp.dtype(FLAGS.dtype))
+    images = jnp.zeros((FLAGS.batch_size, config.image_height, config.image_width, 3))
+    run = jax.jit(E4E.__call__)
+    seconds = median_seconds(lambda: run(encoder, images), FLAGS.repeats)
+    return Measured(seconds, run.lower(encoder, images))
+
+
+def refine_step(resolution: int) -> Measured:
+    """Takes one step that refines an inversion."""
+    generator, latents = random_generator(resolution, FLAGS.batch_size)
+    lpips = random_lpips()
+    images = jnp.zeros((FLAGS.batch_size, resolution, resolution, 3))
+    if jax.default_backend() == "cpu":
+        times = []
+        config = InvertConfig(steps=1 + FLAGS.repeats)
+        note = lambda _: times.append(time.perf_counter())  # noqa: E731
+        invert(generator, images, config=config, perceptual=lpips, on_progress=note)
+        seconds = statistics.median(b - a for a, b in itertools.pairwise(times))
+    else:
+        # A whole run is one program, with little beside its steps.
+        config = InvertConfig(steps=200)
+        run = functools.partial(invert, generator, images, config=config, perceptual=lpips)
+        seconds = median_seconds(run, FLAGS.repeats) / config.steps
+
+    gradient = jax.jit(jax.grad(reconstruction_loss))
+    return Measured(seconds, gradient.lower(latents, generator, lpips, images))
+
+
+def tune_step(resolution: int) -> Measured:
+    """Takes one step of pivotal tuning."""
+    generator, latents = random_generator(resolution, FLAGS.batch_size)
+    lpips = random_lpips()
+    images = jnp.zeros((FLAGS.batch_size, resolution, resolution, 3))
+    times = []
+    config = TuneConfig(steps=1 + FLAGS.repeats, stop_distance=0.0)
+    note = lambda _: times.append(time.perf_counter())  # noqa: E731
+    tune_generator(generator, latents, images, lpips, config, on_progress=note)
+    seconds = statistics.median(b - a for a, b in itertools.pairwise(times))
+
+    gradient = jax.jit(jax.grad(reconstruction_loss, argnums=1))
+    return Measured(seconds, gradient.lower(latents, generator, lpips, images))
+
+
+def reconstruction_loss(latents, generator, lpips, images) -> jax.Array:
+    """What an inversion makes smaller."""
+    found = generator(latents)
+    features = (perceptual_features(lpips, x) for x in (found, images))
+    return jnp.square(found - images).mean() + perceptual_distance(lpips, *features).sum()
+
+
+def random_lpips() -> LPIPS:
+    """An LPIPS with random weights."""
+    return LPIPS(LPIPSConfig(), rngs=nnx.Rngs(6), dtype=jnp.dtype(FLAGS.dtype))
+
+
 def steps_between_reports() -> int:
     """An accelerator is asked rarely, as in a real run."""
     return 1 if jax.default_backend() == "cpu" else 20
@@ -211,6 +282,9 @@ def measurement(name: str) -> Callable[[], Measured]:
         "step": functools.partial(step, guide_resolution=int(guide) if guide else None),
         "mapper_step": mapper_step,
         "mapper_apply": mapper_apply,
+        "encode": encode,
+        "refine_step": refine_step,
+        "tune_step": tune_step,
     }
     return functools.partial(kinds[kind], int(resolution))
 

@@ -102,7 +102,9 @@ def tune_generator(
     distances = []
     for step in range(config.steps):
         some = (step * batch + np.arange(batch)) % len(latents)
-        tuned, state, found = _step(tuned, state, latents[some], images[some], perceptual, config)
+        tuned, state, found = tune_step(
+            tuned, state, latents[some], images[some], perceptual, config
+        )
         distances.append(np.asarray(found))
         if not np.isfinite(found).all():
             raise FloatingPointError(
@@ -116,7 +118,7 @@ def tune_generator(
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnums=(0, 1))
-def _step(generator, state, latents, images, perceptual, config: TuneConfig):
+def tune_step(generator, state, latents, images, perceptual, config: TuneConfig):
     """One update; returns the generator, the optimizer's state and the distances before it."""
     graph, trainable, rest = nnx.split(generator, _TRAINABLE, ...)
     wanted = perceptual_features(perceptual, images)
