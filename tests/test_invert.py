@@ -1,0 +1,185 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from styleclip_jax.io.checkpoints import load_generator, save_model
+from styleclip_jax.models import E4E, LPIPS, E4EConfig, LevelsMapper, LPIPSConfig, MapperConfig
+from styleclip_jax.runs import photos
+
+ENCODER = E4EConfig(
+    image_height=32,
+    image_width=32,
+    num_layers=8,
+    w_dim=16,
+    stem_width=4,
+    stages=((4, 1), (8, 1), (8, 1), (8, 1)),
+    reduction=4,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(generator, tmp_path_factory):
+    """An encoder, an LPIPS and a mapper for the small generator."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+    encoder = E4E(ENCODER, rngs=nnx.Rngs(0))
+    encoder.mean_latent[...] = generator.mean_latents(1)[0]
+    save_model(directory / "encoder", encoder)
+    save_model(directory / "lpips", LPIPS(LPIPSConfig(((4, 1), (8, 1))), rngs=nnx.Rngs(0)))
+    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
+    save_model(directory / "mapper", mapper)
+    return directory
+
+
+@pytest.fixture
+def run(run_script, generator_path, checkpoints, tmp_path):
+    """Runs a script on the small models; flags may be added."""
+
+    def run(script, *arguments, **given):
+        paths = {"generator": generator_path, "results_dir": tmp_path / "results", **given}
+        if "image" in paths:
+            paths = {"encoder": checkpoints / "encoder", "lpips": checkpoints / "lpips", **paths}
+        flags = [f"--{name}={value}" for name, value in paths.items()]
+        return run_script(script, *flags, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A directory of two images that are aligned already."""
+    directory = tmp_path / "pictures"
+    directory.mkdir()
+    random = np.random.default_rng(0)
+    for name, size in {"a.png": (32, 32), "b.jpg": (50, 40)}.items():
+        pixels = random.integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(directory / name)
+    return directory
+
+
+def measured(directory):
+    return json.loads((directory / "metrics.json").read_text())["images"]
+
+
+def test_photos_are_inverted_and_the_one_that_cannot_be_read_is_named(run, pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"\x89PNG nonsense")
+    outcome = run("invert.py", "--align=false", "--refine_steps=2", image=pictures)
+    assert outcome.code == 1
+    assert outcome.err.count("error:") == 1
+    assert "broken.png" in outcome.err
+    results = tmp_path / "results"
+    assert np.load(results / "latents.npy").shape == (2, 8, 16)
+    for name in ("aligned/000.png", "reconstructed/001.png"):
+        assert Image.open(results / name).size == (32, 32)
+    images = measured(results)
+    assert [image["file"] for image in images] == ["000.png", "001.png"]
+    assert images[0]["photo"].endswith("a.png")
+    assert {"mse", "psnr", "lpips"} <= set(images[0])
+    with Image.open(results / "inversion.png") as sheet:
+        assert sheet.width > 3 * 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--image is missing"),
+        (("--image=nowhere.png",), "nowhere.png"),
+        (("--image={pictures}", "--align=false", "--faces=all"), "--faces has no effect"),
+        (("--image={pictures}", "--tune_steps=3"), "--tune_steps goes with --tune"),
+        (("--faces=all",), "--image is missing"),
+    ],
+)
+def test_flags_without_meaning_are_refused(arguments, message, run_script, pictures, tmp_path):
+    arguments = [argument.format(pictures=pictures) for argument in arguments]
+    outcome = run_script("invert.py", f"--results_dir={tmp_path / 'results'}", *arguments)
+    assert outcome.code == 1
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_photo_without_a_face_is_named(run, pictures, monkeypatch):
+    monkeypatch.setattr("styleclip_jax.faces.dlib_landmarks", lambda image: [])
+    outcome = run("invert.py", image=pictures / "a.png")
+    assert outcome.code == 1
+    assert "a.png: no face" in outcome.err and "--align=false" in outcome.err
+
+
+def test_a_tuned_generator_is_used_by_the_edits_that_follow(
+    run, pictures, checkpoints, clip_path, tmp_path
+):
+    arguments = ("--align=false", "--refine_steps=1", "--tune", "--tune_steps=2")
+    assert run("invert.py", *arguments, image=pictures).code == 0
+    inversion = tmp_path / "results"
+    tuned = load_generator(inversion / "generator")
+    assert "tuned" in measured(inversion)[0]
+
+    edits = {"inversion": inversion, "results_dir": tmp_path / "edited"}
+    outcome = run("apply_mapper.py", f"--mapper={checkpoints / 'mapper'}", **edits)
+    assert outcome.code == 0, outcome.err
+    latents = np.load(inversion / "latents.npy")
+    before = np.asarray(Image.open(tmp_path / "edited/before/000.png"), np.float32)
+    expected = np.clip(np.asarray(tuned(latents[:1]))[0], -1, 1)
+    np.testing.assert_allclose(before, (expected + 1) * 127.5, atol=0.6)
+
+
+def test_an_edit_of_a_photo_shows_all_stages(run, pictures, clip_path, tmp_path):
+    arguments = ("--align=false", "--refine_steps=1", "--steps=1", "--description=a hat")
+    outcome = run("optimize.py", *arguments, f"--clip={clip_path}", image=pictures / "a.png")
+    assert outcome.code == 0, outcome.err
+    results = tmp_path / "results"
+    assert len(measured(results)) == 1
+    np.testing.assert_array_equal(
+        np.load(results / "before/latents.npy"), np.load(results / "latents.npy")
+    )
+    with Image.open(results / "before_after.png") as sheet:
+        assert sheet.width > 4 * 256
+
+
+def test_an_edited_face_is_pasted_back(run, checkpoints, tmp_path, monkeypatch):
+    landmarks = np.zeros((68, 2))
+    landmarks[36:42], landmarks[42:48] = (55, 60), (75, 60)
+    landmarks[48], landmarks[54] = (57, 80), (73, 80)
+    monkeypatch.setattr(photos, "find_faces", lambda photo: [landmarks])
+    random = np.random.default_rng(0)
+    pixels = random.integers(256, size=(160, 140, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "me.png")
+    outcome = run(
+        "apply_mapper.py",
+        f"--mapper={checkpoints / 'mapper'}",
+        "--strength=5",
+        "--paste_back",
+        "--blend=crop",
+        "--refine_steps=0",
+        image=tmp_path / "me.png",
+    )
+    assert outcome.code == 0, outcome.err
+    (pasted,) = (tmp_path / "results/strength_5.0/photos").iterdir()
+    result = np.asarray(Image.open(pasted))
+    assert result.shape == pixels.shape
+    np.testing.assert_array_equal(result[:10], pixels[:10])
+    assert (result[65, 65] != pixels[65, 65]).any()
+
+
+def test_pasting_back_what_was_not_aligned_is_refused(run, pictures, checkpoints):
+    outcome = run(
+        "apply_mapper.py",
+        f"--mapper={checkpoints / 'mapper'}",
+        "--align=false",
+        "--paste_back",
+        image=pictures,
+    )
+    assert outcome.code == 1
+    assert "--paste_back has no effect with --align=false" in outcome.err
+
+
+def test_an_encoder_for_another_generator_is_refused(run, pictures, tmp_path):
+    config = dataclasses.replace(ENCODER, num_layers=10)
+    other = E4E(config, rngs=nnx.Rngs(0))
+    save_model(tmp_path / "other", other)
+    outcome = run("invert.py", "--align=false", image=pictures, encoder=tmp_path / "other")
+    assert outcome.code == 1
+    assert "the encoder is for another generator" in outcome.err
