@@ -1,4 +1,4 @@
-"""Edits images until they fit a text, or makes an image from a text alone. ``--help`` explains it.
+"""Edits images until they match a text, or generates one from a text. See ``--help``.
 
 The code is in ``styleclip_jax/scripts/optimize.py``.
 """

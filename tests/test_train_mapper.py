@@ -198,7 +198,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted,
     shutil.copy(images / "validation_000010.png", images / "validation_000039.png")
 
     errors = finish(start(directory))
-    (resumed,) = map(int, re.findall(r"going on after step (\d+)", errors))
+    (resumed,) = map(int, re.findall(r"resuming after step (\d+)", errors))
     assert 0 < resumed < STEPS
     assert_same_bits(last_state(directory), last_state(uninterrupted))
     assert_same_bits(mapper_parameters(directory), mapper_parameters(uninterrupted))
@@ -211,7 +211,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted,
     steps = [path.name for path in sorted(images.iterdir())]
     assert steps == [f"validation_{step:06}.png" for step in (10, 20, 30, 40)]
     # A run that has ended stays as it is.
-    assert f"going on after step {STEPS}" in finish(start(directory))
+    assert f"resuming after step {STEPS}" in finish(start(directory))
     assert measurements(directory) == measurements(uninterrupted)
 
 
@@ -223,7 +223,7 @@ def test_a_preempted_run_saves_before_it_stops(start, uninterrupted, tmp_path):
     errors = finish(process, 128 + signal.SIGTERM)
     (stopped,) = map(int, re.findall(r"stopped by SIGTERM after step (\d+)", errors))
     assert (directory / "checkpoints" / str(stopped)).exists()
-    assert f"going on after step {stopped}" in finish(start(directory, save_interval=1000))
+    assert f"resuming after step {stopped}" in finish(start(directory, save_interval=1000))
     assert_same_bits(last_state(directory), last_state(uninterrupted))
     assert measurements(directory) == measurements(uninterrupted)
 
@@ -251,7 +251,7 @@ def test_two_hosts_train_as_one_even_if_one_of_them_is_preempted(start, uninterr
     assert stopped < STEPS
 
     errors = [finish(process) for process in start_both()]
-    assert f"going on after step {stopped}" in errors[0]
+    assert f"resuming after step {stopped}" in errors[0]
     ours, alone = measurements(directory), measurements(uninterrupted)
     for one, other in zip(ours, alone, strict=True):
         assert one.keys() == other.keys()
@@ -273,14 +273,14 @@ def test_hosts_that_do_not_agree_all_end_in_one_line(start, tmp_path):
 
     without_size = {"latents_test": "nowhere.npy", "test_dataset_size": None}
     first, second = start_both({}, without_size)
-    assert "process 1 of 2 has failed" in first and "nowhere.npy" in second
+    assert "process 1 of 2 failed" in first and "nowhere.npy" in second
     assert not (tmp_path / "run").exists()
     first, second = start_both({}, {"seed": 1})
-    assert "process 1 of 2 has failed" in first and "--seed was 0 and is 1" in second
+    assert "process 1 of 2 failed" in first and "--seed was 0 and is 1" in second
     # What has not begun may begin with other flags.
     changes = {"seed": 2}
     first, second = start_both(changes, changes | {"exp_dir": tmp_path / "elsewhere"})
-    assert "process 1 of 2 has failed" in first and "all machines share" in second
+    assert "process 1 of 2 failed" in first and "all machines share" in second
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_a_run_says_how_it_goes_and_when_it_does_nothing(train, without_networks
 
 
 def assert_refused(outcome, *words):
-    notes = ("note: ", "going on after step ")
+    notes = ("note: ", "resuming after step ")
     errors = [line for line in outcome.err.splitlines() if not line.startswith(notes)]
     assert outcome.code == 1
     assert len(errors) == 1 and errors[0].startswith("error: ")
@@ -458,7 +458,7 @@ def test_a_run_that_is_running_is_left_alone(train, tmp_path):
     assert train(max_steps=1).code == 0
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     with claim(epath.Path(tmp_path / "run"), flags):
-        assert_refused(train(max_steps=1), "is running; wait for it")
+        assert_refused(train(max_steps=1), "in use by another process; wait for it")
     assert train(max_steps=1).code == 0
 
 

@@ -56,9 +56,9 @@ def test_it_is_typed_and_knows_its_version(wheel):
 @pytest.mark.parametrize(
     ("command", "title"),
     [
-        ("styleclip-optimize", "Edits images until they fit a text"),
+        ("styleclip-optimize", "Edits images until they match a text"),
         ("styleclip-train-mapper", "Trains a mapper"),
-        ("styleclip-apply-mapper", "Edits images with a mapper"),
+        ("styleclip-apply-mapper", "Edits images with a trained mapper"),
         ("styleclip-convert", "Converts official PyTorch weights"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What a script needs: command line, results, experiments, several processes."""
+"""Runs of scripts: command line, results, experiments, several processes."""

@@ -1,4 +1,4 @@
-"""What all scripts share: how they start, read flags, and fail."""
+"""Starting scripts, reading flags, and reporting errors."""
 
 import ast
 import dataclasses
@@ -22,24 +22,23 @@ Config = TypeVar("Config")
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a script: parses its absl flags, calls ``main``, and exits.
 
-    Mistakes that the user can mend (:class:`InputError`, ``OSError``, a wrong flag), losses that
-    are not finite (``FloatingPointError``), too little memory and an interruption (Ctrl-C, or
-    SIGTERM) end in one line on stderr and exit code 1. Compiled programs are kept in
-    ``~/.cache/styleclip_jax``, or in ``JAX_COMPILATION_CACHE_DIR``, so that the next run starts
-    sooner.
+    Mistakes that the user can fix (:class:`InputError`, ``OSError``, a wrong flag), losses that are
+    not finite (``FloatingPointError``), insufficient memory and an interruption (Ctrl-C, SIGTERM)
+    print one line to stderr and exit with code 1. Compiled programs are cached in
+    ``~/.cache/styleclip_jax``, or in ``JAX_COMPILATION_CACHE_DIR``, so the next run starts faster.
 
     Args:
-        main: Gets the program's name in a list, as with ``absl.app.run``.
-        argv: The command line; None: that of the process.
+        main: Called with the program's name in a list, as by ``absl.app.run``.
+        argv: The command line. None: that of the process.
     """
 
     def main_with_short_errors(arguments: Sequence[str]) -> None:
         try:
             if not flags.FLAGS["verbosity"].present:
-                # What Orbax logs, with the stack of every thread, it also raises.
+                # Orbax logs errors with the stack of every thread, and raises them as well.
                 logging.set_verbosity(logging.FATAL)
             enable_compilation_cache()
-            # As Ctrl-C, so that what a run has begun is removed.
+            # Like Ctrl-C, so that a run removes its unfinished results.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             main(arguments)
         except (InputError, FloatingPointError, OSError) as error:
@@ -49,7 +48,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            _fail("there is not enough memory; take fewer images at a time")
+            _fail("out of memory; use fewer images or a smaller batch")
 
     _let_help_describe(sys.modules[main.__module__])
     app.run(main_with_short_errors, argv=list(argv) if argv else None, flags_parser=_parse_flags)
@@ -57,7 +56,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 def _let_help_describe(script: ModuleType) -> None:
-    """Lets ``--help`` show the text and the flags of a script, whichever program started it."""
+    """Makes ``--help`` show the docstring and flags of a script, whichever program started it."""
     if script.__name__ != "__main__":
         sys.modules["__main__"].__doc__ = script.__doc__
         for flag in flags.FLAGS.get_key_flags_for_module(script):
@@ -65,12 +64,12 @@ def _let_help_describe(script: ModuleType) -> None:
 
 
 def refuse_random_images(latents_flag: str, *names: str) -> None:
-    """Raises InputError where latents are given, and flags of random images in their place too."""
+    """Raises InputError if both latents and flags of random images are given."""
     given = [f"--{name}" for name in names if flags.FLAGS[name].present]
     if flags.FLAGS[latents_flag].value and given:
         raise InputError(
-            f"{', '.join(given)}: for random images, but --{latents_flag} gives the images; leave"
-            " out one or the other"
+            f"{', '.join(given)} has no effect with --{latents_flag}, which gives the images;"
+            " remove one or the other"
         )
 
 
@@ -78,20 +77,20 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        _fail(f"{error}; --help explains all flags")
+        _fail(f"{error}; --help lists all flags")
     except flags.Error as error:
         if missing := re.match(r"flag (--\w+)=None: ", str(error)):
-            _fail(f"{missing[1]} is missing; write {missing[1]}=VALUE, several words in quotes")
+            _fail(f"{missing[1]} is missing; add {missing[1]}=VALUE, with quotes around words")
         _fail(error)
     if len(arguments) > 1:
         _fail(
-            f"unexpected argument {arguments[1]!r}; a flag is written --name=value, and a value of"
-            " several words needs quotes"
+            f"unexpected argument {arguments[1]!r}, expected --name=value; put quotes around a"
+            " value of several words"
         )
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
         if flags.FLAGS[name].present and "" in (value if isinstance(value, list) else [value]):
-            _fail(f"--{name} is empty; give it a value, or leave it out")
+            _fail(f"--{name} is empty; give it a value or remove it")
         if isinstance(value, float) and not math.isfinite(value):
             _fail(f"--{name} is {value}, expected a finite number")
     return arguments
@@ -103,7 +102,7 @@ def _fail(error: Exception | str) -> NoReturn:
 
 
 def config_from_flags(config_class: Callable[..., Config]) -> Config:
-    """Makes a configuration dataclass of the flags that have the names of its fields."""
+    """Makes a configuration dataclass from the flags named like its fields."""
     values = {}
     for field in dataclasses.fields(cast(Any, config_class)):
         value = flags.FLAGS[field.name].value
@@ -112,14 +111,14 @@ def config_from_flags(config_class: Callable[..., Config]) -> Config:
 
 
 def differences(config: Any, defaults: Any) -> dict[str, Any]:
-    """The flags by which a configuration dataclass differs from another one."""
+    """The values of a configuration dataclass that differ from those of another, as flags."""
     names = (field.name for field in dataclasses.fields(defaults))
     values = {n: getattr(config, n) for n in names if getattr(config, n) != getattr(defaults, n)}
     return {n: list(value) if isinstance(value, tuple) else value for n, value in values.items()}
 
 
 def describe_flags(values: Mapping[str, Any]) -> str:
-    """Flags as one writes them."""
+    """Flags as written on a command line."""
     return ", ".join(
         f"--{name}={','.join(value) if isinstance(value, list) else value}"
         for name, value in values.items()
@@ -127,22 +126,22 @@ def describe_flags(values: Mapping[str, Any]) -> str:
 
 
 def parse_settings(assignments: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads ``name=value`` of settings, and fills in the defaults of the others.
+    """Parses ``name=value`` settings and adds the defaults of the others.
 
     Args:
-        assignments: The texts. Several words of a tuple are joined with ``+``.
-        defaults: A value of the right type for every name; where it is None, a number is expected.
+        assignments: The texts. Entries of a tuple are joined with ``+``.
+        defaults: A value of the right type for every name; None stands for a number.
 
     Raises:
-        InputError: There is no such setting, or the value has another type.
+        InputError: A setting does not exist, or its value has the wrong type.
     """
     settings = dict(defaults)
     for assignment in assignments:
         name, mark, value = assignment.partition("=")
         if not mark or name not in defaults:
             raise InputError(
-                f"there is no setting {assignment!r}, expected NAME=VALUE with a name of"
-                f" {', '.join(defaults) or 'none, for there are no settings'}"
+                f"unknown setting {assignment!r}, expected NAME=VALUE with one of the names"
+                f" {', '.join(defaults) or '(none: there are no settings)'}"
             )
         default = defaults[name]
         try:

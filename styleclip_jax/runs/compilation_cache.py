@@ -13,10 +13,10 @@ CACHE = Path("~/.cache/styleclip_jax")
 
 
 def enable_compilation_cache(path: str | os.PathLike[str] = CACHE) -> None:
-    """Keeps compiled programs on disk, so that the next process starts sooner.
+    """Caches compiled programs on disk, so that the next process starts faster.
 
-    Does nothing where JAX has a cache already (``JAX_COMPILATION_CACHE_DIR``). A cache that cannot
-    be read or written costs time but raises no warning.
+    Does nothing if JAX already has a cache (``JAX_COMPILATION_CACHE_DIR``). A cache that cannot be
+    read or written costs time but raises no warning.
 
     Args:
         path: The directory.

@@ -1,12 +1,12 @@
-"""An experiment directory: what was asked for, what was measured, and where training goes on.
+"""An experiment directory: flags, measurements, and checkpoints to resume from.
 
 ::
 
-    config/flags.json    the flags and the versions of the libraries
+    config/flags.json    flags and versions of the libraries
     checkpoints/STEP/    Orbax checkpoints: the latest few, and the best by validation loss
     metrics.jsonl        one line per measurement: {"step": ..., "split": "train", "loss": ...}
-    images/              pictures of the validations
-    tensorboard/         the same numbers and pictures, and more
+    images/              validation images
+    tensorboard/         the same metrics and images, and training images
 """
 
 import contextlib
@@ -44,17 +44,17 @@ TENSORBOARD = "tensorboard"
 
 @contextlib.contextmanager
 def claim(directory: epath.Path, flags: Mapping[str, Any]) -> Iterator[None]:
-    """Makes a directory this experiment's own, or checks that it is; holds it for this program.
+    """Creates an experiment directory, or checks that it holds this experiment, and locks it.
 
-    Every process has to call this; the first one writes.
+    Every process must call this; the first one writes.
 
     Args:
         directory: The experiment directory, on a file system that all processes share.
-        flags: What decides the result, as JSON can hold it.
+        flags: Flags that decide the result; JSON-serializable.
 
     Raises:
-        InputError: The directory holds something else, an experiment with other flags, or one that
-            is running; or the processes do not share it, or have different flags.
+        InputError: The directory holds other files, an experiment with other flags, or a running
+            one; or the processes do not share the directory or have different flags.
     """
     path = directory / FLAGS_FILE
     flags = json.loads(json.dumps(flags))
@@ -70,10 +70,10 @@ def claim(directory: epath.Path, flags: Mapping[str, Any]) -> Iterator[None]:
 def _take(
     directory: epath.Path, path: epath.Path, flags: Mapping[str, Any], held: contextlib.ExitStack
 ) -> None:
-    """Locks the directory, and records the flags unless a run with others has begun in it."""
+    """Locks the directory, and records the flags of a new experiment."""
     begun = directory.exists() and any(x.name != path.parent.name for x in directory.iterdir())
     if begun and not path.exists():
-        raise InputError(f"{directory} is not empty and holds no run; give another --exp_dir")
+        raise InputError(f"{directory} is not empty and holds no run; use another --exp_dir")
     path.parent.mkdir(parents=True, exist_ok=True)
     _lock(directory, held)
     if begun:
@@ -85,7 +85,7 @@ def _take(
 
 
 def _lock(directory: epath.Path, held: contextlib.ExitStack) -> None:
-    """Holds the directory's lock until ``held`` is closed; Windows has no such locks."""
+    """Locks the directory until ``held`` is closed; Windows has no such locks."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -95,7 +95,7 @@ def _lock(directory: epath.Path, held: contextlib.ExitStack) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(
-            f"{directory} holds a run that is running; wait for it, or end it"
+            f"{directory} is in use by another process; wait for it or stop it"
         ) from None
     except OSError:
         pass  # A file system without locks.
@@ -107,11 +107,11 @@ def _compare_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, 
         names = sorted(recorded.keys() | flags.keys())
     except FileNotFoundError:
         raise InputError(
-            f"{path} is not there on process {jax.process_index()}; --exp_dir has to be on a file"
-            " system that all machines share"
+            f"{path} is missing on process {jax.process_index()}; use an --exp_dir on a file system"
+            " that all machines share"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is damaged; give another --exp_dir") from None
+        raise InputError(f"{path} is damaged; use another --exp_dir") from None
     differences = [
         f"--{name} was {recorded.get(name)!r} and is {flags.get(name)!r}"
         for name in names
@@ -119,32 +119,31 @@ def _compare_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, 
     ]
     if differences:
         raise InputError(
-            f"{directory} holds a run with other flags: {'; '.join(differences)}. Give the same"
-            " flags to go on with it, or another --exp_dir"
+            f"{directory} holds a run with other flags: {'; '.join(differences)}. Use the same"
+            " flags to resume it, or another --exp_dir"
         )
 
 
 def _read_metrics(path: epath.Path, last: int) -> list[dict[str, Any]]:
-    """The measurements up to a step."""
-    # A line without its end was being written when the run was killed.
+    """Measurements up to a step."""
+    # A run that was killed may have written part of its last line.
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     try:
         read = [parse_json(line) for line in lines]
         return [line for line in read if line["split"] and line["step"] <= last]
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged; remove it to go on without it") from None
+        raise InputError(f"{path} is damaged; remove it to resume without it") from None
 
 
 class Measurements:
-    """Writes measurements and pictures to files and to TensorBoard; on the first process alone.
+    """Writes measurements and images to files and to TensorBoard, on the first process only.
 
     Args:
         directory: The experiment directory.
-        step: Where the training goes on; what a run that was killed left of later steps is removed.
-            None: it starts anew.
+        step: Step to resume from; later records are discarded. None: a new training.
 
     Raises:
-        InputError: What was measured before is damaged.
+        InputError: Earlier measurements are damaged.
     """
 
     def __init__(self, directory: epath.Path, step: int | None):
@@ -156,10 +155,10 @@ class Measurements:
         unfinished = directory / f"{METRICS_FILE}.unfinished"
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         unfinished.replace(directory / METRICS_FILE)
-        # Slow to import, and needed on one of many hosts.
+        # Slow to import, and needed on only one of many hosts.
         from tensorboardX import SummaryWriter
 
-        # TensorBoard's files are written late, so that a run that was killed has left only some.
+        # TensorBoard's files are buffered, so those of a run that was killed are incomplete.
         self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=0)
         for line in kept:
             self._show(**line)
@@ -198,19 +197,19 @@ class Measurements:
         self._tensorboard.add_image(split, np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes TensorBoard's files."""
         if self._writes:
             self._tensorboard.close()
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a training remembers beside its state.
+    """Progress of a training, saved next to its state.
 
     Attributes:
         first: Metrics of the validation before the first step.
         loss: Loss of the last validation.
-        best_loss: The lowest validation loss so far.
+        best_loss: Lowest validation loss so far.
         best_step: Its step.
         stale: Validations since then.
     """
@@ -222,7 +221,7 @@ class Progress:
     stale: int = 0
 
     def record(self, step: int, loss: float) -> bool:
-        """Takes note of a validation; returns whether it is the best so far."""
+        """Records a validation; returns whether it is the best so far."""
         self.loss = loss
         improved = loss < self.best_loss
         if improved:
@@ -232,21 +231,21 @@ class Progress:
         return improved
 
     def finished(self, stop_loss: float | None, patience: int) -> bool:
-        """Whether the validation loss says that it is enough."""
+        """Whether the training stops early."""
         reached = stop_loss is not None and self.loss < stop_loss
         return reached or 0 < patience <= self.stale
 
 
 class _Checksums:
-    """Gives an item of a checkpoint ``SHA256SUMS``, which are complete when the checkpoint is."""
+    """Adds ``SHA256SUMS`` to an item of a checkpoint, before the checkpoint is complete."""
 
     def finalize(self, directory: epath.Path) -> None:
-        """Adds the checksums after all else, before the checkpoint gets its name."""
+        """Writes the checksums last, before the checkpoint gets its final name."""
         super().finalize(directory)  # pyright: ignore[reportAttributeAccessIssue]
         write_checksums(directory)
 
     def restore(self, directory: epath.Path, *arguments: Any, **options: Any) -> Any:
-        """Reads the item if its checksums are right; older checkpoints have none."""
+        """Verifies the checksums and reads the item; older checkpoints have none."""
         with contextlib.suppress(FileNotFoundError):
             verify_checksums(directory)
         return super().restore(  # pyright: ignore[reportAttributeAccessIssue]
@@ -259,7 +258,7 @@ class _State(_Checksums, ocp.StandardCheckpointHandler):
 
 
 class _Progress(_Checksums, ocp.JsonCheckpointHandler):
-    """What else a training has to remember."""
+    """The :class:`Progress`."""
 
 
 class Checkpoints:
@@ -267,7 +266,7 @@ class Checkpoints:
 
     Args:
         directory: The experiment directory.
-        keep: How many of the latest checkpoints are kept beside the best one.
+        keep: Number of latest checkpoints to keep, in addition to the best one.
 
     Raises:
         InputError: The metrics of a checkpoint are damaged.
@@ -292,12 +291,12 @@ class Checkpoints:
                         get_metric_fn=_validation_loss,
                         reverse=True,
                         n=1,
-                        # Half of a checkpoint that was being removed.
+                        # Such a checkpoint was being removed.
                         keep_checkpoints_without_metrics=False,
                     ),
                 ]
             ),
-            # What a run that was killed has left unfinished.
+            # Unfinished checkpoints of a run that was killed.
             cleanup_tmp_directories=True,
         )
         try:
@@ -310,7 +309,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint; None: there is none."""
+        """Step of the latest checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(
@@ -320,15 +319,15 @@ class Checkpoints:
         progress: Progress,
         validation_loss: float | None = None,
     ) -> None:
-        """Starts to write a checkpoint.
+        """Starts writing a checkpoint.
 
         Args:
             step: Number of steps taken.
             state: A tree of arrays that are equal on all devices.
-            progress: What else the training has to remember.
-            validation_loss: Where it was measured at this step.
+            progress: The progress.
+            validation_loss: The validation loss, if it was measured at this step.
         """
-        # The copy lets the next step take the device's memory while this one is written.
+        # A copy on the host, because the next step reuses the device's memory.
         arrays = {name: np.array(array) for name, array in _named(state).items()}
         self._manager.save(
             step,
@@ -345,10 +344,10 @@ class Checkpoints:
 
         Args:
             step: One of the steps that are kept.
-            state: Gives the structure, and the devices on which the arrays are put.
+            state: A state of the same structure, on the devices for the restored arrays.
 
         Raises:
-            InputError: The checkpoint is damaged or of another structure.
+            InputError: The checkpoint is damaged or has another structure.
         """
         like = _named(state)
         try:
@@ -361,23 +360,23 @@ class Checkpoints:
                     progress=ocp.args.JsonRestore(),
                 ),
             )
-        except Exception as error:  # Tensorstore's for damaged files have no class of their own.
+        except Exception as error:  # Tensorstore raises many types for damaged files.
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise InputError(
                 f"the checkpoint of step {step} in {self._manager.directory} cannot be read:"
-                f" {reason}; remove it to go on from an earlier one"
+                f" {reason}; remove it to resume from an earlier one"
             ) from error
         arrays = [jax.device_put(saved.state[n], a.sharding) for n, a in like.items()]
         return jax.tree.unflatten(jax.tree.structure(state), arrays), Progress(**saved.progress)
 
     def close(self) -> None:
-        """Waits until everything is written."""
+        """Waits until all checkpoints are written."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
 class Preemption:
-    """Notices SIGTERM, with which clusters announce that they take the machine away."""
+    """Notices SIGTERM, which clusters send before they take a machine away."""
 
     def __init__(self) -> None:
         self._noticed = False

@@ -1,4 +1,4 @@
-"""The flags of the objective, which optimize.py and train_mapper.py share."""
+"""Flags of the objective, shared by optimize.py and train_mapper.py."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, no_type_check
@@ -17,7 +17,7 @@ from styleclip_jax.views import VIEWS
 FLAGS = flags.FLAGS
 NEUTRAL = "a face"
 
-# The flags count as those of the script that calls define_flags.
+# --help lists the flags with those of the script that calls define_flags.
 flags.disclaim_key_flags()
 
 
@@ -37,7 +37,7 @@ class Texts(NamedTuple):
     keep: tuple[Float[Array, "anchors _"], ...] | None
 
 
-# A run-time type checker would stand between the script and its flags.
+# absl finds the calling script in the stack, where a run-time type checker would be in between.
 @no_type_check
 def define_flags(defaults: Any) -> None:
     """Defines the flags.
@@ -48,35 +48,36 @@ def define_flags(defaults: Any) -> None:
     flags.DEFINE_multi_string(
         "clip",
         None,
-        "The network that tells how well image and text fit: the directory that python -m"
-        " ckpt_convert clip wrote. Repeat the flag to use the mean loss of several CLIPs. Default:"
-        " one that knows avatars and nothing else.",
+        "CLIP that scores how well image and text match: a directory written by python -m"
+        " ckpt_convert clip. Repeat the flag to use the mean loss of several CLIPs. Default: a CLIP"
+        " that only knows avatars.",
     )
     flags.DEFINE_enum(
         "preprocess",
         defaults.preprocess,
         ["styleclip", "clip"],
-        "What CLIP sees: the image as the official StyleCLIP shows it, or as CLIP was trained.",
+        "Preprocessing for CLIP: styleclip only resizes, as the official StyleCLIP does; clip also"
+        " normalizes as in CLIP's training.",
     )
     flags.DEFINE_enum(
         "guidance",
         defaults.guidance,
         ["similarity", "direction"],
-        "similarity, as the official StyleCLIP: image and text should be alike, which also removes"
-        " what the text does not name. direction: the image should change as from --neutral to the"
-        " text, and in nothing else.",
+        "similarity: maximize the similarity of image and text, as the official StyleCLIP does."
+        " This also removes what the text does not mention. direction: change the image in the"
+        " direction from --neutral to the text and in nothing else.",
     )
     flags.DEFINE_string(
         "neutral",
         None,
-        "With --guidance=direction: what all images show, before and after. Default:"
-        f" {NEUTRAL!r}, for the avatars {AVATARS_NEUTRAL!r}.",
+        "With --guidance=direction: a text for what all images show before and after the edit."
+        f" Default: {NEUTRAL!r}, for the avatars {AVATARS_NEUTRAL!r}.",
     )
     flags.DEFINE_float(
         "orthogonal_lambda",
         defaults.orthogonal_lambda,
-        "With --guidance=direction: how much CLIP's other changes are held back. Larger values keep"
-        " more of the image, smaller ones change it more surely.",
+        "With --guidance=direction: weight of all other changes in CLIP's features. Larger values"
+        " preserve more of the image, smaller values make the edit more likely to succeed.",
     )
     flags.DEFINE_multi_string(
         "keep",
@@ -84,25 +85,23 @@ def define_flags(defaults: Any) -> None:
         "A text that must fit the image as well after the edit as before, such as 'a person with a"
         " hat'. Repeat the flag for several.",
     )
-    flags.DEFINE_float(
-        "keep_lambda", defaults.keep_lambda, "How much the texts of --keep are held."
-    )
+    flags.DEFINE_float("keep_lambda", defaults.keep_lambda, "Weight of the texts of --keep.")
     flags.DEFINE_integer(
         "views",
         defaults.views,
-        "Show CLIP this number of random views of every image in every step, which guards against"
-        " changes that only CLIP sees, and takes longer; 0: the image itself.",
+        "Number of random views of every image that CLIP sees in every step. They prevent changes"
+        " that only CLIP sees, and take longer. 0: the image itself.",
     )
     flags.DEFINE_list(
         "view_kinds",
         list(defaults.view_kinds),
-        f"How the random views differ from the image, separated by commas: {', '.join(VIEWS)}.",
+        f"Kinds of random views, separated by commas: {', '.join(VIEWS)}.",
     )
     flags.DEFINE_bool(
         "templates",
         False,
         f"Average the features of every text over {len(IMAGENET_TEMPLATES)} sentences such as 'a"
-        " photo of a ...', which suits general CLIPs.",
+        " photo of a ...'. For general CLIPs.",
     )
 
 
@@ -115,13 +114,13 @@ def check_flags() -> None:
         ("view_kinds", "--views", FLAGS.views),
     ):
         if FLAGS[name].present and not given:
-            raise InputError(f"--{name} has no effect without {needed}; leave out --{name}")
+            raise InputError(f"--{name} has no effect without {needed}; remove it or add {needed}")
     if FLAGS.guidance == "direction":
         FLAGS.set_default("neutral", NEUTRAL if FLAGS.generator else AVATARS_NEUTRAL)
 
 
 def read_clips() -> Texts:
-    """Loads the CLIPs, and encodes the texts of ``--description``, ``--neutral`` and ``--keep``."""
+    """Loads the CLIPs and encodes the texts of ``--description``, ``--neutral`` and ``--keep``."""
     templates = IMAGENET_TEMPLATES if FLAGS.templates else ()
     paths = FLAGS.clip or [None]
     clips = tuple(load_clip(path, FLAGS.dtype) for path in paths)

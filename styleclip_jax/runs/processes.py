@@ -1,4 +1,4 @@
-"""Brings the processes of several hosts together."""
+"""Programs of several processes on several hosts."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from styleclip_jax.errors import InputError
 
-# How many tasks a launcher has started; mpirun may have been called in a SLURM job.
+# Number of tasks that a launcher started; mpirun may run inside a SLURM job.
 _TASK_COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 
 
@@ -23,17 +23,17 @@ def initialize(
     process_id: int | None,
     timeout: float = 300.0,
 ) -> None:
-    """Joins the processes of a program, before anything else of JAX runs.
+    """Joins the processes of a program; call it before anything else of JAX.
 
-    Where nothing is given, JAX finds the others by itself on a TPU pod and under SLURM or Open MPI;
-    elsewhere there is one process. There ``jax.distributed.initialize`` aborts the program when a
-    process does not join, and does not say which. With the arguments there is a roll call first, on
-    the coordinator's port, which does.
+    Without arguments, JAX finds the other processes on TPU pods and under SLURM or Open MPI;
+    elsewhere there is one process. There, ``jax.distributed.initialize`` aborts the program if a
+    process does not join, without naming it. With arguments, a roll call on the coordinator's port
+    comes first, and finds the missing process.
 
     Args:
         coordinator_address: ``host:port`` of process 0, the same for all processes.
-        num_processes: How many there are.
-        process_id: Number of this one, from 0.
+        num_processes: Number of processes.
+        process_id: Number of this process, from 0.
         timeout: Seconds to wait for the others.
 
     Raises:
@@ -44,8 +44,8 @@ def initialize(
         return
     if coordinator_address is None or num_processes is None or process_id is None:
         raise InputError(
-            "--coordinator_address, --num_processes and --process_id belong together; give all"
-            " three, or none"
+            "--coordinator_address, --num_processes and --process_id are incomplete; give all three"
+            " or none"
         )
     host, _, port = coordinator_address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -62,7 +62,7 @@ def initialize(
     if missing:
         raise InputError(
             f"process {missing} of {num_processes} did not join at {coordinator_address} within"
-            f" {timeout:g} seconds; start all processes, with numbers 0 to {num_processes - 1}"
+            f" {timeout:g} seconds; start all processes, numbered 0 to {num_processes - 1}"
         )
     jax.distributed.initialize(
         coordinator_address,
@@ -77,12 +77,12 @@ def initialize(
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What is done inside fails on all processes if it fails on one.
+    """Makes a block fail on all processes if it fails on one.
 
-    Nothing in it may wait for other processes.
+    The block must not wait for other processes.
 
     Raises:
-        InputError: It has failed on another process, which says why.
+        InputError: It failed on another process.
     """
     error = None
     try:
@@ -93,16 +93,16 @@ def together() -> Iterator[None]:
         failed = multihost_utils.process_allgather(np.array(error is not None))
         if error is None and failed.any():
             number = int(np.argmax(failed))
-            raise InputError(f"process {number} of {len(failed)} has failed, and says why")
+            raise InputError(f"process {number} of {len(failed)} failed; see its output")
     if error is not None:
         raise error
 
 
 def _connect_devices() -> None:
-    """Lets all devices meet as soon as all hosts have.
+    """Connects all devices as soon as all hosts have joined.
 
-    Connections on CPUs are made by the first exchange, and time out after 30 seconds; later, hosts
-    come at very different times, because one may have compiled faster than another.
+    On CPUs the first collective operation connects them and times out after 30 seconds. Later,
+    hosts would reach it at different times, because one may compile faster than another.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("joined")
@@ -114,12 +114,12 @@ def _initialize_in_cluster(timeout: float) -> None:
     counts = [os.environ[name] for name in _TASK_COUNTS if name in os.environ]
     if counts[:1] == ["1"]:
         return
-    # Most programs in a Kubernetes pod are alone.
+    # Most programs in a Kubernetes pod have one process.
     warnings.filterwarnings("ignore", "Kubernetes environment detected")
     try:
         jax.distributed.initialize(initialization_timeout=int(timeout))
-    except Exception as error:  # Every kind of cluster has its own.
-        # What JAX says where it finds no cluster, and where it is in use, as in a notebook.
+    except Exception as error:  # Every kind of cluster raises its own types.
+        # JAX's messages if there is no cluster, and if JAX is already in use, as in a notebook.
         alone = ("coordinator_address should be defined", "must be called before any JAX calls")
         if any(reason in str(error) for reason in alone):
             return
@@ -131,14 +131,14 @@ def _initialize_in_cluster(timeout: float) -> None:
 
 
 def _call_the_roll(port: int, num_processes: int, timeout: float) -> str:
-    """Collects the numbers of the other processes; tells all, and returns, which are missing."""
+    """Collects the numbers of the other processes; sends the missing ones to all, returns them."""
     deadline = time.monotonic() + timeout
     joined: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("", port)))
         while len(joined) < num_processes - 1 and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
-            # Whatever else may knock at the port is no process of ours.
+            # Ignores other connections to the port.
             with contextlib.suppress(TimeoutError, ConnectionError, ValueError):
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(5)
@@ -152,7 +152,7 @@ def _call_the_roll(port: int, num_processes: int, timeout: float) -> str:
 
 
 def _answer(host: str, port: int, process_id: int, timeout: float) -> str:
-    """Tells process 0 that this one is there; returns which are missing."""
+    """Reports this process to process 0; returns the missing ones."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         try:
@@ -162,7 +162,7 @@ def _answer(host: str, port: int, process_id: int, timeout: float) -> str:
             continue
         with connection, contextlib.suppress(OSError):
             connection.sendall(f"{process_id}\n".encode())
-            # Process 0 may have started later, and waits as long.
+            # Process 0 may have started later, with the same timeout.
             connection.settimeout(timeout + 5)
             line = _read_line(connection)
             if line.endswith("\n"):

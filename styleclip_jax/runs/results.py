@@ -1,4 +1,4 @@
-"""Results of a run: a new directory, images, and metrics with what is needed to repeat them."""
+"""Results of a run: a new directory, images, and metrics with flags and versions."""
 
 import contextlib
 import importlib.metadata
@@ -32,13 +32,13 @@ def image_name(i: int) -> str:
 def write_images(
     directory: Path, images: Float[Array | np.ndarray, "batch height width 3"], first: int = 0
 ) -> None:
-    """Writes images in [-1, 1] one by one; ``first`` is the number of the first one."""
+    """Writes images in [-1, 1] to files; ``first`` is the number of the first one."""
     for i, image in enumerate(np.asarray(images), first):
         write_image(directory / image_name(i), image)
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
-    """Writes measurements as JSON, beside the script's flags, the device and the versions."""
+    """Writes measurements as JSON, with the script's flags, the device and library versions."""
     content = {
         **metrics,
         "flags": flags,
@@ -50,7 +50,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Any], flags: Mapping[str, An
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide a result."""
+    """Versions of the libraries that affect results."""
     return {name: _version(name) for name in _LIBRARIES}
 
 
@@ -62,13 +62,13 @@ def _version(library: str) -> str:
 
 
 def new_run_directory(path: str | os.PathLike[str]) -> Path:
-    """Makes a directory for the results of this run, and notes the command line in it.
+    """Creates a directory for the results of this run, and writes the command line to it.
 
-    Nothing is ever overwritten: where ``path`` is taken, the directory is ``path-2``, ``path-3``
-    and so on. Runs that start at the same time get different ones.
+    Nothing is overwritten: if ``path`` is not empty, the directory is ``path-2``, ``path-3`` and so
+    on. Runs that start at the same time get different directories.
 
     Args:
-        path: A directory that is absent or empty, or the one to make a numbered sibling of.
+        path: The directory.
 
     Raises:
         InputError: The directory cannot be written.
@@ -85,12 +85,12 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
             with (directory / COMMAND_FILE).open("xb") as file:
                 file.write(os.fsencode(command))
         except FileExistsError:
-            # Another run was faster, or a file has this name.
+            # Another run took it, or a file has this name.
             continue
         except OSError as error:
             _remove(directory, there)
             raise InputError(
-                f"results cannot be written to {directory} ({error.strerror}); choose another"
+                f"results cannot be written to {directory} ({error.strerror}); use another"
                 " directory"
             ) from None
         return directory
@@ -99,9 +99,9 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def run_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As :func:`new_run_directory`, for results that are worth nothing unless they are complete.
+    """Like :func:`new_run_directory`, but a failure removes the results.
 
-    A failure removes what was written, and the directories that were made for it.
+    Directories that were created for them are removed too.
     """
     path = Path(os.path.abspath(expand_user(path)))
     there = _nearest_directory(path)
@@ -118,7 +118,7 @@ def _nearest_directory(path: Path) -> Path:
 
 
 def _remove(directory: Path, there: Path) -> None:
-    """Removes a directory and those above it that were made with it; empties it if it was there."""
+    """Removes a directory and its new parents; only empties a directory that existed before."""
     shutil.rmtree(directory, ignore_errors=True)
     if directory == there:
         directory.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tables of figures on standard output, printed row by row while they are measured."""
+"""Tables on standard output, printed row by row during a measurement."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,20 +7,20 @@ _NAME_WIDTH, _CELL_WIDTH = 28, 11
 
 
 class Column(NamedTuple):
-    """A heading, and the format of the figures below it."""
+    """A heading and the format of the numbers below it."""
 
     heading: str
     format: str
 
 
 def print_headings(title: str, columns: Mapping[str, Column]) -> None:
-    """Begins a table; the columns are in the order of the mapping, by name of the figure."""
+    """Starts a table; the columns are in the order of the mapping."""
     headings = (f"{column.heading:>{_CELL_WIDTH}}" for column in columns.values())
     print(f"\n{title}\n{'':{_NAME_WIDTH}}", *headings, flush=True)
 
 
 def print_row(name: str, figures: Mapping[str, float], columns: Mapping[str, Column]) -> None:
-    """Prints a row; a figure that is missing is a dash, and a long name has a line of its own."""
+    """Prints a row; a missing number is a dash, and a long name gets a line of its own."""
     if len(name) > _NAME_WIDTH:
         print(name)
         name = ""

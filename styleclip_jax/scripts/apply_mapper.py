@@ -1,4 +1,4 @@
-r"""Edits images with a mapper that train_mapper.py trained, in one pass.
+r"""Edits images with a trained mapper, in one forward pass.
 
 Results go to a new directory: a sheet of all images before and after, every image, the latents and
 metrics.json.
@@ -43,31 +43,38 @@ SHEET_ROWS = 16
 flags.DEFINE_multi_string(
     "mapper",
     None,
-    "The mapper: a directory of train_mapper.py or of python -m ckpt_convert mapper, or the name of"
-    " one that comes with the package. Repeat the flag to apply several at once.",
+    "The mapper: a directory written by train_mapper.py or python -m ckpt_convert mapper, or the"
+    " name of a mapper that ships with the package. Repeat the flag to apply several at once.",
     required=True,
 )
 flags.DEFINE_multi_float(
     "strength",
     [0.1],
-    "How much to edit. Negative values edit the other way round. Repeat the flag for a strip of"
-    " images from the lowest to the highest.",
+    "Strength of the edit. Negative values edit in the opposite direction. Repeat the flag for a"
+    " strip of images from the lowest to the highest value.",
 )
 flags.register_validator(
     "strength",
     lambda strengths: all(map(math.isfinite, strengths)),
     message="--strength must be a finite number.",
 )
-flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
+flags.DEFINE_string(
+    "results_dir",
+    "results",
+    "New directory for the results. If it exists, results-2, results-3 and so on is used.",
+)
 
 flags.DEFINE_string(
     "generator",
     None,
-    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
-    " come with the package.",
+    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
+    " stylegan2. Default: the avatars that ship with the package.",
 )
 flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
 )
 
 photos.define_flags()
@@ -75,18 +82,18 @@ photos.define_edit_flags()
 flags.DEFINE_string(
     "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
 )
-flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
+flags.DEFINE_integer("num_images", 4, "Number of random images to edit.", lower_bound=1)
 flags.DEFINE_integer(
     "seed",
     0,
-    "Another seed gives other random images.",
+    "Seed of the random images.",
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
 flags.DEFINE_float(
     "truncation",
     0.7,
-    "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
+    "Variety of the random images: 1 is the full variety, lower values give more typical images.",
     lower_bound=0,
 )
 
@@ -139,9 +146,9 @@ def main(_: Sequence[str]) -> None:
 
 
 def batch_indices(size: int) -> np.ndarray:
-    """Which latents make the batches, all of one size, so that one program does for all of them.
+    """Indices of the latents in every batch, all of one size, so that one program serves all.
 
-    The last latent fills what is left of the last batch.
+    The last latent is repeated to fill the last batch.
     """
     batch = min(size, BATCH_SIZE)
     return np.minimum(np.arange(-(-size // batch) * batch), size - 1).reshape(-1, batch)
@@ -154,10 +161,10 @@ def apply(
     strength: float,
     directory: Path,
 ) -> tuple[Float[np.ndarray, "rows height width 3"], float]:
-    """Edits all images, and writes them and their latents, one batch after the other.
+    """Edits all images and writes them and their latents, batch by batch.
 
     Returns:
-        The first images, for the sheet, and the seconds that an image took.
+        The first images, for the sheet, and the seconds per image.
     """
     size = len(jax.tree.leaves(latents)[0])
     rows, parts, seconds = [], [], 0.0
@@ -167,7 +174,7 @@ def apply(
         images, edited = jax.block_until_ready(edit(batch, strength))
         seconds += time.perf_counter() - begun
         new = min(len(indices), size - indices[0])
-        # The device holds no more than one batch of images.
+        # Keeps at most one batch of images on the device.
         images = np.asarray(images)[:new]
         if not np.isfinite(images).all():
             raise FloatingPointError(f"images are not finite with --strength={strength}")

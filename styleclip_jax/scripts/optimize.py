@@ -1,7 +1,7 @@
-r"""Edits images until they fit a text, or makes an image from a text alone.
+r"""Edits images until they match a text, or generates an image from a text alone.
 
-Gradient descent on StyleGAN2's latent code; CLIP tells how well the image fits. Results go to a new
-directory: a sheet of all images before and after, every image, the latents and metrics.json.
+Gradient descent on StyleGAN2's latent code, with a loss by CLIP. Results go to a new directory: a
+sheet of all images before and after, every image, the latents and metrics.json.
 
 Examples:
   python optimize.py --description="a person with sunglasses"
@@ -52,7 +52,7 @@ from styleclip_jax.runs.results import image_name, run_directory, write_images, 
 FLAGS = flags.FLAGS
 DEFAULTS: Any = OptimizeConfig()
 
-# What differs for the small generator that comes with the package; flags that are given prevail.
+# Defaults for the small generator that ships with the package; flags on the command line prevail.
 AVATARS = {
     "edit": {"start_samples": 512} | command_line.differences(AVATARS_CONFIG, DEFAULTS),
     "generate": {"samples": 64}
@@ -69,16 +69,16 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string(
     "results_dir",
     "results",
-    "New directory for the results; where it exists, results-2 and so on is taken.",
+    "New directory for the results. If it exists, results-2, results-3 and so on is used.",
 )
 
 flags.DEFINE_string(
     "generator",
     None,
-    "The network that draws the images: the directory that python -m ckpt_convert stylegan2 wrote."
-    " Default: the avatars that come with the package, and settings that suit them: "
+    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
+    " stylegan2. Default: the avatars that ship with the package, with these settings: "
     + "; ".join(
-        f"to {mode}, {command_line.describe_flags(settings)}" for mode, settings in AVATARS.items()
+        f"to {mode}: {command_line.describe_flags(settings)}" for mode, settings in AVATARS.items()
     )
     + ".",
 )
@@ -86,14 +86,14 @@ objective_flags.define_flags(DEFAULTS)
 flags.DEFINE_string(
     "arcface",
     None,
-    "The network that recognizes a person, which --id_lambda needs: the directory that python -m"
-    " ckpt_convert arcface wrote.",
+    "Face recognition network for --id_lambda: a directory written by python -m ckpt_convert"
+    " arcface.",
 )
 flags.DEFINE_enum(
     "dtype",
     "float32",
     ["float32", "bfloat16"],
-    "Precision of the arithmetic: bfloat16 is faster on GPUs and TPUs, float32 more exact.",
+    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
 )
 
 photos.define_flags()
@@ -101,21 +101,21 @@ photos.define_edit_flags()
 flags.DEFINE_string(
     "latents",
     None,
-    "The images to edit, as the numbers (latents) that the generator draws them from: a file that"
-    " python -m ckpt_convert latents or an earlier run wrote. Default: random images.",
+    "Latents of the images to edit: a .npy (W+) or .npz (StyleSpace) file written by python -m"
+    " ckpt_convert latents or by an earlier run. Default: random images.",
 )
-flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
+flags.DEFINE_integer("num_images", 4, "Number of random images to edit.", lower_bound=1)
 flags.DEFINE_integer(
     "seed",
     0,
-    "Another seed gives other random images, and other random views.",
+    "Seed of the random images and of the random views.",
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
 flags.DEFINE_float(
     "truncation",
     0.7,
-    "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
+    "Variety of the random images: 1 is the full variety, lower values give more typical images.",
     lower_bound=0,
 )
 
@@ -128,7 +128,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "samples",
     0,
-    "With --mode=generate: start from the one of so many random images that fits the text best; 0:"
+    "With --mode=generate: start from the best match among this number of random images. 0: start"
     " from the mean image.",
     lower_bound=0,
 )
@@ -136,64 +136,63 @@ flags.DEFINE_enum(
     "space",
     DEFAULTS.space,
     list(SPACES),
-    "What to change: w_plus, the latents of every layer; w, the latents of all layers by the same"
-    " amount, which leaves more of the image alone; or stylespace, the finer style channels that"
-    " are made of them.",
+    "Latent space of the edit: w_plus changes the latent of every layer; w adds the same change to"
+    " all layers, which preserves more of the image; stylespace changes the style channels.",
 )
 flags.DEFINE_integer(
     "start_samples",
     0,
-    "Learn from this number of random images in which direction of W the text lies, and start every"
-    " edit from the best of a few steps that way, where the text is far from what the image shows;"
-    " 0: start from the image itself. Try 512.",
+    "Find the direction of the text in W by a regression on this number of random images, and start"
+    " every edit from the best of a few steps along it. This helps if the image is far from the"
+    " text. 0: start from the image itself. Try 512.",
     lower_bound=0,
 )
 flags.DEFINE_integer(
     "steps",
     DEFAULTS.steps,
-    "Number of steps, or the most steps where --stop_loss or --patience ends the run: more of them"
-    " change the image more and take longer.",
+    "Number of steps, or the maximum with --stop_loss or --patience. More steps change the image"
+    " more and take longer.",
 )
 flags.DEFINE_float(
     "learning_rate",
     DEFAULTS.learning_rate,
-    "Size of a step: larger ones change the image more; too large ones spoil it.",
+    "Step size: larger steps change the image more; too large steps destroy it.",
 )
 flags.DEFINE_float(
     "l2_lambda",
     DEFAULTS.l2_lambda,
-    "How much the image is held to what it was: larger values change it less.",
+    "Weight of the latents' squared distance to the original: larger values change the image less.",
 )
 flags.DEFINE_float(
     "id_lambda",
     DEFAULTS.id_lambda,
-    "How much the person's identity is held: for realistic faces, with --arcface; try 0.005.",
+    "Weight of the identity loss: for realistic faces, with --arcface; try 0.005.",
 )
 flags.DEFINE_float(
     "stop_loss",
     DEFAULTS.stop_loss,
-    "Stop early when every image's loss, the number that the run makes smaller, is below this.",
+    "Stop early when the loss of every image is below this.",
 )
 flags.DEFINE_integer(
     "patience",
     DEFAULTS.patience,
-    "Stop early when no image's loss has become smaller for so many steps; 0: take all steps.",
+    "Stop early when no image's loss has improved for this number of steps. 0: take all steps.",
 )
 flags.DEFINE_float(
     "min_improvement",
     DEFAULTS.min_improvement,
-    "By how much a loss has to become smaller before --patience starts to count anew.",
+    "Smallest decrease of a loss that counts as an improvement for --patience.",
 )
 flags.DEFINE_integer(
     "guide_resolution",
     DEFAULTS.guide_resolution,
-    "Let CLIP see the image at this lower resolution, for example 256, which is several times"
-    " faster; the result has full resolution all the same.",
+    "Resolution of the image that CLIP sees, for example 256, which is several times faster. The"
+    " result still has full resolution.",
 )
 flags.DEFINE_integer(
     "save_intermediate_every",
     0,
-    "Save a picture every so many steps, and an animation of them; 0: none.",
+    "Write a frame every this number of steps, and an animation of all frames. 0: no frames.",
     lower_bound=0,
 )
 
@@ -205,7 +204,7 @@ def main(_: Sequence[str]) -> None:
             FLAGS.set_default(name, value)
     config = command_line.config_from_flags(OptimizeConfig)
     check_flags(config)
-    # Python must not end while a step, which an interruption may have left behind, still runs.
+    # After an interruption, Python must not exit while a step is still running.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with run_directory(FLAGS.results_dir) as directory:
         generator = load_generator(photos.generator_path(), FLAGS.dtype)
@@ -227,7 +226,7 @@ def main(_: Sequence[str]) -> None:
             labels = ["original", "aligned", "reconstructed"]
         for i, description in enumerate(FLAGS.description):
             text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))
-            # Every text has all images to edit, or one of its own to start from.
+            # A text edits all images; with --mode=generate it has a start image of its own.
             latents, images = first, first_images
             if config.mode == "generate":
                 latents, images = jax.tree.map(lambda x, i=i: x[i : i + 1], (first, first_images))
@@ -255,7 +254,7 @@ def main(_: Sequence[str]) -> None:
             {"descriptions": metrics, "seed": FLAGS.seed, **measured},
             command_line.script_flags(__name__),
         )
-    print(f"wrote {directory / 'before_after.png'} and all results beside it")
+    print(f"wrote {directory / 'before_after.png'} and all other results next to it")
     photos.exit_if_some_failed(given)
 
 
@@ -267,9 +266,9 @@ def check_flags(config: OptimizeConfig) -> None:
             " network (python -m ckpt_convert arcface)"
         )
     if FLAGS.arcface and not config.id_lambda and not FLAGS.image:
-        raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.005")
+        raise InputError("--arcface has no effect with --id_lambda=0; try --id_lambda=0.005")
     if config.patience == 0 and FLAGS["min_improvement"].present:
-        raise InputError("--min_improvement goes with --patience, which is not given")
+        raise InputError("--min_improvement has no effect without --patience; add --patience")
     objective_flags.check_flags()
     # Views are random too.
     random_images = ("num_images", "truncation", *(() if config.views else ("seed",)))
@@ -283,19 +282,21 @@ def check_flags(config: OptimizeConfig) -> None:
         given = [f"--{name}" for name in unused if FLAGS[name].present]
         if given or FLAGS.keep:
             raise InputError(
-                f"{', '.join(given or ['--keep'])}: --mode=generate makes one image from the text"
-                " alone; leave the flag out, or use --mode=edit"
+                f"{', '.join(given or ['--keep'])} has no effect with --mode=generate, which makes"
+                " one image from the text alone; remove it, or use --mode=edit"
             )
         if FLAGS.start_samples:
-            raise InputError("--start_samples is for edits, --mode=generate has --samples")
+            raise InputError(
+                "--start_samples has no effect with --mode=generate; use --samples instead"
+            )
     elif FLAGS["samples"].present:
-        raise InputError("--samples goes with --mode=generate, which is not given")
+        raise InputError("--samples has no effect without --mode=generate; try --start_samples")
     photos.check_flags()
     for name in ("image", "inversion", "latents"):
         command_line.refuse_random_images(name, *random_images)
     if FLAGS.generator and not FLAGS.clip:
         print(
-            "note: the CLIP that comes with the package knows nothing but avatars; give --clip too",
+            "note: the CLIP that ships with the package only knows avatars; give --clip too",
             file=sys.stderr,
         )
 
@@ -306,7 +307,7 @@ def first_latents(
     config: OptimizeConfig,
     inverted: Latents | None,
 ) -> Latents:
-    """The latents to start from, in the space of the optimization; to generate, one per text."""
+    """The start latents, in the space of the optimization; with --mode=generate one per text."""
     if config.mode == "generate" and not FLAGS.samples:
         latents = generator.mean_latents(len(FLAGS.description))
     elif config.mode == "generate":
@@ -326,7 +327,7 @@ def first_latents(
 def start_directions(
     generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
 ) -> Array | None:
-    """The direction of every text in W, along which its edits may start; None: they do not."""
+    """Directions of the texts in W along which edits start; None without ``--start_samples``."""
     if not FLAGS.start_samples:
         return None
     samples = sample_features(
@@ -352,7 +353,7 @@ def edit(
     """Applies a text to all images, with a progress bar and, if asked for, frames."""
     frames = []
     frames_every = FLAGS.save_intermediate_every
-    # The bar must not make an accelerator wait for the host at every step.
+    # The bar must not stall an accelerator at every step.
     bar_every = 1 if jax.default_backend() == "cpu" else 25
 
     def report(step: int, losses: Array, latents: Latents) -> None:
@@ -392,7 +393,7 @@ def measure(
     images: Array,
     result: EditResult,
 ) -> dict:
-    """What metrics.json says about a text: a list of measurements per image."""
+    """Measurements of a text for metrics.json, with a list of one entry per image."""
 
     def similarity(images: Array) -> np.ndarray:
         loss = jax.jit(clip_loss, static_argnames="preprocess")
@@ -422,7 +423,7 @@ def measure(
 
 
 def directory_name(i: int, text: str) -> str:
-    """Directory name of a text's results: a number, which makes it unique, and its words."""
+    """Directory name of a text's results: a unique number, and the words of the text."""
     return f"{i + 1}-{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}".strip("-")
 
 

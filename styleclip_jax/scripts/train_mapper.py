@@ -1,8 +1,8 @@
 r"""Trains a mapper: small networks that learn, for one text, how to edit any image in one pass.
 
-Runs on all devices of this machine; on several machines, run the same line on each of them. A run
-that was interrupted goes on where it was when it is started again with the same line. The mapper
-with the best validation loss is kept in EXP_DIR/mapper, for apply_mapper.py.
+Runs on all devices of this machine; on several machines, run the same command on each of them. To
+resume an interrupted run, run the same command again. The mapper with the best validation loss is
+kept in EXP_DIR/mapper, for apply_mapper.py.
 
 Examples:
   python train_mapper.py --description="a person with a beard" --exp_dir=runs/beard
@@ -58,7 +58,7 @@ from styleclip_jax.sharding import host_share, replicate
 FLAGS = flags.FLAGS
 DEFAULTS = MapperTrainConfig()
 
-# What differs for the small generator that comes with the package; flags that are given prevail.
+# Defaults for the small generator that ships with the package; flags on the command line prevail.
 AVATARS = {
     "batch_size": 8,
     "max_steps": 1000,
@@ -69,7 +69,7 @@ AVATARS = {
 
 SHEET_ROWS = 8
 
-# What a resumed run may change: where it runs, not what it computes.
+# Flags that a resumed run may change: they decide where it runs, not what it computes.
 MACHINE_FLAGS = ("exp_dir", "coordinator_address", "num_processes", "process_id", "join_timeout")
 
 flags.DEFINE_string(
@@ -81,47 +81,54 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "exp_dir",
     None,
-    "Directory of this run: mapper, checkpoints, metrics and pictures. If it holds a run with the"
-    " same flags, that goes on. With several machines, one that all of them reach.",
+    "Directory of this run, for its mapper, checkpoints, metrics and images. A run with the same"
+    " flags in it is resumed. Several machines must share it.",
     required=True,
 )
 
 flags.DEFINE_string(
     "generator",
     None,
-    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
-    f" come with the package, and settings that suit them: {command_line.describe_flags(AVATARS)}.",
+    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
+    " stylegan2. Default: the avatars that ship with the package, with these settings:"
+    f" {command_line.describe_flags(AVATARS)}.",
 )
 objective_flags.define_flags(DEFAULTS)
 flags.DEFINE_string(
-    "arcface", None, "Checkpoint directory of an ArcFace. Without one there is no identity loss."
+    "arcface",
+    None,
+    "Face recognition network for the identity loss: a directory written by python -m ckpt_convert"
+    " arcface. Default: no identity loss.",
 )
 flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
 )
 
 flags.DEFINE_string(
-    "latents_train", None, "Latents to train on, .npy or .npz. Default: of random images."
+    "latents_train", None, "Latents to train on, .npy or .npz. Default: random images."
 )
 flags.DEFINE_string(
-    "latents_test", None, "Latents to validate on, .npy or .npz. Default: of other random images."
+    "latents_test", None, "Latents to validate on, .npy or .npz. Default: other random images."
 )
 flags.DEFINE_integer(
-    "train_dataset_size", 5000, "How many random images to train on.", lower_bound=1
+    "train_dataset_size", 5000, "Number of random images to train on.", lower_bound=1
 )
 flags.DEFINE_integer(
-    "test_dataset_size", 64, "How many random images to validate on.", lower_bound=1
+    "test_dataset_size", 64, "Number of random images to validate on.", lower_bound=1
 )
 flags.DEFINE_float(
     "truncation",
     0.7,
-    "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
+    "Variety of the random images: 1 is the full variety, lower values give more typical images.",
     lower_bound=0,
 )
 flags.DEFINE_integer(
     "seed",
     0,
-    "Chooses random images, their order, the mapper's start and random views.",
+    "Seed of the random images, their order, the mapper's initial weights and the random views.",
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
@@ -138,28 +145,30 @@ flags.DEFINE_enum(
     "space",
     "w_plus",
     ["w_plus", "stylespace"],
-    "What to change: the latent code of every layer, or the finer style channels behind it.",
+    "Latent space of the mapper: the latent of every layer, or the style channels.",
 )
-flags.DEFINE_bool("no_coarse_mapper", False, "Leave layers 0 to 3 (pose, shape) as they are.")
-flags.DEFINE_bool("no_medium_mapper", False, "Leave layers 4 to 7 (features) as they are.")
-flags.DEFINE_bool("no_fine_mapper", False, "Leave layers 8 and up (colours) as they are.")
+flags.DEFINE_bool("no_coarse_mapper", False, "Leave layers 0 to 3 (pose, shape) unchanged.")
+flags.DEFINE_bool("no_medium_mapper", False, "Leave layers 4 to 7 (facial features) unchanged.")
+flags.DEFINE_bool("no_fine_mapper", False, "Leave layers 8 and up (colors) unchanged.")
 
-flags.DEFINE_integer("batch_size", 2, "Images per step, over all devices.", lower_bound=1)
-flags.DEFINE_enum("optimizer", DEFAULTS.optimizer, ["ranger", "adam"], "How to descend.")
-flags.DEFINE_float("learning_rate", DEFAULTS.learning_rate, "Size of a step.")
-flags.DEFINE_float("clip_lambda", DEFAULTS.clip_lambda, "How much the text counts.")
+flags.DEFINE_integer(
+    "batch_size", 2, "Images per step, over all devices of all machines.", lower_bound=1
+)
+flags.DEFINE_enum("optimizer", DEFAULTS.optimizer, ["ranger", "adam"], "Optimizer.")
+flags.DEFINE_float("learning_rate", DEFAULTS.learning_rate, "Step size.")
+flags.DEFINE_float("clip_lambda", DEFAULTS.clip_lambda, "Weight of the CLIP loss.")
 flags.DEFINE_float(
     "id_lambda",
     DEFAULTS.id_lambda,
-    "How much the person's identity is held: for realistic faces, with --arcface.",
+    "Weight of the identity loss: for realistic faces, with --arcface.",
 )
 flags.DEFINE_float(
     "latent_l2_lambda",
     DEFAULTS.latent_l2_lambda,
-    "How much the latents are held back: larger values keep more of the image.",
+    "Weight of the latents' mean squared change: larger values preserve more of the image.",
 )
 flags.DEFINE_float(
-    "strength", DEFAULTS.strength, "Factor of the mapper's output that is added to the latents."
+    "strength", DEFAULTS.strength, "Factor of the mapper's output when it is added to the latents."
 )
 
 flags.DEFINE_integer("max_steps", 50000, "Number of steps.", lower_bound=1)
@@ -167,32 +176,30 @@ flags.DEFINE_float("stop_loss", None, "Stop early when the validation loss is be
 flags.DEFINE_integer(
     "patience",
     0,
-    "Stop early when so many validations in a row have not improved the loss; 0: take all steps.",
+    "Stop early after this number of validations without an improvement. 0: take all steps.",
     lower_bound=0,
 )
-flags.DEFINE_integer("log_interval", 50, "Steps between two records of losses.", lower_bound=1)
-flags.DEFINE_integer(
-    "image_interval", 100, "Steps between two pictures in TensorBoard.", lower_bound=1
-)
-flags.DEFINE_integer("val_interval", 2000, "Steps between two validations.", lower_bound=1)
-flags.DEFINE_integer("save_interval", 2000, "Steps between two checkpoints.", lower_bound=1)
+flags.DEFINE_integer("log_interval", 50, "Steps between records of the losses.", lower_bound=1)
+flags.DEFINE_integer("image_interval", 100, "Steps between images in TensorBoard.", lower_bound=1)
+flags.DEFINE_integer("val_interval", 2000, "Steps between validations.", lower_bound=1)
+flags.DEFINE_integer("save_interval", 2000, "Steps between checkpoints.", lower_bound=1)
 
 flags.DEFINE_string(
     "coordinator_address",
     None,
-    "On several machines: host:port of the first one. Not needed on TPU pods and under SLURM.",
+    "Several machines: host:port of the first one. Not needed on TPU pods, SLURM and Open MPI.",
 )
 flags.DEFINE_integer(
-    "num_processes", None, "On several machines: how many there are.", lower_bound=1
+    "num_processes", None, "Several machines: the number of processes.", lower_bound=1
 )
 flags.DEFINE_integer(
-    "process_id", None, "On several machines: number of this one, from 0.", lower_bound=0
+    "process_id", None, "Several machines: the number of this process, from 0.", lower_bound=0
 )
-flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other machines.", lower_bound=1)
+flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for other processes.", lower_bound=1)
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains, and leaves the best mapper in ``exp_dir``."""
+    """Trains a mapper and writes the best one to ``exp_dir``."""
     distributed.initialize(
         FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout
     )
@@ -202,7 +209,7 @@ def main(_: Sequence[str]) -> None:
         generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
         texts = replicate(objective_flags.read_clips())
         arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
-        # Other faces than the other scripts draw with this seed, so that those show what is new.
+        # Other seeds than the other scripts use, so that these show images not trained on.
         seeds = map(int, np.random.SeedSequence(FLAGS.seed).generate_state(2))
         train_latents = read_latents("latents_train", "train_dataset_size", generator, next(seeds))
         test_latents = read_latents("latents_test", "test_dataset_size", generator, next(seeds))
@@ -222,7 +229,7 @@ def main(_: Sequence[str]) -> None:
         resumed = saved.latest_step
         if resumed is not None:
             state, progress = saved.restore(resumed, state)
-            say(f"going on after step {resumed}")
+            say(f"resuming after step {resumed}")
         with distributed.together():
             measurements = Measurements(directory, resumed)
         with contextlib.closing(measurements):
@@ -237,7 +244,7 @@ def main(_: Sequence[str]) -> None:
                 for step in steps(resumed or 0, bar, progress):
                     batch = training_batch(train_latents, step)
                     state, metrics = train_step(state, batch)
-                    # The device is not kept waiting: the step before is over by now.
+                    # Reading the previous step does not stall the device: it has finished.
                     if unread:
                         read(*unread)
                     unread = step, metrics
@@ -268,7 +275,7 @@ def main(_: Sequence[str]) -> None:
                         validation_loss = progress.loss if validates else None
                         saved.save(step, state, progress, validation_loss)
                     if preempted:
-                        say(f"stopped by SIGTERM after step {step}; the same line goes on from it")
+                        say(f"stopped by SIGTERM after step {step}; run the same command to resume")
                         sys.exit(128 + signal.SIGTERM)
     say(
         f"wrote {directory / MAPPER}, the mapper after step {progress.best_step} with validation"
@@ -279,12 +286,14 @@ def main(_: Sequence[str]) -> None:
 def choose_defaults() -> None:
     """Sets the flags whose defaults depend on others, and checks that they fit each other."""
     if "://" in FLAGS.exp_dir:
-        raise InputError(f"--exp_dir={FLAGS.exp_dir} is no directory of a file system; mount it")
+        raise InputError(
+            f"--exp_dir={FLAGS.exp_dir} is a URL, expected a directory; mount the file system"
+        )
     if not FLAGS.generator:
         for name, value in AVATARS.items():
             FLAGS.set_default(name, value)
     elif not FLAGS.clip:
-        say("note: the CLIP that comes with the package knows nothing but avatars; give --clip too")
+        say("note: the CLIP that ships with the package only knows avatars; give --clip too")
     objective_flags.check_flags()
     command_line.refuse_random_images("latents_train", "train_dataset_size")
     command_line.refuse_random_images("latents_test", "test_dataset_size")
@@ -320,7 +329,7 @@ def read_latents(file_flag: str, size_flag: str, generator: Generator, seed: int
     if FLAGS.space == "stylespace" and not isinstance(latents, tuple):
         latents = jax.jit(Generator.styles)(generator, latents)
     if FLAGS.space == "w_plus" and isinstance(latents, tuple):
-        raise InputError(f"{path} has StyleSpace arrays, which need --space=stylespace")
+        raise InputError(f"{path} contains StyleSpace arrays; use --space=stylespace")
     size = len(jax.tree.leaves(latents)[0])
     if size < FLAGS.batch_size:
         name = f"--{file_flag}={path} has" if path else f"--{size_flag} is"
@@ -342,7 +351,7 @@ def new_mapper(generator: Generator) -> Mapper:
 
 
 def recorded_flags() -> dict[str, Any]:
-    """The flags that decide the result."""
+    """Flags that decide the result."""
     values = command_line.script_flags(__name__)
     return {name: value for name, value in values.items() if name not in MACHINE_FLAGS}
 
@@ -370,7 +379,7 @@ def steps(first: int, bar: tqdm, progress: Progress) -> Iterator[int]:
 def read_metrics(
     measurements: Measurements, bar: tqdm, step: int, metrics: Mapping[str, Any]
 ) -> None:
-    """Waits for the metrics of a step; checks, shows and records them."""
+    """Waits for the metrics of a step, then checks, shows and records them."""
     metrics = as_floats(metrics)
     check_finite(step, metrics)
     losses = {name: value for name, value in metrics.items() if not name.endswith("norm")}
@@ -418,7 +427,7 @@ def before_after(generator: Generator, mapper: Mapper, latents: Any) -> Image.Im
 
 
 def export(mapper: Mapper, path: epath.Path) -> None:
-    """Writes the mapper, in place of an older one."""
+    """Writes the mapper and replaces an older one."""
     if jax.process_index() == 0:
         unfinished, older = (path.with_name(f"{path.name}.{x}") for x in ("unfinished", "older"))
         for left_over in (unfinished, older):
@@ -431,7 +440,7 @@ def export(mapper: Mapper, path: epath.Path) -> None:
 
 
 def as_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers that JSON can hold."""
+    """Metrics as Python numbers."""
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 

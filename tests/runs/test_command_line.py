@@ -70,19 +70,19 @@ def test_success_is_silent_with_code_zero(run):
         ("--fail=os", "error: [Errno 2] No such file or directory: '/nowhere/at/all'\n"),
         ("--fail=ctrl-c", "error: interrupted\n"),
         ("--fail=kill", "error: interrupted\n"),
-        ("--fail=memory", "error: there is not enough memory; take fewer images at a time\n"),
-        ("--fail=device memory", "error: there is not enough memory"),
-        ("--fail=cpu memory", "error: there is not enough memory"),
+        ("--fail=memory", "error: out of memory; use fewer images or a smaller batch\n"),
+        ("--fail=device memory", "error: out of memory"),
+        ("--fail=cpu memory", "error: out of memory"),
         ("--fail=perhaps", "error: flag --fail=perhaps: value should be one of <no|input|"),
-        ("--path=", "error: --path is empty; give it a value, or leave it out\n"),
+        ("--path=", "error: --path is empty; give it a value or remove it\n"),
         ("--rate=nan", "error: --rate is nan, expected a finite number\n"),
         ("--rate=-inf", "error: --rate is -inf, expected a finite number\n"),
         (
             "--fial=no",
-            "error: Unknown command line flag 'fial'. Did you mean: fail ?; --help explains all"
+            "error: Unknown command line flag 'fial'. Did you mean: fail ?; --help lists all"
             " flags\n",
         ),
-        ("no", "error: unexpected argument 'no'; a flag is written --name=value"),
+        ("no", "error: unexpected argument 'no', expected --name=value"),
     ],
 )
 def test_failures_are_one_line_with_code_one(run, flag, message):
@@ -93,7 +93,7 @@ def test_failures_are_one_line_with_code_one(run, flag, message):
 
 def test_a_missing_flag_is_one_line_with_code_one(run_script, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    expected = "error: --text is missing; write --text=VALUE, several words in quotes\n"
+    expected = "error: --text is missing; add --text=VALUE, with quotes around words\n"
     assert run_script(str(tmp_path / "script.py")) == (1, "", expected)
     assert run_script(str(tmp_path / "script.py"), "a text") == (1, "", expected)
 
