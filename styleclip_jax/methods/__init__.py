@@ -1,1 +1,1 @@
-"""What changes latents: optimization, mappers, and what trains them."""
+"""Methods that edit latents: optimization and mappers, and the training of mappers."""

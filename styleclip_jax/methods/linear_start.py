@@ -1,9 +1,9 @@
-"""Where an optimization may start: what a text means in W, by linear regression.
+"""A start for optimization: the direction of a text in W, by linear regression.
 
-Around an image, CLIP's loss often has no gradient that leads to what the text says: half a pair of
-sunglasses fits no better than none. Over many images of the generator, however, CLIP's features are
-roughly a linear function of `w`, as InterFaceGAN (arXiv 1907.10786) found of attributes. The
-regression needs no more than some random images, and one set of them serves every text.
+The gradient of the CLIP loss is flat around many images: half a pair of sunglasses matches the text
+no better than none. Over many random images, however, CLIP's features are roughly a linear function
+of ``w``, as InterFaceGAN (arXiv 1907.10786) found for attributes. A ridge regression on some random
+images finds the direction; one set of images serves every text.
 """
 
 import functools
@@ -20,18 +20,18 @@ from styleclip_jax.losses import Preprocess, clip_pixels
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
 
-# Images that are synthesized at once.
+# Images synthesized at once.
 _CHUNK = 64
-# Of the regression, as a share of the mean variance of the entries of `w`.
+# Regularization of the regression, relative to the mean variance of the entries of `w`.
 _RIDGE = 0.1
 
 
 class SampleFeatures(NamedTuple):
-    """Random images, as CLIP sees them.
+    """Random latents and CLIP's features of their images.
 
     Attributes:
-        latents: Their latents in W, which all layers share.
-        features: CLIP's features of length 1, of every CLIP.
+        latents: Latents in W, shared by all layers.
+        features: Unit features of every CLIP.
     """
 
     latents: Float[Array, "samples w_dim"]
@@ -52,11 +52,11 @@ def sample_features(
     Args:
         generator: Synthesizes the images.
         clip: One CLIP or several.
-        num: How many images.
-        seed: Chooses them.
+        num: Number of images.
+        seed: Seed of the images.
         truncation: See :func:`styleclip_jax.sample_latents`.
-        resolution: Of the images that CLIP sees, as ``guide_resolution`` of
-            :class:`styleclip_jax.OptimizeConfig`; None: the generator's own.
+        resolution: Resolution of the images that CLIP sees, like ``guide_resolution`` of
+            :class:`styleclip_jax.OptimizeConfig`. None: the generator's own.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
 
     Raises:
@@ -65,7 +65,7 @@ def sample_features(
     if num < 2:
         raise InputError(f"the number of samples is {num}, expected at least 2")
     clips = tuple(clip) if isinstance(clip, Sequence) else (clip,)
-    # One shape for all chunks compiles once.
+    # All chunks have one shape, so that the program is compiled once.
     size = min(num, _CHUNK)
     latents = sample_latents(generator, -(-num // size) * size, seed, truncation)
     chunks = [
@@ -81,19 +81,19 @@ def latent_directions(
     text_features: Float[Array, "texts _"] | Sequence[Float[Array, "texts _"]],
     neutral_features: Float[Array, "1 _"] | Sequence[Float[Array, "1 _"]] | None = None,
 ) -> Float[Array, "texts w_dim"]:
-    """Estimates for every text in which direction of W images come to fit it.
+    """Estimates the direction in W along which images come to match every text.
 
-    Ridge regression of the images' similarity to the text, or to the difference of the text and the
-    neutral one, on their latents. Of several CLIPs, the mean similarity counts.
+    A ridge regression, on the latents, of the images' similarity to the text, or to the difference
+    between the text and the neutral text. With several CLIPs, of their mean similarity.
 
     Args:
-        samples: Of :func:`sample_features`.
-        text_features: ``clip.encode_text`` of T texts; with several CLIPs a sequence with those of
-            each, here and below.
-        neutral_features: Of what the images show anyway; None: the text itself counts.
+        samples: From :func:`sample_features`.
+        text_features: ``clip.encode_text`` of T texts; with several CLIPs, a sequence with one
+            array for each, here and below.
+        neutral_features: Features of a text that describes all images. None: only the text is used.
 
     Returns:
-        Directions as long as the samples' standard deviation along them.
+        Directions, each as long as the standard deviation of the samples along it.
     """
     texts = tuple(text_features) if isinstance(text_features, Sequence) else (text_features,)
     neutrals: tuple[Array, ...] | None = None

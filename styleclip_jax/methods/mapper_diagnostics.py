@@ -1,4 +1,4 @@
-"""What a mapper training reports of itself: terms of the loss, warnings, values not finite."""
+"""Diagnostics of mapper training: shares of the loss, warnings, values that are not finite."""
 
 from collections.abc import Mapping
 
@@ -11,28 +11,27 @@ from styleclip_jax.methods.objective import TERMS
 
 
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """Raises FloatingPointError unless all that the step computed is finite.
+    """Raises FloatingPointError unless all metrics of a step are finite.
 
-    A loss that is finite can have a gradient that is not, and that an update that is not.
+    A finite loss can have a gradient that is not, and a finite gradient an update that is not.
     """
     for name, value in metrics.items():
         if not np.isfinite(value):
             raise FloatingPointError(
-                f"the {name.replace('_', ' ')} is {value} at step {step}, of which no checkpoint"
-                " was written; the training needs other settings, for example a lower"
-                " --learning_rate, in another --exp_dir"
+                f"the {name.replace('_', ' ')} is {value} at step {step}, expected a finite number;"
+                " this step was not saved; train with a lower --learning_rate in another --exp_dir"
             )
 
 
-# Name for people, and the field of the settings that weighs the term.
+# The name of a term in messages, and the field of the settings with its weight.
 _TERMS = {name: (term.label, term.weight) for name, term in TERMS.items()}
 _TERMS["latent_l2"] = ("latent L2", "latent_l2_lambda")
 
 
 def loss_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> dict[str, float]:
-    """How much each term contributes to the loss, as a share of the absolute values of all.
+    """The contribution of each term to the loss, relative to the sum of their absolute values.
 
-    Guidance by direction becomes negative where an image changed enough.
+    The CLIP term of guidance by direction is negative if images changed enough.
     """
     weighted = {
         name: getattr(config, weight) * float(metrics[name])
@@ -44,7 +43,7 @@ def loss_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> dict
 
 
 def describe_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> str:
-    """Says what :func:`loss_shares` finds, for example before the training starts."""
+    """Describes :func:`loss_shares` in one line."""
     terms = [
         f"{share:.1%} {label} ({getattr(config, weight):g} x {float(metrics[name]):.3g})"
         for name, share in loss_shares(metrics, config).items()
@@ -56,12 +55,12 @@ def describe_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> 
 def training_warnings(
     first: Mapping[str, float], now: Mapping[str, float], latents: Latents | np.ndarray | tuple
 ) -> list[str]:
-    """Says by name when the training seems to do nothing.
+    """Named warnings if the training seems to have no effect.
 
     Args:
-        first: Metrics at the start.
-        now: Metrics after a while.
-        latents: The training latents; against the differences between them a change is small.
+        first: Metrics before the first step.
+        now: Current metrics.
+        latents: The training latents; their spread tells how small a change is.
     """
     warnings = []
     entries = jax.tree.leaves(latents)
@@ -71,14 +70,14 @@ def training_warnings(
     if change < 0.01 * spread:
         warnings.append(
             f"residual-near-zero: the mapper changes the latents by {change:.2g} (root mean"
-            f" square), against {spread:.2g} between images; the edit will hardly be seen. Try a"
+            f" square), while images differ by {spread:.2g}; the edit will be hardly visible. Try a"
             " lower --latent_l2_lambda, a higher --clip_lambda or another --learning_rate"
         )
     gain = float(first["clip_loss"]) - float(now["clip_loss"])
     if gain < 0.005:
         warnings.append(
             f"clip-loss-flat: the CLIP loss went from {float(first['clip_loss']):.4f} to"
-            f" {float(now['clip_loss']):.4f}; the images do not come closer to the text. Try"
-            " another --learning_rate, a higher --clip_lambda, or other words"
+            f" {float(now['clip_loss']):.4f}; the images do not move towards the text. Try another"
+            " --learning_rate, a higher --clip_lambda, or other words"
         )
     return warnings

@@ -19,23 +19,23 @@ def apply_mapper(
     latents: Latents,
     strength: float | Float[Array, ""] = 0.1,
 ) -> tuple[Float[Array, "batch resolution resolution 3"], Latents]:
-    """Edits latents with a mapper, compiled once for all strengths.
+    """Edits latents with a mapper; compiled once for all strengths.
 
     Args:
-        generator: Draws the images.
+        generator: Synthesizes the images.
         mapper: The mapper, or several whose residuals are added.
-        latents: W+ (B, L, w_dim) or StyleSpace. For a StyleSpace mapper W+ latents are converted.
-        strength: Factor of the residual; negative values edit the other way round.
+        latents: W+ (B, L, w_dim) or StyleSpace; converted from W+ for a StyleSpace mapper.
+        strength: Factor of the residual; negative values edit in the opposite direction.
 
     Returns:
         The edited images (B, R, R, 3) in about [-1, 1], and the edited latents.
 
     Raises:
-        InputError: The mapper was made for another generator, or for the other latent space.
+        InputError: The mapper is for another generator or for the other latent space.
     """
     mappers: tuple[Any, ...] = tuple(mapper) if isinstance(mapper, Sequence) else (mapper,)
     if not mappers:
-        raise InputError("there is no mapper to apply")
+        raise InputError("there is no mapper to apply; pass at least one")
     if isinstance(latents, list):
         latents = tuple(latents)
     spaces = {m.space for m in mappers}
@@ -56,4 +56,4 @@ def check_space(mapper: Any, latents: Latents) -> None:
     """Raises InputError unless a mapper edits latents of this space."""
     given = "stylespace" if isinstance(latents, tuple) else "w_plus"
     if mapper.space != given:
-        raise InputError(f"the mapper changes latents in {mapper.space}, these are in {given}")
+        raise InputError(f"latents are in {given}, expected {mapper.space} for this mapper")

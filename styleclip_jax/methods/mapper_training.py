@@ -40,24 +40,24 @@ Metrics = dict[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class MapperTrainConfig:
-    """Settings of the training; the defaults are the official ones.
+    """Settings of mapper training; the defaults are the official ones.
 
     Attributes:
         optimizer: ``"ranger"`` or ``"adam"``.
-        learning_rate: Its step size.
+        learning_rate: Step size of the optimizer.
         clip_lambda: Weight of the CLIP loss.
-        id_lambda: Weight of the identity loss; counts only where an ArcFace is given.
+        id_lambda: Weight of the identity loss; used only if an ArcFace is given.
         latent_l2_lambda: Weight of the mean squared change of the latents.
         guidance: ``"similarity"`` of image and text, or the ``"direction"`` in which the image
-            changes, which leaves alone what the text does not name; see
+            changes, which preserves what the text does not mention; see
             :func:`styleclip_jax.losses.direction_loss`.
         orthogonal_lambda: With guidance by direction, the weight of all other changes.
-        keep_lambda: Weight of the texts to keep; counts only where their features are given.
-        views: CLIP's losses are means over this number of random views of the edited images, new
-            ones in every step; 0: of the images themselves.
-        view_kinds: What the views differ in, some of :data:`styleclip_jax.views.VIEWS`.
+        keep_lambda: Weight of the texts to keep; used only if ``keep_features`` are given.
+        views: CLIP's losses are means over this number of random views of the edited images, with
+            new views in every step. 0: the images themselves.
+        view_kinds: Kinds of views, from :data:`styleclip_jax.views.VIEWS`.
         strength: Factor of the mapper's output, ``w + strength * mapper(w)``.
-        preprocess: What CLIP sees; see :func:`styleclip_jax.losses.clip_pixels`.
+        preprocess: Preprocessing for CLIP; see :func:`styleclip_jax.losses.clip_pixels`.
     """
 
     optimizer: Literal["ranger", "adam"] = "ranger"
@@ -87,8 +87,8 @@ class MapperTrainConfig:
                 raise InputError(f"{field} is {getattr(self, field)}, expected at least 0")
 
 
-# What suits the models that come with the package: their generator synthesizes the same image in a
-# neighbourhood of every latent, out of which small steps do not lead.
+# Settings for the models that ship with the package: their generator synthesizes the same image in
+# a neighborhood of every latent, which small steps do not leave.
 AVATARS_MAPPER_CONFIG = MapperTrainConfig(
     learning_rate=8.0, latent_l2_lambda=0.3, guidance="direction", orthogonal_lambda=0.3
 )
@@ -97,7 +97,7 @@ AVATARS_MAPPER_CONFIG = MapperTrainConfig(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MapperState:
-    """What a training step changes; the same on every device.
+    """State that a training step updates; the same on every device.
 
     Attributes:
         mapper: The mapper being trained.
@@ -111,7 +111,7 @@ class MapperState:
 
 
 class _Problem(NamedTuple):
-    """What stays the same over all steps."""
+    """Constants of all steps."""
 
     generator: Generator
     objective: Objective
@@ -122,7 +122,7 @@ def init_mapper_state(mapper: Mapper, config: MapperTrainConfig) -> MapperState:
     """The state before the first step, on all local devices.
 
     Args:
-        mapper: Where the training starts; it is copied, because a step takes its state apart.
+        mapper: The initial mapper; it is copied, because a step donates its state.
         config: The settings.
     """
     parameters: Any = jax.tree.map(lambda x: jnp.array(x, jnp.float32), mapper)
@@ -148,30 +148,30 @@ def make_mapper_train_step(
 
     Args:
         generator: Synthesizes the images.
-        clip: Tells how well they fit; of several CLIPs, the mean of their losses counts.
+        clip: Scores the images; with several CLIPs, the loss is the mean of theirs.
         text_features: ``clip.encode_text`` of the text, (1, E); with several CLIPs, a sequence with
-            those of each, here and below.
+            one array for each, here and below.
         config: The settings.
-        arcface: Tells whether they show the same person; None: no identity loss.
-        neutral_features: With guidance by direction, of what the images show anyway, such as "a
-            face", (1, E).
-        keep_features: Of texts (K, E) whose similarity shall stay what it was.
-        key: Decides the random views; None: ``jax.random.key(0)``.
+        arcface: The identity network. None: no identity loss.
+        neutral_features: Features (1, E) of a text that describes all images, such as "a face";
+            required for guidance by direction.
+        keep_features: Features (K, E) of texts whose similarity to the images should not change.
+        key: Key of the random views. None: ``jax.random.key(0)``.
 
     Returns:
         ``step(state, latents) -> (state, metrics)``. ``latents`` is this host's share of the global
-        batch, on host or device, W+ or StyleSpace as the mapper needs. ``state`` is donated, so it
-        is gone afterwards. ``metrics`` are means over the global batch: ``loss`` and, unweighted,
-        ``clip_loss`` and ``latent_l2``, and ``keep_loss`` and ``id_loss`` where they are part of
-        it; ``gradient_norm`` and ``parameter_norm`` come with them. The step raises InputError
-        where the batch does not divide by the devices or does not fit the mapper.
+        batch, on host or device, in the mapper's space (W+ or StyleSpace). ``state`` is donated:
+        it cannot be used afterwards. ``metrics`` are means over the global batch: ``loss``; the
+        unweighted terms ``clip_loss`` and ``latent_l2``, and ``keep_loss`` and ``id_loss`` if they
+        are part of it; ``gradient_norm`` and ``parameter_norm``. The step raises InputError if the
+        batch is not divisible by the number of devices or does not match the mapper.
     """
     objective = make_objective(
         clip, text_features, config, arcface, neutral_features, keep_features, batch=1
     )
     key = jax.random.key(0) if key is None else key
     implementation = jax.random.key_impl(key)
-    # As plain numbers, which JAX takes as they are on several hosts.
+    # As plain numbers, which JAX accepts on several hosts.
     words = jax.random.key_data(key) if config.views else None
     problem = replicate(_Problem(generator, objective, words))
     optimizer = _optimizer(config)
@@ -183,7 +183,7 @@ def make_mapper_train_step(
         parameters: Any = state.mapper
         key = None
         if problem.key is not None:
-            # The same views on all devices, so that their number does not matter.
+            # The same views on all devices, so that the result does not depend on their number.
             key = jax.random.wrap_key_data(problem.key, impl=implementation)
             key = jax.random.fold_in(key, state.step)
         loss = functools.partial(_loss, problem=problem, latents=latents, config=config, key=key)
@@ -210,9 +210,9 @@ def make_mapper_evaluation(
     neutral_features: TextFeatures | None = None,
     keep_features: TextFeatures | None = None,
 ) -> Callable[[Mapper, Any], Metrics]:
-    """The losses of a mapper without training; arguments as for :func:`make_mapper_train_step`.
+    """Losses of a mapper without training; arguments as for :func:`make_mapper_train_step`.
 
-    Of the images themselves and not of random views, so that two evaluations can be compared.
+    Random views are disabled, so that evaluations are comparable.
 
     Returns:
         ``evaluate(mapper, latents) -> metrics``, also ``jax.pmap``ped over all devices.
@@ -233,10 +233,10 @@ def make_mapper_evaluation(
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.ndarray, " batch"]:
-    """Which latents make the global batch of a step; every epoch is a new permutation.
+    """Indices of the latents in the global batch of a step; every epoch is a new permutation.
 
-    A pure function of its arguments, so that a resumed run goes on with the same batches. Latents
-    that do not fill a batch at the end of an epoch are left out of it.
+    A pure function of its arguments, so that a resumed run gets the same batches. An epoch drops
+    its last, incomplete batch.
     """
     epoch, batch = divmod(step, size // batch_size)
     return _order(seed, epoch, size)[batch * batch_size : (batch + 1) * batch_size]
@@ -265,11 +265,11 @@ def _loss(
     residual = jax.tree.map(lambda r: config.strength * r, mapper(latents))
     originals = None
     if objective.needs_originals:
-        # They do not depend on the mapper, so no gradient passes through them.
+        # Independent of the mapper, so they have no gradient.
         originals = original_features(objective, synthesize(generator, latents))
     edited = synthesize(generator, jax.tree.map(jnp.add, latents, residual))
     losses, terms = image_losses(objective, edited, originals, key)
-    # In StyleSpace a sum over layers of each layer's mean.
+    # In StyleSpace, the sum over layers of each layer's mean.
     layers = [jnp.square(r).mean() for r in jax.tree.leaves(residual)]
     latent_l2 = sum(layers, start=jnp.zeros(()))
     loss = losses.mean() + config.latent_l2_lambda * latent_l2

@@ -1,4 +1,4 @@
-"""The objective that optimization and mapper training share: its terms, and what they need.
+"""The objective of optimization and mapper training: its terms and their inputs.
 
 A new term is a function of features in ``losses.py``, an entry of :data:`TERMS`, and a weight in
 ``OptimizeConfig`` and ``MapperTrainConfig``.
@@ -31,15 +31,15 @@ from styleclip_jax.models.clip import CLIP
 from styleclip_jax.views import VIEWS, random_views
 
 Guidance = Literal["similarity", "direction"]
-# (texts, embed) of one CLIP, or a sequence with those of each.
+# (texts, embed) of one CLIP, or a sequence with one array per CLIP.
 TextFeatures = Float[Array, "_ _"] | Sequence[Float[Array, "_ _"]]
 
 
 class Features(NamedTuple):
-    """What the frozen networks see in images.
+    """Features of images by the frozen networks.
 
     Attributes:
-        clip: Features (views, B, E) of every CLIP; none where no term needs them.
+        clip: Features (views, B, E) of every CLIP; empty if no term needs them.
         identity: ArcFace's features (B, F), or None.
     """
 
@@ -62,18 +62,18 @@ class Features(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What images are edited for; made by :func:`make_objective`.
+    """The objective of an edit; see :func:`make_objective`.
 
     Attributes:
-        clips: One or several; the loss is the mean of theirs.
-        arcface: None: no identity loss.
-        texts: Features of the text for every CLIP.
-        neutrals: Features of the neutral text for every CLIP; None: guidance by similarity.
-        anchors: Features of the texts to keep for every CLIP; None: no such term.
-        weights: Of the terms, by their names in :data:`TERMS`.
+        clips: One or several CLIPs; the loss is the mean of theirs.
+        arcface: The identity network. None: no identity loss.
+        texts: Features of the text, for every CLIP.
+        neutrals: Features of the neutral text, for every CLIP. None: guidance by similarity.
+        anchors: Features of the texts to keep, for every CLIP. None: no such term.
+        weights: Weights of the terms, by their names in :data:`TERMS`.
         orthogonal_lambda: See :func:`styleclip_jax.losses.direction_loss`.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
-        views: Number of random views of every image; 0: the image itself.
+        views: Number of random views of every image. 0: the image itself.
         view_kinds: See :data:`styleclip_jax.views.VIEWS`.
     """
 
@@ -90,12 +90,12 @@ class Objective:
 
     @property
     def compares_features(self) -> bool:
-        """Whether a term compares CLIP's features with those of the original images."""
+        """Whether a term needs CLIP's features of the original images."""
         return self.neutrals is not None or self.anchors is not None
 
     @property
     def needs_originals(self) -> bool:
-        """Whether a term compares images with the original ones."""
+        """Whether a term needs the original images."""
         return self.compares_features or self.arcface is not None
 
 
@@ -108,30 +108,30 @@ def make_objective(
     keep_features: TextFeatures | None,
     batch: int,
 ) -> Objective:
-    """Checks that networks, texts and settings fit each other.
+    """Makes the objective and checks that networks, texts and settings match.
 
     Args:
         clip: One CLIP or several.
-        text_features: (1, E) or (batch, E); with several CLIPs a sequence with those of each, here
-            and below.
+        text_features: (1, E) or (batch, E); with several CLIPs, a sequence with one array for each,
+            here and below.
         config: An ``OptimizeConfig`` or a ``MapperTrainConfig``.
-        arcface: Left out where its weight is zero.
-        neutral_features: Like ``text_features``; left out unless ``config.guidance`` is
+        arcface: The identity network; ignored if its weight is zero.
+        neutral_features: Like ``text_features``; ignored unless ``config.guidance`` is
             ``"direction"``.
-        keep_features: (K, E); left out where their weight is zero.
-        batch: Number of images that have a text of their own.
+        keep_features: (K, E); ignored if their weight is zero.
+        batch: Number of images that may have a text of their own.
 
     Raises:
-        InputError: Features do not fit the CLIPs, or those of a neutral text are missing.
+        InputError: Features do not match the CLIPs, or those of a neutral text are missing.
     """
     clips = tuple(clip) if isinstance(clip, Sequence) else (clip,)
     if not clips:
-        raise InputError("there is no CLIP")
+        raise InputError("the sequence of CLIPs is empty; pass at least one")
 
     def checked(name: str, features: TextFeatures, rows: Sequence[int]) -> tuple[Array, ...]:
         each: Any = features if isinstance(clip, Sequence) else (features,)
         if len(each) != len(clips):
-            raise InputError(f"{name} are of {len(each)} CLIPs, expected {len(clips)}")
+            raise InputError(f"{name} are for {len(each)} CLIPs, expected {len(clips)}")
         each = tuple(jnp.atleast_2d(x) for x in each)
         for x, one in zip(each, clips, strict=True):
             width = one.config.embed_dim
@@ -147,19 +147,20 @@ def make_objective(
     if config.guidance == "direction":
         if neutral_features is None:
             raise InputError(
-                "guidance is 'direction', which needs neutral_features: clip.encode_text of what"
-                " the images show anyway, such as 'a face'"
+                "guidance is 'direction', which needs neutral_features; pass clip.encode_text of a"
+                " text that describes all images, such as 'a face'"
             )
         neutrals = checked("neutral_features", neutral_features, rows)
         for text, neutral in zip(texts, neutrals, strict=True):
             if not isinstance(text, Tracer) and not isinstance(neutral, Tracer):
                 if np.all(np.asarray(text) == np.asarray(neutral), axis=-1).any():
                     raise InputError(
-                        "the text and the neutral text are the same; there is no direction"
+                        "the text and the neutral text are the same, so there is no direction; use"
+                        " another neutral text"
                     )
     if keep_features is not None and not is_zero(config.keep_lambda):
         anchors = checked("keep_features", keep_features, ())
-    # Without a weight of its own, as in optimization, CLIP's loss counts once.
+    # Settings without a weight for CLIP's loss, as in optimization, weight it by 1.
     weights = {name: getattr(config, term.weight, 1.0) for name, term in TERMS.items()}
     return Objective(
         clips=clips,
@@ -178,7 +179,7 @@ def make_objective(
 def original_features(
     objective: Objective, images: Float[Array, "batch height height 3"]
 ) -> Features:
-    """What the terms need of the images before the edit; no random views."""
+    """Features of the images before the edit, without random views."""
     clips = objective.clips if objective.compares_features else ()
     return Features(
         tuple(_clip_features(objective, clip, images, None) for clip in clips),
@@ -192,13 +193,13 @@ def image_losses(
     originals: Features | None,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
-    """The weighted sum of all terms, and every term without its weight, of every image.
+    """The weighted sum of all terms, and every term without its weight, per image.
 
     Args:
         objective: The objective.
         images: Images in [-1, 1].
-        originals: Of :func:`original_features`; needed where ``objective.needs_originals``.
-        key: Of the random views; needed where ``objective.views`` is not zero.
+        originals: From :func:`original_features`; required if ``objective.needs_originals``.
+        key: Key of the random views. None: no views.
     """
     features = Features(
         tuple(_clip_features(objective, clip, images, key) for clip in objective.clips),
@@ -219,7 +220,7 @@ def _clip_features(
     seen = clip_resize(images, size)[None]
     if objective.views and key is not None:
         seen = random_views(seen[0], key, objective.views, objective.view_kinds)
-    # Views of an image side by side, because then they are on its device.
+    # Views of an image are adjacent, so that they stay on its device.
     pixels = jnp.moveaxis(clip_normalize(seen, objective.preprocess), 0, 1)
     features = clip.encode_image(pixels.reshape(-1, size, size, 3))
     return jnp.moveaxis(features.reshape(*pixels.shape[:2], -1), 1, 0)
@@ -251,7 +252,7 @@ def _identity_term(objective: Objective, edited: Features, originals: Any) -> Ar
 
 
 def _mean(losses: Any) -> Float[Array, " batch"]:
-    """Over CLIPs and views."""
+    """The mean over CLIPs and views."""
     return jnp.mean(jnp.stack(tuple(losses)), axis=(0, 1))
 
 
@@ -259,9 +260,9 @@ class Term(NamedTuple):
     """A term of the objective.
 
     Attributes:
-        label: Its name for people.
-        weight: The field of the settings that weighs it.
-        losses: The loss of every image, or None where the term is not part of the objective.
+        label: Its name in messages.
+        weight: The field of the settings with its weight.
+        losses: The loss of every image, or None if the term is not part of the objective.
     """
 
     label: str
@@ -277,11 +278,11 @@ TERMS = {
 
 
 def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
-    """Raises InputError where settings name something that does not exist.
+    """Raises InputError if a choice of the settings does not exist.
 
     Args:
         config: An ``OptimizeConfig`` or a ``MapperTrainConfig``.
-        **choices: What is allowed in the fields that are not those of the objective.
+        **choices: Allowed values of fields that are not part of the objective.
     """
     for field, allowed in {
         **choices,
@@ -303,10 +304,10 @@ def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
 
 
 def as_number(value: Any) -> Array:
-    """A number of the settings as an array, so that no other one compiles anew."""
+    """A number of the settings as an array, so that changing it does not recompile."""
     return jnp.asarray(value, jnp.float32)
 
 
 def is_zero(number: Any) -> bool:
-    """Whether a number of the settings is known to be zero."""
+    """Whether a number of the settings is known and zero."""
     return not isinstance(number, Tracer) and not np.any(number)

@@ -1,4 +1,4 @@
-"""Latent optimization: gradient descent on the latent code of an image (StyleCLIP, section 4)."""
+"""Latent optimization: gradient descent on the latents of an image (StyleCLIP, section 4)."""
 
 import dataclasses
 import functools
@@ -37,11 +37,11 @@ SPACES: tuple[Space, ...] = ("w_plus", "w", "stylespace")
 
 _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
-# Images that are synthesized at once where many are.
+# Images synthesized at once.
 _CHUNK = 8
-# How far along its direction an edit may start, in the standard deviations of random images.
+# Candidate starts along a direction, in standard deviations of random images.
 _START_STEPS = (0.0, 1.5, 3.0, 4.5, 6.0, 7.5)
-# One for all images, or one for each.
+# One number for all images, or one per image.
 Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
 
 
@@ -72,33 +72,34 @@ Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
 class OptimizeConfig:
     """Settings of :func:`edit_latents`; the defaults are the official ones.
 
-    A pytree: numbers are leaves, scalars or one per image, which may be traced; another number does
-    not compile anew. Choices, the numbers of steps and views among them, are static.
+    A pytree: numbers are leaves (a scalar, or one number per image) and may be traced, so changing
+    them does not recompile. Choices, including the numbers of steps and views, are static.
 
     Attributes:
-        steps: Number of steps, or the most steps where the loss decides when to stop.
+        steps: Number of steps; the maximum if ``stop_loss`` or ``patience`` is set.
         learning_rate: Adam's peak learning rate; see :func:`learning_rate_schedule`.
-        l2_lambda: Weight of the squared distance, summed over all entries, to the first latents.
+        l2_lambda: Weight of the squared distance to the start latents, summed over all entries.
         id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
-        space: ``"w_plus"``; ``"w"``, where the latents of all layers change by the same amount, so
-            that less can go wrong; or ``"stylespace"``, where the ToRGB styles stay as they are.
+        space: ``"w_plus"``; ``"w"``, which adds the same change to all layers and preserves more of
+            the image; or ``"stylespace"``, where the ToRGB styles do not change.
         mode: ``"edit"`` an image, or ``"generate"`` one from the text alone, without the distance
-            and identity terms. There is no original image then, so no guidance by direction either.
+            and identity terms. Guidance by direction needs an original image, so only ``"edit"``
+            supports it.
         guidance: ``"similarity"`` of image and text, or the ``"direction"`` in which the image
-            changes, which leaves alone what the text does not name; see
+            changes, which preserves what the text does not mention; see
             :func:`styleclip_jax.losses.direction_loss`.
         orthogonal_lambda: With guidance by direction, the weight of all other changes.
-        keep_lambda: Weight of the texts to keep; counts only where their features are given.
-        views: CLIP's losses are means over this number of random views of the edited image, new
-            ones in every step; 0: of the image itself.
-        view_kinds: What the views differ in, some of :data:`styleclip_jax.views.VIEWS`.
-        stop_loss: An image is finished when its loss is below this; None: never.
+        keep_lambda: Weight of the texts to keep; used only if ``keep_features`` are given.
+        views: CLIP's losses are means over this number of random views of the edited image, with
+            new views in every step. 0: the image itself.
+        view_kinds: Kinds of views, from :data:`styleclip_jax.views.VIEWS`.
+        stop_loss: An image is finished when its loss is below this. None: never.
         patience: An image is finished when its loss has not improved by ``min_improvement`` for
-            this many steps; 0: never. The run stops when all images are finished.
+            this number of steps. 0: never. The run stops when all images are finished.
         min_improvement: See ``patience``.
-        guide_resolution: Let the losses see the generator's skip output at this lower resolution,
-            for a fraction of the cost. None: the full image.
-        preprocess: What CLIP sees; see :func:`styleclip_jax.losses.clip_pixels`.
+        guide_resolution: The losses see the generator's skip output at this lower resolution, for a
+            fraction of the cost. None: the full image.
+        preprocess: Preprocessing for CLIP; see :func:`styleclip_jax.losses.clip_pixels`.
     """
 
     steps: int = 300
@@ -122,8 +123,8 @@ class OptimizeConfig:
         check_choices(self, space=SPACES, mode=("edit", "generate"))
         if self.mode == "generate" and self.guidance == "direction":
             raise InputError(
-                "guidance is 'direction', which needs an original image, but mode is 'generate';"
-                " use guidance 'similarity'"
+                "guidance 'direction' needs an original image, but mode is 'generate'; use guidance"
+                " 'similarity'"
             )
         for field, least in {
             "steps": 1,
@@ -144,12 +145,12 @@ class OptimizeConfig:
 
 
 def _known(number: Any) -> Any:
-    """The value of a number; None where it is traced, or where JAX puts something in its place."""
+    """The value of a number; None if it is traced or a placeholder of JAX."""
     known = isinstance(number, int | float | np.ndarray | np.generic | jax.Array)
     return number if known and not isinstance(number, Tracer) else None
 
 
-# What suits the models that come with the package, found by trying (avatars/REPORT.md). Their CLIP
+# Settings for the models that ship with the package, tuned by hand (avatars/REPORT.md). Their CLIP
 # sees 64 pixels, and the generator's last layers only sharpen.
 AVATARS_CONFIG = OptimizeConfig(
     steps=80,
@@ -161,22 +162,22 @@ AVATARS_CONFIG = OptimizeConfig(
     views=1,
     guide_resolution=64,
 )
-# What all avatars show; the neutral text of guidance by direction.
+# The neutral text for avatars, for guidance by direction.
 AVATARS_NEUTRAL = "a person"
-# Where no image holds the latents back, such steps would leave all that looks like a face.
+# Without an original image, larger steps leave the distribution of faces.
 AVATARS_GENERATE_CONFIG = OptimizeConfig(mode="generate", steps=60, learning_rate=0.02)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EditResult:
-    """What :func:`edit_latents` returns.
+    """The result of :func:`edit_latents`.
 
     Attributes:
         latents: The edited latents, in the space of the optimization.
         images: Their images (B, R, R, 3) in about [-1, 1], at full resolution.
-        losses: (steps, B), the loss of every image before every step; NaN after the last step run.
-        steps: Number of steps run.
+        losses: (steps, B), the loss of every image before every step; NaN for steps not taken.
+        steps: Number of steps taken.
     """
 
     latents: Latents
@@ -186,7 +187,7 @@ class EditResult:
 
 
 class _Program(NamedTuple):
-    """The settings that make another program, beside those of the objective."""
+    """Static settings, in addition to those of the objective."""
 
     mode: str
     guide_resolution: int | None
@@ -194,7 +195,7 @@ class _Program(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """What stays the same over all steps; ``numbers`` are settings."""
+    """Constants of all steps; ``numbers`` are settings."""
 
     generator: Generator
     objective: Objective
@@ -205,7 +206,7 @@ class _Problem(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What a step changes."""
+    """State that a step updates."""
 
     step: Int[Array, ""]
     latents: Latents
@@ -217,9 +218,9 @@ class _State(NamedTuple):
 
 
 def learning_rate_schedule(peak: float | Float[Array, "*images"], steps: int) -> optax.Schedule:
-    """Linear from zero over the first 5 % of the steps, down by a cosine over the last 25 %.
+    """A linear warm-up over the first 5 % of the steps and a cosine decay over the last 25 %.
 
-    Official ``optimization/run_optimization.py``, ``get_lr``; the first step's rate is zero there.
+    As ``get_lr`` of the official ``optimization/run_optimization.py``, the first rate is zero.
     """
 
     def schedule(step: ArrayLike) -> Float[Array, "*images"]:
@@ -245,40 +246,40 @@ def edit_latents(
     on_progress: Callable[[int, Float[Array, " batch"], Latents], None] | None = None,
     progress_every: int = 10,
 ) -> EditResult:
-    """Changes latents until their images fit a text, every image with a loss of its own.
+    """Edits latents by gradient descent until their images match a text.
 
-    On accelerators the whole run is one compiled loop. On a CPU, where XLA runs the convolutions of
-    a compiled loop on one thread, the same compiled step is called from the host.
+    Every image has a loss of its own. On accelerators the whole run is one compiled loop. On a CPU,
+    where XLA runs the convolutions of a compiled loop on one thread, the host calls the compiled
+    step.
 
     Args:
-        generator: Draws the images.
-        clip: Tells how well they fit; of several CLIPs, the mean of their losses counts.
+        generator: Synthesizes the images.
+        clip: Scores the images; with several CLIPs, the loss is the mean of theirs.
         latents: W+ (B, L, w_dim); with ``space="stylespace"`` also StyleSpace coordinates.
             With ``mode="generate"`` usually ``generator.mean_latents(B)``.
-        text_features: ``clip.encode_text`` of a text per image, (B, E), or of one for all, (1, E);
-            with several CLIPs, a sequence with those of each, here and below.
+        text_features: ``clip.encode_text`` of one text per image, (B, E), or of one text for all,
+            (1, E). With several CLIPs, a sequence with the features of each, here and below.
         config: The settings.
-        arcface: Needed where ``config.id_lambda`` is not zero.
-        neutral_features: With guidance by direction, of what the images show anyway, such as "a
-            face", in the shape of ``text_features``.
-        keep_features: Of texts (K, E) whose similarity shall stay what it was.
-        directions: In W, (B, w_dim) or (1, w_dim), of
-            :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts where
-            its loss is lowest along its direction. None: at its own latents.
-        key: Decides the random views; None: ``jax.random.key(0)``.
-        on_progress: Called every ``progress_every`` steps with the number of steps done, the losses
-            before the last one, and the latents. The device waits for it, so not too often.
+        arcface: The identity network; required if ``config.id_lambda`` is not zero.
+        neutral_features: Features of a text that describes all images, such as "a face", in the
+            shape of ``text_features``; required for guidance by direction.
+        keep_features: Features (K, E) of texts whose similarity to the image should not change.
+        directions: Directions in W, (B, w_dim) or (1, w_dim), from
+            :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts at the
+            lowest loss along its direction. None: start at ``latents``.
+        key: Key of the random views. None: ``jax.random.key(0)``.
+        on_progress: Called every ``progress_every`` steps with the number of steps taken, the
+            losses before the last step, and the latents. It stalls the device, so call it rarely.
         progress_every: See ``on_progress``.
 
     Returns:
         Latents, images and losses.
 
     Raises:
-        InputError: Shapes that do not fit, an identity loss without an ArcFace, guidance by
-            direction without a neutral text, or texts to keep where there is no original image.
-        FloatingPointError: A loss is not finite, or what the last step made; the message names the
-            step. Inside a caller's ``jax.jit``, where values are unknown, the losses hold the NaN
-            instead.
+        InputError: Shapes do not match; or the ArcFace for an identity loss, the neutral text for
+            guidance by direction, or the original image for texts to keep is missing.
+        FloatingPointError: A loss or the final image is not finite; the message names the step.
+            Inside a caller's ``jax.jit``, where values are unknown, the losses contain NaN instead.
     """
     latents = _check(generator, latents, config, arcface, keep_features)
     _check_directions(generator, latents, directions)
@@ -316,7 +317,7 @@ def edit_latents(
         if state.stopped:
             break
     result = _finish(problem, state)
-    # No loss has seen what the last step made.
+    # No loss was computed after the last step.
     if not _is_finite((result.latents, result.images)):
         raise _not_finite("image", int(state.step), config.steps)
     return result
@@ -329,17 +330,18 @@ def best_fits(
     text_features: TextFeatures,
     config: OptimizeConfig = OptimizeConfig(),
 ) -> Int[Array, " texts"]:
-    """Finds for every text the image that fits it best, where mode "generate" may start.
+    """Finds the image that matches every text best, as a start for mode "generate".
 
     Args:
         generator: Synthesizes the images.
         clip: As for :func:`edit_latents`.
-        latents: What to choose from, (N, L, w_dim) or StyleSpace.
-        text_features: Of T texts, (T, E); with several CLIPs, a sequence with those of each.
-        config: Its ``guide_resolution`` and ``preprocess``.
+        latents: The candidates, (N, L, w_dim) or StyleSpace.
+        text_features: Features of T texts, (T, E); with several CLIPs, a sequence with those of
+            each.
+        config: ``guide_resolution`` and ``preprocess`` are used.
 
     Returns:
-        For every text the number of an image, from 0.
+        The index of an image for every text.
     """
     several = isinstance(clip, Sequence)
     clips, texts = (tuple(clip), tuple(text_features)) if several else ((clip,), (text_features,))
@@ -361,7 +363,7 @@ def _text_losses(
     resolution: int | None,
     preprocess: Preprocess,
 ) -> Float[Array, "texts batch"]:
-    """The loss of every image for every text, a mean over CLIPs."""
+    """The loss of every image for every text, averaged over CLIPs."""
     images = synthesize(generator, latents, resolution)
     losses = []
     for clip, text in zip(clips, texts, strict=True):
@@ -377,28 +379,28 @@ def _is_finite(arrays: tuple[Latents, Array]) -> Bool[Array, ""]:
 
 
 def _not_finite(what: str, step: int, steps: int) -> FloatingPointError:
-    # The first step, whose rate is zero, changes nothing.
+    # The rate of the first step is zero.
     cause = (
-        "a lower learning_rate may help"
+        "try a lower learning_rate"
         if step > 2 or what == "image"
-        else "that is not for the learning_rate: the networks, latents or texts are damaged"
+        else "the learning rate is not the cause; check weights, latents and text features"
     )
     return FloatingPointError(f"the {what} is not finite at step {step} of {steps}; {cause}")
 
 
 def _check(generator, latents, config, arcface, keep_features) -> Latents:
-    """Raises InputError where the arguments do not fit each other; returns float32 latents."""
+    """Raises InputError if arguments do not match; returns float32 latents."""
     architecture = generator.config
     if isinstance(latents, tuple | list):
         shapes = tuple(np.shape(s)[1:] for s in latents)
         if shapes != tuple((n,) for n in architecture.style_dims):
             raise InputError(
                 f"latents are {len(latents)} StyleSpace arrays of widths"
-                f" {[s[-1] if s else None for s in shapes]}, this generator has"
-                f" {list(architecture.style_dims)}"
+                f" {[s[-1] if s else None for s in shapes]}, expected"
+                f" {list(architecture.style_dims)} for this generator"
             )
         if config.space != "stylespace":
-            raise InputError("latents are StyleSpace arrays, which need space='stylespace'")
+            raise InputError("latents are StyleSpace arrays; set space='stylespace'")
     else:
         architecture.check_w_plus(np.shape(latents))
     latents = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), latents)
@@ -413,13 +415,16 @@ def _check(generator, latents, config, arcface, keep_features) -> Latents:
             raise InputError(f"{field.name} has shape {shape}, expected one number or ({batch},)")
     if config.mode == "generate" and keep_features is not None:
         raise InputError(
-            "keep_features are of texts whose similarity stays that of an original image, but mode"
-            " is 'generate'; leave them out"
+            "keep_features need an original image, but mode is 'generate'; remove them or use mode"
+            " 'edit'"
         )
-    # Unless it is traced, when its value cannot be known.
+    # A traced value is unknown.
     if arcface is None and config.mode == "edit" and not isinstance(config.id_lambda, Tracer):
         if not is_zero(config.id_lambda):
-            raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace")
+            raise InputError(
+                f"id_lambda is {config.id_lambda}, which needs an ArcFace; pass arcface or set it"
+                " to 0"
+            )
     guides = architecture.resolutions
     if config.guide_resolution is not None and config.guide_resolution not in guides:
         raise InputError(f"guide_resolution is {config.guide_resolution}, expected one of {guides}")
@@ -432,7 +437,7 @@ def _check_directions(
     if directions is None:
         return
     if isinstance(latents, tuple):
-        raise InputError("directions are in W, but latents are StyleSpace arrays; give W+ latents")
+        raise InputError("directions are in W, but latents are StyleSpace arrays; pass W+ latents")
     width = generator.config.w_dim
     expected = sorted({(1, width), (len(latents), width)})
     if np.shape(directions) not in expected:
@@ -443,7 +448,7 @@ def _check_directions(
 
 
 def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:
-    """The numbers that the objective does not hold; limits that are off are never reached."""
+    """Settings that are not part of the objective; disabled limits are infinite."""
     numbers = {
         name: as_number(getattr(config, name))
         for name in ("learning_rate", "l2_lambda", "min_improvement", "patience")
@@ -461,7 +466,7 @@ def _start(
     if objective.needs_originals:
         originals = _originals(generator, objective, latents, config.guide_resolution)
     entries = jax.tree.leaves(latents)[0]
-    # One number per image, on the devices that the images are on. Explicit types: weak ones would
+    # One number per image, on the devices of the images. Explicit types, because weak ones would
     # become strong in the first step and compile it twice.
     zeros = jnp.zeros_like(jnp.sum(entries, axis=range(1, entries.ndim)), jnp.float32)
     state = _State(
@@ -477,7 +482,7 @@ def _start(
 
 
 def _best(starts: Sequence[Latents], problem: _Problem, program: _Program) -> Latents:
-    """For every image, the start of the lowest loss."""
+    """The start with the lowest loss, for every image."""
     losses = jnp.stack([_loss_at(start, problem, program) for start in starts])
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
     return jax.tree.map(lambda *x: jnp.stack(x)[best, jnp.arange(len(best))], *starts)
@@ -544,7 +549,7 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
 
 
 def _each(number: Any, x: Array) -> Array:
-    """A number of every image, or one for all, against the entries of latents."""
+    """Reshapes a number, scalar or one per image, to broadcast against latents."""
     return number.reshape(number.shape + (1,) * (x.ndim - 1)) if number.ndim else number
 
 
@@ -562,7 +567,7 @@ _step_from_host = jax.jit(_step, static_argnames="program")
 
 
 def _advance_from_host(problem: _Problem, state: _State, until: int, program: _Program) -> _State:
-    """Steps to ``until`` one by one; the same result as :func:`_advance`."""
+    """Steps to ``until`` one by one, with the same result as :func:`_advance`."""
     for _ in range(int(state.step), until):
         state = _step_from_host(problem, state, program)
         if state.stopped:
@@ -571,6 +576,6 @@ def _advance_from_host(problem: _Problem, state: _State, until: int, program: _P
 
 
 def _finish(problem: _Problem, state: _State) -> EditResult:
-    # A program of its own, which whoever drew the first images has already compiled.
+    # A separate program, which the caller has usually compiled for the first images.
     images = jax.jit(synthesize)(problem.generator, state.latents)
     return EditResult(state.latents, images, state.losses, state.step)

@@ -1,10 +1,10 @@
 """Ranger: rectified Adam with gradient centralization and Lookahead, as optax transformations.
 
 The reference is the official file ``mapper/training/ranger.py`` (version 20.4.11). The parts are
-written here because their counterparts in optax differ: ``optax.centralize`` centers kernels of
-PyTorch's (out, in) layout, ``optax.scale_by_radam`` adds epsilon to the square root after its bias
-correction, where 1e-5 weighs up to 13 times less, and ``optax.lookahead`` doubles the parameters
-instead of keeping the slow ones in its state.
+implemented here because their counterparts in optax differ: ``optax.centralize`` centers kernels of
+PyTorch's (out, in) layout, ``optax.scale_by_radam`` adds epsilon to the square root after the bias
+correction, where 1e-5 has up to 13 times less effect, and ``optax.lookahead`` doubles the
+parameters instead of keeping the slow ones in its state.
 """
 
 import math
@@ -32,8 +32,8 @@ def ranger(
         b1: Decay rate of the gradients' moving average.
         b2: Decay rate of the squared gradients' moving average.
         eps: Added to the denominator.
-        sync_period: Steps between two updates of the slow weights (k).
-        slow_step_size: How far the slow weights move towards the fast ones (alpha).
+        sync_period: Steps between updates of the slow weights (k).
+        slow_step_size: Fraction by which the slow weights move towards the fast ones (alpha).
 
     Returns:
         A transformation whose ``update`` needs the parameters.
@@ -128,8 +128,8 @@ def lookahead(sync_period: int, slow_step_size: float) -> optax.GradientTransfor
     """Lookahead (Zhang et al., arXiv 1907.08610) with the slow weights as optimizer state.
 
     Args:
-        sync_period: Every so many steps the slow weights move and replace the fast ones.
-        slow_step_size: How far they move towards the fast ones, from 0 to 1.
+        sync_period: Steps between updates of the slow weights, which then replace the fast ones.
+        slow_step_size: Fraction by which they move towards the fast ones, from 0 to 1.
     """
 
     def init(params: optax.Params) -> LookaheadState:

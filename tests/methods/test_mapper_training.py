@@ -336,7 +336,7 @@ def test_mappers_and_latents_of_different_spaces_are_refused(generator):
     one, other = small_mapper(), small_mapper(WithoutToRGBStyleSpaceMapper)
     with pytest.raises(InputError, match="cannot be added"):
         apply_mapper(generator, [one, other], w_plus(2))
-    with pytest.raises(InputError, match="in w_plus, these are in stylespace"):
+    with pytest.raises(InputError, match="in stylespace, expected w_plus"):
         apply_mapper(generator, one, generator.styles(w_plus(2)))
 
 

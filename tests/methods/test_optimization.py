@@ -296,7 +296,7 @@ def test_the_loss_of_several_clips_is_their_mean(generator, clip, latents, texts
         for pair in zip(clips, (latents, latents), features, strict=True)
     ]
     np.testing.assert_allclose(together, np.mean(each, axis=0), atol=1e-5)
-    with pytest.raises(InputError, match="text_features are of 1 CLIPs, expected 2"):
+    with pytest.raises(InputError, match="text_features are for 1 CLIPs, expected 2"):
         edit_latents(generator, clips, latents, features[:1], config)
 
 
@@ -407,7 +407,7 @@ def test_a_loss_that_is_not_finite_names_the_step(generator, clip, latents, text
     # The first step has rate zero, the second one jumps.
     with pytest.raises(FloatingPointError, match="step 3 of 8; a lower learning_rate"):
         edit_latents(generator, clip, latents, texts, config)
-    with pytest.raises(FloatingPointError, match=r"step 1 of 8; .* damaged"):
+    with pytest.raises(FloatingPointError, match=r"step 1 of 8; .* check weights"):
         edit_latents(generator, clip, latents, texts.at[0, 0].set(jnp.nan), CONFIG)
 
 
@@ -501,14 +501,14 @@ def test_text_features_that_do_not_fit_are_refused(generator, clip, latents, tex
 
 
 def test_missing_or_useless_features_are_refused(generator, clip, latents, texts, neutral):
-    with pytest.raises(InputError, match=r"needs neutral_features: clip.encode_text of"):
+    with pytest.raises(InputError, match=r"needs neutral_features; pass clip.encode_text"):
         edit_latents(generator, clip, latents, texts, DIRECTION)
     with pytest.raises(InputError, match="same"):
         edit_latents(generator, clip, latents, texts, DIRECTION, neutral_features=texts[1:2])
     with pytest.raises(InputError, match=r"keep_features have shape \(1, 5\), expected .* 16\)"):
         edit_latents(generator, clip, latents, texts, CONFIG, keep_features=jnp.ones((1, 5)))
     config = dataclasses.replace(CONFIG, mode="generate")
-    with pytest.raises(InputError, match=r"keep_features .* 'generate'; leave them out"):
+    with pytest.raises(InputError, match=r"keep_features .* 'generate'; remove them"):
         edit_latents(generator, clip, latents, texts, config, keep_features=neutral)
 
 
