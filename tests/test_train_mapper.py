@@ -424,7 +424,7 @@ def test_stylespace_latents_need_the_flag(train, tmp_path, generator):
 
 def test_a_batch_that_devices_cannot_share_is_refused(train, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 3)
-    assert_refused(train(), "batch of 4 does not divide by 3 devices", "6")
+    assert_refused(train(), "batch of 4 is not divisible by 3 devices", "6")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,1 +1,1 @@
-"""Files and text to arrays and back."""
+"""Reading and writing files and text as arrays."""

@@ -1,4 +1,4 @@
-"""Zip archives from anywhere: a small file does not inflate to more than memory holds."""
+"""Zip archives from untrusted sources: a small file must not inflate beyond memory."""
 
 import contextlib
 import io
@@ -8,18 +8,18 @@ from typing import cast
 
 from styleclip_jax.errors import InputError
 
-# An archive's table of contents is read in one piece. That of 100,000 entries is smaller.
+# The directory of an archive is read in one piece; with 100,000 entries it is smaller than this.
 _MAX_READ = 2**24
 _PIECE = 2**20
-# Others decompress without a limit.
+# Other methods decompress without a limit.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ALLOWANCE = 2**28
 
 
 def allowance(file_size: int) -> int:
-    """How many bytes the contents of a file may take that are compressed, or refer to others.
+    """The maximum number of bytes of a file's contents that are compressed or shared.
 
-    Far above what weights and latents need, which hardly compress.
+    Far above the needs of weights and latents, which hardly compress.
     """
     return 2 * file_size + _ALLOWANCE
 
@@ -31,7 +31,7 @@ class Archive(contextlib.AbstractContextManager):
         path: The file.
 
     Raises:
-        zipfile.BadZipFile: It is no archive, or a damaged one.
+        zipfile.BadZipFile: The file is not an archive, or is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -47,11 +47,11 @@ class Archive(contextlib.AbstractContextManager):
         self._opened.close()
 
     def open(self, name: str) -> zipfile.ZipExtFile:
-        """Opens an entry, of which not more is read than the archive says.
+        """Opens an entry; at most its stated size is read.
 
         Raises:
-            InputError: The entries opened so far are larger in all than :func:`allowance` says.
-            zipfile.BadZipFile: It is damaged.
+            InputError: The entries opened so far exceed :func:`allowance`.
+            zipfile.BadZipFile: The entry is damaged.
             KeyError: There is no such entry.
         """
         entry = self._zip.getinfo(name)
@@ -72,7 +72,7 @@ class Archive(contextlib.AbstractContextManager):
 
 
 class _Bounded(io.FileIO):
-    """A file that is not read in huge pieces."""
+    """A file that limits the size of a read."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_READ:

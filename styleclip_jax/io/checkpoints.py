@@ -1,7 +1,7 @@
-"""A model <-> a directory: ``config.json``, Orbax ``parameters/`` and, for CLIP, ``tokenizer/``.
+"""Checkpoint directories: ``config.json``, Orbax ``parameters/`` and, for CLIP, ``tokenizer/``.
 
-``SHA256SUMS`` has the checksums of all its files. Paths may be local or on any file system that
-Orbax writes to, such as ``gs://``.
+``SHA256SUMS`` contains the checksums of all files. Paths may be local or on any file system that
+Orbax supports, such as ``gs://``.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ AVATARS = epath.Path(str(importlib.resources.files("styleclip_jax") / "pretraine
 CONFIG_FILE = "config.json"
 PARAMETERS = "parameters"
 TOKENIZER = "tokenizer"
-# Of a run of train_mapper.py.
+# In the experiment directory of train_mapper.py.
 MAPPER = "mapper"
 FLAGS_FILE = "config/flags.json"
 
@@ -63,13 +63,13 @@ def build(
     arrays: Callable[[dict[str, jax.ShapeDtypeStruct]], Mapping[str, Any]],
     dtype: DTypeLike = jnp.float32,
 ) -> AnyModule:
-    """A model whose arrays come from elsewhere; no initializer is run.
+    """A model filled with given arrays, without running initializers.
 
     Args:
         model_class: For example ``Generator``.
         config: Its architecture.
-        arrays: Gets shape and dtype of every array by dotted path, returns the arrays.
-        dtype: Arithmetic of the model.
+        arrays: Maps shape and dtype of every array by dotted path to the arrays.
+        dtype: Precision of the model's arithmetic.
     """
     model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=dtype))
     graph, state = nnx.split(model)
@@ -86,21 +86,21 @@ def save_model(
     tokenizer_files: Mapping[str, bytes] | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
-    """Writes a model to a new directory that :func:`load_generator` and its siblings read.
+    """Writes a model to a new directory, for :func:`load_generator` and its siblings.
 
-    The checksums are written last, so a directory that a crash left unfinished does not load.
-    In a program of several processes any one of them calls this.
+    Checksums are written last, so an incomplete directory does not load. In a program of several
+    processes, only one calls this.
 
     Args:
         path: The directory; must not exist.
-        model: Any of this package's networks.
-        tokenizer_files: Contents by name of a CLIP's ``vocab.json`` and ``merges.txt``, for example
+        model: Any network of this package.
+        tokenizer_files: Contents of a CLIP's ``vocab.json`` and ``merges.txt`` by name, for example
             ``load_tokenizer(path).files``.
-        dtype: Store the parameters in this type, for example ``float16``; None: as they are.
+        dtype: Type of the stored parameters, for example ``float16``. None: unchanged.
 
     Raises:
-        InputError: ``path`` exists, or there is no such ``dtype``.
-        OSError: It cannot be written, for example to a full disk.
+        InputError: ``path`` exists, or ``dtype`` is not supported.
+        OSError: The directory cannot be written, for example to a full disk.
     """
     path = to_path(path)
     if dtype is not None:
@@ -131,11 +131,11 @@ def load_generator(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.fl
     Args:
         path: A directory written by :func:`save_model` or by ``python -m ckpt_convert stylegan2``.
             None: the avatars generator that ships with the package.
-        dtype: Arithmetic of the convolutions, float32 or bfloat16.
+        dtype: Precision of the convolutions, float32 or bfloat16.
 
     Raises:
-        InputError: There is no such checkpoint, it is damaged, or holds another kind of model; or
-            ``dtype`` is another one.
+        InputError: The checkpoint does not exist, is damaged or holds another kind of model; or
+            ``dtype`` is not supported.
     """
     return _load(AVATARS / "generator" if path is None else path, (Generator,), dtype)
 
@@ -165,17 +165,17 @@ def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:
 
     Args:
         path: A directory written by :func:`save_model`, by ``python -m ckpt_convert mapper`` or by
-            ``train_mapper.py``, or the name of an avatars' mapper that comes with the package.
-        dtype: As for :func:`load_generator`; a mapper computes in float32 all the same.
+            ``train_mapper.py``, or the name of a mapper that ships with the package.
+        dtype: As for :func:`load_generator`; a mapper always computes in float32.
 
     Raises:
-        InputError: There is no such mapper, it is damaged, or another kind of model.
+        InputError: The mapper does not exist, is damaged or is another kind of model.
     """
     return _load(_find_mapper(to_path(path)), _MAPPERS, dtype)
 
 
 def pretrained_mappers() -> list[str]:
-    """Names of the avatars' mappers that come with the package, for :func:`load_mapper`."""
+    """Names of the mappers that ship with the package, for :func:`load_mapper`."""
     directory = AVATARS / "mappers"
     return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
 
@@ -184,15 +184,15 @@ def _find_mapper(path: epath.Path) -> epath.Path:
     if (path / MAPPER / CONFIG_FILE).exists():
         return path / MAPPER
     if (path / FLAGS_FILE).exists():
-        raise InputError(f"the run {path} has no mapper yet: its first validation writes one")
+        raise InputError(f"the run {path} has no mapper yet; wait for its first validation")
     names = pretrained_mappers()
     if str(path) in names and not (path / CONFIG_FILE).exists():
         return AVATARS / "mappers" / path
     if path.exists():
         return path
     raise InputError(
-        f"there is no mapper {path}; give a directory of train_mapper.py or of python -m"
-        f" ckpt_convert mapper, or a name of these: {', '.join(names) or 'none'}"
+        f"there is no mapper {path}, expected a directory written by train_mapper.py or python -m"
+        f" ckpt_convert mapper, or one of the names {', '.join(names) or '(none)'}"
     )
 
 
@@ -200,12 +200,12 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
     path = to_path(path)
     _check_dtype(dtype, ("float32", "bfloat16"))
     model_class, fields = _read_config(path, expected)
-    # Before Orbax reads them: it notices only some damages, and reports those on many lines.
+    # Before Orbax reads them: it detects only some damage, and reports it on many lines.
     verify(path)
 
     def restore(abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
-        # NumPy's arrays stay on the host. Nothing binds them to a device, so that a model goes
-        # where the other arguments of a program are.
+        # NumPy arrays stay on the host and are not committed to a device, so that a program moves a
+        # model to the device of its other arguments.
         try:
             with _checkpointer() as checkpointer:
                 _check_shapes(path, checkpointer, abstract)
@@ -213,7 +213,7 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
                 return checkpointer.restore(absolute(path / PARAMETERS), target)
         except InputError:
             raise
-        except Exception as error:  # Tensorstore's for damaged files have no class of their own.
+        except Exception as error:  # Tensorstore raises many types for damaged files.
             raise InputError(
                 f"the parameters in {path} cannot be read: {_first_line(error)}"
             ) from error
@@ -248,8 +248,8 @@ def _check_shapes(
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"the parameters in {path} cannot be read: they do not fit {CONFIG_FILE};"
-            f" {len(wrong)} have other shapes, such as {name}, {stored.get(name)} instead of"
+            f"the parameters in {path} cannot be read: {len(wrong)} shapes do not match"
+            f" {CONFIG_FILE}, such as {name}, which is {stored.get(name)}, expected"
             f" {expected[name].shape}"
         )
 
@@ -265,13 +265,13 @@ def _read_config(
     except FileNotFoundError:
         found = f"has no {CONFIG_FILE}" if path.exists() else "does not exist"
         raise InputError(
-            f"{path} is no checkpoint directory: it {found}; official PyTorch files are converted"
-            " first, with python -m ckpt_convert"
+            f"{path} is not a checkpoint directory: it {found}; convert official PyTorch files with"
+            " python -m ckpt_convert first"
         ) from None
     except NotADirectoryError:
         raise InputError(
-            f"{path} is a file, expected a checkpoint directory; official PyTorch files are"
-            " converted first, with python -m ckpt_convert"
+            f"{path} is a file, expected a checkpoint directory; convert official PyTorch files"
+            " with python -m ckpt_convert first"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path / CONFIG_FILE} is damaged: it does not describe a model") from None
@@ -284,7 +284,7 @@ def verify(path: epath.Path, below: Sequence[str] = ("",)) -> None:
     """Compares a checkpoint's files with their checksums; see :func:`verify_checksums`.
 
     Raises:
-        InputError: A file is damaged or missing, or the checkpoint is not complete.
+        InputError: A file is damaged or missing, or the checkpoint is incomplete.
     """
     try:
         verify_checksums(path, below)
@@ -293,7 +293,7 @@ def verify(path: epath.Path, below: Sequence[str] = ("",)) -> None:
             f"{path} cannot be read: {error}; copy or convert the checkpoint again"
         ) from None
     except FileNotFoundError:
-        # Older checkpoints have the sizes of their files instead of checksums.
+        # Older checkpoints contain file sizes instead of checksums.
         if "sizes" not in parse_json((path / CONFIG_FILE).read_text()):
             raise InputError(
                 f"{path} cannot be read: {CHECKSUMS} is missing; copy or convert the checkpoint"
@@ -302,7 +302,7 @@ def verify(path: epath.Path, below: Sequence[str] = ("",)) -> None:
 
 
 def _checkpointer() -> Any:
-    """An Orbax checkpointer that works for this process alone and waits for no other."""
+    """An Orbax checkpointer for this process, which does not wait for other processes."""
     # Imported here, because importing Orbax gives the root logger a handler.
     import orbax.checkpoint as ocp
 
@@ -324,7 +324,7 @@ def to_path(path: epath.PathLike) -> epath.Path:
     """The path, on whatever file system it is.
 
     Raises:
-        InputError: There is no such file system or user, or a package is not installed.
+        InputError: The file system or user does not exist, or a package is not installed.
     """
     scheme, mark, _ = str(path).partition("://")
     try:
@@ -333,8 +333,8 @@ def to_path(path: epath.PathLike) -> epath.Path:
             path.exists()
     except KeyError:  # epath's for a scheme that it does not know, such as https.
         raise InputError(
-            f"{path} is no directory that can be read or written; download it first, or give a"
-            " local or a gs:// path"
+            f"{path} is on an unsupported file system, expected a local or a gs:// path; download"
+            " it first"
         ) from None
     except ImportError as error:
         package = {"gs": "styleclip-jax[gcs]", "s3": "etils[epath-s3]"}.get(scheme)
@@ -346,5 +346,5 @@ def to_path(path: epath.PathLike) -> epath.Path:
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """The path as Orbax needs it: absolute, unless it is on another file system."""
+    """The absolute path, as Orbax needs it; unchanged if it is a URL."""
     return path if "://" in str(path) else epath.Path(os.path.abspath(path))

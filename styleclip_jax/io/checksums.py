@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a checkpoint, in the format of ``sha256sum``, which checks it too."""
+"""SHA-256 of every file of a checkpoint, in the format of ``sha256sum``."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write_checksums(directory: epath.Path) -> None:
-    """Writes the digest of every file below a directory to its ``SHA256SUMS``, completely or not.
+    """Atomically writes the digests of all files below a directory to its ``SHA256SUMS``.
 
     Raises:
         OSError: The directory cannot be read or written.
@@ -29,15 +29,15 @@ def verify_checksums(directory: epath.Path, below: Sequence[str] = ("",)) -> Non
     """Compares the files of a directory with its ``SHA256SUMS``; files not listed are ignored.
 
     Args:
-        directory: Where ``SHA256SUMS`` is.
-        below: Only files whose paths begin with one of these.
+        directory: The directory with ``SHA256SUMS``.
+        below: Check only files whose paths start with one of these.
 
     Raises:
-        InputError: ``SHA256SUMS`` is damaged, or a file is missing or not as it was written. The
-            message names the file; the caller knows the directory and the way out.
+        InputError: ``SHA256SUMS`` is damaged, or a file is missing or damaged. The message names
+            the file; callers add the directory and what to do.
         FileNotFoundError: There is no ``SHA256SUMS``.
     """
-    # A damaged list need not be text; an empty one is what a machine that lost power leaves.
+    # A damaged list may not be text; after a power loss it may be empty.
     content = (directory / CHECKSUMS).read_bytes().decode("utf-8", "replace")
     for line in content.splitlines() or [""]:
         entry = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
@@ -49,7 +49,7 @@ def verify_checksums(directory: epath.Path, below: Sequence[str] = ("",)) -> Non
         if not (directory / name).is_file():
             raise InputError(f"{name} is missing")
         if _digest(directory / name) != digest:
-            raise InputError(f"{name} is damaged, its SHA-256 differs from the one in {CHECKSUMS}")
+            raise InputError(f"{name} is damaged: its SHA-256 differs from the one in {CHECKSUMS}")
 
 
 def _files(directory: epath.Path, prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Files that users name, files that are either complete or absent, and JSON that may be damaged."""
+"""Paths given by users, atomic writes, and JSON that may be damaged."""
 
 import contextlib
 import json
@@ -12,9 +12,9 @@ from styleclip_jax.errors import InputError
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file for writing that takes its name, and replaces an older one, when complete.
+    """Opens a file for atomic writing: it replaces an older file when it is complete.
 
-    Missing parent directories are made. A failure midway leaves the older file as it was.
+    Creates missing parent directories. After a failure the older file is unchanged.
 
     Raises:
         OSError: The file cannot be written, for example to a full disk; the message names it.
@@ -27,7 +27,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
         unfinished.replace(path)
     except OSError as error:
-        # Python's own messages often name no file, and NumPy's only count bytes.
+        # Python's messages often do not name the file, and NumPy's only count bytes.
         raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         unfinished.unlink(missing_ok=True)
@@ -43,19 +43,19 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(
-            f"{path}: there is no such user; write ./{path} for a file of this name"
+            f"{path}: there is no such user; use ./{path} for a file of this name"
         ) from None
 
 
 def require_file(path: Path, expected: str) -> None:
-    """Checks that there is a regular file, for opening a FIFO or a device could wait forever.
+    """Checks that a path is a regular file, because opening a FIFO or a device may block.
 
     Args:
         path: The file.
-        expected: What it should be, for example ``"an image file"``.
+        expected: A description for the message, for example ``"an image file"``.
 
     Raises:
-        InputError: There is none.
+        InputError: It is not a regular file.
     """
     if path.is_file():
         return
@@ -70,9 +70,9 @@ def parse_json(content: str | bytes) -> Any:
     """Parses JSON.
 
     Raises:
-        ValueError: It is damaged, or nests without end.
+        ValueError: It is damaged or nested too deeply.
     """
     try:
         return json.loads(content)
     except RecursionError as error:
-        raise ValueError(f"it nests too deep ({error})") from None
+        raise ValueError(f"it is nested too deeply ({error})") from None

@@ -1,4 +1,4 @@
-"""Images: files, arrays in [-1, 1], and labelled sheets to look at."""
+"""Images: files, arrays in [-1, 1], and labeled sheets."""
 
 import os
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ Picture = Float[AnyArray, "height width 3"] | Image.Image
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
-# Sheets enlarge small images, so that one sees something, and shrink large ones.
+# Sheets upscale small images and downscale large ones.
 _LEAST_SIDE, _LARGEST_SIDE = 256, 512
 _FONT_SIZE, _MARGIN = 18, 12
 
 
 def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """[-1, 1] to 0..255, clipped and rounded; NaN becomes grey."""
+    """[-1, 1] to 0..255, clipped and rounded; NaN becomes gray."""
     images = np.clip(np.nan_to_num(np.asarray(images)), -1, 1)
     return np.rint((images + 1) * 127.5).astype(np.uint8)
 
@@ -45,7 +45,7 @@ def from_pil(image: Image.Image) -> Float[np.ndarray, "height width 3"]:
 
 
 def read_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "height width 3"]:
-    """Reads an image file to an array in [-1, 1], upright, transparent parts in white.
+    """Reads an image file to an array in [-1, 1], upright, with transparent parts in white.
 
     Raises:
         InputError: See :func:`~styleclip_jax.io.photos.read_photo`.
@@ -54,14 +54,14 @@ def read_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "height width 
 
 
 def write_image(path: str | os.PathLike[str], image: Picture) -> None:
-    """Writes a ``.png`` or ``.jpg`` file, completely or not at all.
+    """Atomically writes a ``.png`` or ``.jpg`` file.
 
     Args:
-        path: The file; its directory is made where it is missing.
+        path: The file; missing directories are created.
         image: An array in [-1, 1] or a Pillow image.
 
     Raises:
-        InputError: The name ends in something else.
+        InputError: The name has another suffix.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
@@ -74,7 +74,7 @@ def write_image(path: str | os.PathLike[str], image: Picture) -> None:
 def write_gif(
     path: str | os.PathLike[str], frames: Sequence[Picture], seconds_per_frame: float = 0.1
 ) -> None:
-    """Writes an endless animation; the last frame stays for a second."""
+    """Writes a looping animation that shows the last frame for a second."""
     first, *others = (f if isinstance(f, Image.Image) else to_pil(f) for f in frames)
     durations = [round(1000 * seconds_per_frame)] * len(others) + [1000]
     with replace_file(path) as file:
@@ -82,7 +82,7 @@ def write_gif(
 
 
 def resize(images: Float[Array, "batch _ _ 3"], size: int) -> Float[Array, "batch {size} {size} 3"]:
-    """Resizes square images by cubic interpolation, antialiased where they shrink."""
+    """Resizes square images by cubic interpolation, with antialiasing when downscaling."""
     shape = (images.shape[0], size, size, 3)
     return jax.image.resize(images, shape, "cubic", antialias=True)
 
@@ -90,14 +90,14 @@ def resize(images: Float[Array, "batch _ _ 3"], size: int) -> Float[Array, "batc
 def sheet(
     columns: Sequence[Float[AnyArray, "rows height width 3"]], labels: Sequence[str]
 ) -> Image.Image:
-    """A labelled picture to look at: a row per image, a column per state of the images.
+    """A labeled sheet of images with a row per image and a column per state.
 
-    Small images are enlarged to at least 256 pixels and large ones shrunk to at most 512.
+    Small images are upscaled to at least 256 pixels and large ones downscaled to at most 512.
 
     Args:
         columns: Batches of images in [-1, 1], all of one shape; for example before and after an
             edit, or edits of several strengths.
-        labels: A caption for every column.
+        labels: A label for every column.
     """
     rows, height, width = columns[0].shape[:3]
     longest = max(height, width)
@@ -113,8 +113,8 @@ def sheet(
         left = _MARGIN + i * step[0]
         draw.multiline_text((left, _MARGIN), caption, "black", font)
         for j, image in enumerate(np.asarray(images)):
-            picture = to_pil(image).resize(cell, Image.Resampling.LANCZOS)
-            canvas.paste(picture, (left, top + j * step[1]))
+            resized = to_pil(image).resize(cell, Image.Resampling.LANCZOS)
+            canvas.paste(resized, (left, top + j * step[1]))
     return canvas
 
 
@@ -123,7 +123,7 @@ def before_after_sheet(
     after: Float[AnyArray, "rows height width 3"],
     label: str,
 ) -> Image.Image:
-    """A :func:`sheet` of images before and after an edit, labelled with its text."""
+    """A :func:`sheet` of images before and after an edit, labeled with its text."""
     return sheet([before, after], ["before", label])
 
 

@@ -24,12 +24,12 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
     """Reads W+ latents from ``.npy`` or StyleSpace coordinates from ``.npz``, by content.
 
     Args:
-        path: A file of :func:`save_latents` or ``python -m ckpt_convert latents``.
-        generator: Whose latents they should be.
+        path: A file written by :func:`save_latents` or ``python -m ckpt_convert latents``.
+        generator: The generator that the latents are for.
 
     Raises:
-        InputError: There is no such file, it is damaged, its shape is not what the generator
-            needs, it is empty, or it has values that are not finite.
+        InputError: The file does not exist, is damaged or empty, does not match the generator, or
+            has values that are not finite.
     """
     path = expand_user(path)
     require_file(path, "a .npy or .npz file")
@@ -39,29 +39,28 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
     try:
         if in_stylespace:
             return _read_styles(path, config.style_dims)
-        # Mapped, for it can be large. Pickled objects are refused: they could run code.
+        # Memory-mapped, because it can be large. Pickled objects are refused: they could run code.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return _checked(str(path), array, (None, config.num_layers, config.w_dim))
     except InputError:
         raise
-    except Exception:  # NumPy, zipfile and zlib have many for damaged files.
+    except Exception:  # NumPy, zipfile and zlib raise many types for damaged files.
         raise InputError(
-            f"{path} holds no latents, or is damaged; expected a .npy file of W+ latents or an .npz"
-            " file of StyleSpace arrays; official .pt files are converted with"
+            f"{path} has no latents or is damaged, expected a .npy file of W+ latents or an .npz"
+            " file of StyleSpace arrays; convert official .pt files with"
             " python -m ckpt_convert latents"
         ) from None
 
 
 def save_latents(path: str | os.PathLike[str], latents: Latents) -> None:
-    """Writes latents to a file that :func:`load_latents` reads, completely or not at all.
+    """Atomically writes latents to a file for :func:`load_latents`.
 
     Args:
-        path: The file, ending in ``.npy`` for W+ and in ``.npz`` for StyleSpace; the ending may be
-            left out.
+        path: The file, with the suffix ``.npy`` for W+ or ``.npz`` for StyleSpace, or without.
         latents: W+ (N, layers, w_dim), or StyleSpace coordinates.
 
     Raises:
-        InputError: The name has the ending of the other kind.
+        InputError: The name has the suffix of the other kind.
         OSError: The file cannot be written, for example to a full disk.
     """
     in_stylespace = isinstance(latents, tuple)
@@ -83,8 +82,8 @@ def _read_styles(path: Path, widths: Sequence[int]) -> StyleSpace:
         found = sorted(name.removesuffix(".npy") for name in archive.names)
         if found != expected:
             raise InputError(
-                f"{path} has the {len(found)} arrays {_some(found)}, this generator needs the"
-                f" {len(widths)} StyleSpace arrays {_some(expected)}"
+                f"{path} has the {len(found)} arrays {_some(found)}, expected the"
+                f" {len(widths)} StyleSpace arrays {_some(expected)} for this generator"
             )
         styles = []
         for name, width in zip(expected, widths, strict=True):
@@ -93,24 +92,24 @@ def _read_styles(path: Path, widths: Sequence[int]) -> StyleSpace:
             styles.append(_checked(f"{path} {name}", array, (None, width)))
     counts = {len(style) for style in styles}
     if len(counts) > 1:
-        raise InputError(f"{path} has different numbers of latents per layer: {counts}")
+        raise InputError(f"{path} has {counts} latents per layer, expected the same number")
     return tuple(styles)
 
 
 def _checked(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> Float[Array, "..."]:
-    """The array, in float32, if it is a number of latents of a shape without its first axis."""
+    """Checks the shape and values of N latents, and converts them to float32."""
     wanted = f"({', '.join('N' if n is None else str(n) for n in shape)})"
     if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
-        raise InputError(f"{name} has shape {array.shape}, this generator needs {wanted}")
+        raise InputError(f"{name} has shape {array.shape}, expected {wanted} for this generator")
     if len(array) == 0:
         raise InputError(f"{name} is empty, expected at least one latent {wanted}")
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{name} has type {array.dtype}, expected floating-point numbers")
-    # Without temporary arrays, for there can be many latents; comparisons with NaN are false.
+    # Without temporary arrays, because there may be many; comparisons with NaN are false.
     largest = np.finfo(np.float32).max
     if not (array.min() >= -largest and array.max() <= largest):
-        raise InputError(f"{name} has NaN or infinite values; make the latents again")
-    # A copy, for the file may change later.
+        raise InputError(f"{name} has NaN or infinite values; create the latents again")
+    # A copy, because the file may change later.
     return jnp.array(array, jnp.float32)
 
 

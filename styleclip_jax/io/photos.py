@@ -1,4 +1,4 @@
-"""Photos: image files of any kind to upright RGB, and edited pixels back into the original."""
+"""Photos: reading any image file as upright RGB, and replacing pixels of the original."""
 
 import glob
 import os
@@ -15,8 +15,8 @@ from styleclip_jax.io.files import expand_user, replace_file, require_file
 
 Box = tuple[int, int, int, int]
 
-# By the ending of the file's name, Pillow's name of the format. A file is opened as one of these
-# formats only: some of Pillow's others start programs (EPS) or hold no photos.
+# Pillow's format by suffix. Only these formats are opened: some others start programs (EPS) or are
+# not used for photos.
 _FORMATS = {
     ".bmp": "BMP",
     ".gif": "GIF",
@@ -34,7 +34,7 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I")
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
-# How to turn a photo upright and back, by its EXIF orientation.
+# Transposes that turn a photo upright and back, by EXIF orientation.
 _T = Image.Transpose
 _UPRIGHT = {
     2: (_T.FLIP_LEFT_RIGHT, _T.FLIP_LEFT_RIGHT),
@@ -62,15 +62,14 @@ def find_images(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Expands files, directories and globs to image files.
 
     Args:
-        patterns: Each is a file, a directory (all images directly in it) or a glob such as
-            ``photos/*.jpg``, where ``**`` stands for any number of directories.
+        patterns: Files, directories (all images directly in them) or globs such as
+            ``photos/*.jpg``, where ``**`` matches any number of directories.
 
     Returns:
-        The files in the order of the patterns, those of one pattern sorted by name. A file that
-        several patterns name is listed once.
+        The files in the order of the patterns, sorted by name for each pattern, without duplicates.
 
     Raises:
-        InputError: There is no such file, or a directory or a glob has no images.
+        InputError: A file does not exist, or a directory or glob has no images.
     """
     return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern)))
 
@@ -81,7 +80,7 @@ def _expand(pattern: str | os.PathLike[str]) -> list[Path]:
         found = sorted(file for file in path.iterdir() if _looks_like_image(file))
         if not found:
             raise InputError(
-                f"the directory {path} has no images; expected files that end in {_ENDINGS}"
+                f"the directory {path} has no images, expected files that end in {_ENDINGS}"
             )
         return found
     if path.exists() or not glob.has_magic(str(path)):
@@ -90,7 +89,7 @@ def _expand(pattern: str | os.PathLike[str]) -> list[Path]:
     matches = map(Path, glob.iglob(str(path), recursive=True))
     found = sorted(file for file in matches if _looks_like_image(file))
     if not found:
-        raise InputError(f"no image matches {path}; expected files that end in {_ENDINGS}")
+        raise InputError(f"no image matches {path}, expected files that end in {_ENDINGS}")
     return found
 
 
@@ -123,57 +122,57 @@ def read_photo(path: str | os.PathLike[str]) -> Image.Image:
         raise InputError(f"{path} is too large ({error}); shrink it first") from None
     except MemoryError:
         raise
-    except Exception as error:  # Damaged files make Pillow raise errors of many types.
+    except Exception as error:  # Pillow raises many types for damaged files.
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(
-            f"{path} cannot be read as an image ({reason}); expected a complete file of type"
+            f"{path} cannot be read as an image ({reason}), expected a complete file of type"
             f" {', '.join(sorted(set(_FORMATS.values())))}"
         ) from None
     if photo.mode not in _MODES and not photo.mode.startswith("I;16"):
         raise InputError(
-            f"{path} has pixels of mode {photo.mode}, expected colours or grey of 8 or 16 bits;"
+            f"{path} has pixels of mode {photo.mode}, expected color or gray of 8 or 16 bits;"
             " convert it first"
         )
     return photo
 
 
 def upright_rgb(photo: Image.Image) -> Image.Image:
-    """A photo as one sees it: turned as its EXIF orientation says, opaque, in RGB of 8 bits.
+    """A photo as it is displayed: upright by its EXIF orientation, opaque, in 8-bit RGB.
 
-    Transparent parts become white. Colours are not converted by the ICC profile.
+    Transparent parts become white. The ICC profile is not applied.
 
     Args:
-        photo: As from :func:`read_photo`; it stays as it is.
+        photo: From :func:`read_photo`; it is not modified.
     """
     upright, _ = _turns(photo)
     photo = photo if upright is None else photo.transpose(upright)
     if photo.mode.startswith("I"):
-        grey = np.clip(np.asarray(photo), 0, 65535) / 257
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+        gray = np.clip(np.asarray(photo), 0, 65535) / 257
+        image = Image.fromarray(np.rint(gray).astype(np.uint8))
     elif photo.has_transparency_data:
         image = Image.new("RGBA", photo.size, "white")
         image.alpha_composite(photo.convert("RGBA"))
     else:
         image = photo
     image = image.convert("RGB")
-    # The orientation is done with, and nothing else applies to these pixels alone.
+    # The orientation has been applied; other metadata does not describe these pixels.
     image.info = {}
     return image
 
 
 def replace_pixels(photo: Image.Image, region: Image.Image, box: Box) -> Image.Image:
-    """Puts edited pixels back into a photo.
+    """Replaces a region of a photo with edited pixels.
 
-    Pixels whose colour :func:`upright_rgb` already shows keep their stored bits.
+    Pixels whose displayed color does not change keep their stored bits.
 
     Args:
-        photo: As from :func:`read_photo`; it stays as it is.
+        photo: From :func:`read_photo`; it is not modified.
         region: The edited pixels, in RGB.
-        box: Their left, upper, right and lower edge in ``upright_rgb(photo)``.
+        box: Left, upper, right and lower edge of the region in ``upright_rgb(photo)``.
 
     Returns:
-        A photo of the same size, EXIF orientation, metadata and mode, except that palettes, single
-        bits and transparent colours, which cannot hold any colour, become full colours or greys.
+        A photo with the same size, EXIF orientation, metadata and mode. Palettes, 1-bit images and
+        transparent colors, which cannot store every color, become full color or gray.
     """
     before = np.asarray(upright_rgb(photo).crop(box))
     after = np.asarray(region)
@@ -184,8 +183,8 @@ def replace_pixels(photo: Image.Image, region: Image.Image, box: Box) -> Image.I
     if result.mode.startswith("I"):
         pixels = np.array(result)
         left, upper, right, lower = box
-        grey = np.asarray(region.convert("L"), pixels.dtype) * 257
-        pixels[upper:lower, left:right][changed] = grey[changed]
+        gray = np.asarray(region.convert("L"), pixels.dtype) * 257
+        pixels[upper:lower, left:right][changed] = gray[changed]
         result = Image.fromarray(pixels)
     else:
         if "A" in result.mode:
@@ -201,14 +200,14 @@ def replace_pixels(photo: Image.Image, region: Image.Image, box: Box) -> Image.I
 
 
 def write_photo(path: str | os.PathLike[str], photo: Image.Image) -> Path:
-    """Writes a photo without loss, with its EXIF and ICC profile, completely or not at all.
+    """Atomically writes a photo without loss, with its EXIF and ICC profile.
 
     Args:
-        path: The file without the ending.
-        photo: As from :func:`replace_pixels`.
+        path: The file without the suffix.
+        photo: From :func:`replace_pixels`.
 
     Returns:
-        The file: ``.png``, or ``.tif`` for modes such as CMYK that PNG does not have.
+        The file: ``.png``, or ``.tif`` for modes such as CMYK that PNG does not support.
     """
     suffix, file_format = (".png", "PNG") if photo.mode in _PNG_MODES else (".tif", "TIFF")
     path = Path(path)
@@ -220,7 +219,7 @@ def write_photo(path: str | os.PathLike[str], photo: Image.Image) -> Path:
 
 
 def _turns(photo: Image.Image) -> tuple[Image.Transpose | None, Image.Transpose | None]:
-    """How to turn a photo upright, and back."""
+    """The transposes that turn a photo upright and back."""
     photo.load()  # Pillow turns TIFF files itself.
     try:
         orientation = photo.getexif().get(ExifTags.Base.Orientation, 1)
@@ -241,11 +240,11 @@ def _in_full_mode(photo: Image.Image) -> Image.Image:
 
 
 def _uncover(pixels: np.ndarray, alpha: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Colours that show as the given ones through their alpha over white; where any does."""
+    """Colors that look like the given ones with their alpha over white; and where they exist."""
     visible = alpha > 0
     opacity = np.where(visible, alpha, 255)[..., None] / 255
-    colours = np.clip(np.rint(255 - (255 - pixels.astype(np.float32)) / opacity), 0, 255)
-    return Image.fromarray(colours.astype(np.uint8)), visible
+    colors = np.clip(np.rint(255 - (255 - pixels.astype(np.float32)) / opacity), 0, 255)
+    return Image.fromarray(colors.astype(np.uint8)), visible
 
 
 def _metadata(photo: Image.Image) -> dict[Any, bytes]:
@@ -257,7 +256,7 @@ def _metadata(photo: Image.Image) -> dict[Any, bytes]:
 
 
 def _described(photo: Image.Image) -> Image.Exif:
-    """The tags of a TIFF file, or of XMP, that describe the photo and not its pixels' layout."""
+    """The tags of a TIFF file, or of XMP, that describe the photo and not the layout of pixels."""
     kept = Image.Exif()
     try:
         exif = photo.getexif()

@@ -1,8 +1,8 @@
-"""Prompt templates; a general CLIP's features of a text are better averaged over them.
+"""Prompt templates; averaging a text's features over them helps with general CLIPs.
 
 The ImageNet templates of CLIP (openai/CLIP, ``notebooks/Prompt_Engineering_for_ImageNet.ipynb``)
-but "a photo of many {}.", in the order of StyleCLIP's global directions (``imagenet_templates`` in
-``global_directions/MapTS.py``).
+without "a photo of many {}.", in the order of StyleCLIP's global directions
+(``imagenet_templates`` in ``global_directions/MapTS.py``).
 """
 
 IMAGENET_TEMPLATES = """\

@@ -1,4 +1,4 @@
-"""Texts to tokens to features: CLIP's tokenizer and text tower."""
+"""CLIP's tokenizer, and features of texts."""
 
 import html
 import json
@@ -19,7 +19,7 @@ from styleclip_jax.io.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_pat
 from styleclip_jax.io.files import parse_json
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 
-# What templates bring along.
+# Templates contain the article.
 _ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -30,7 +30,7 @@ class Tokenizer:
     Args:
         vocab: Token ids by token; the end-of-text token has the highest id.
         merges: Byte-pair merges, most frequent first, each two tokens separated by a space.
-        context_length: Tokens of a text, start and end tokens included.
+        context_length: Tokens per text, including the start and end tokens.
     """
 
     def __init__(self, vocab: dict[str, int], merges: Sequence[str], context_length: int):
@@ -41,12 +41,12 @@ class Tokenizer:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Contents by name of ``vocab.json`` and ``merges.txt``, as ``save_model`` takes them."""
+        """Contents of ``vocab.json`` and ``merges.txt`` by name, for ``save_model``."""
         merges = "".join(f"{merge}\n" for merge in ("#version: 0.2", *self._merges))
         return {"vocab.json": json.dumps(self._vocab).encode(), "merges.txt": merges.encode()}
 
     def __call__(self, texts: str | Sequence[str]) -> Int[np.ndarray, "batch context"]:
-        """Encodes texts, or one, as OpenAI's ``clip.tokenize`` does: start, tokens, end, zeros.
+        """Encodes one or several texts like OpenAI's ``clip.tokenize``: start, tokens, end, zeros.
 
         Raises:
             InputError: A text is empty or longer than the context.
@@ -56,19 +56,19 @@ class Tokenizer:
         for row, text in zip(tokens, texts, strict=True):
             ids = self._tokenizer(_clean(text))["input_ids"]
             if len(ids) == 2:
-                raise InputError("the text is empty; describe the picture you want to see")
+                raise InputError("the text is empty; describe what the image should show")
             if len(ids) > self.context_length:
                 raise InputError(
-                    f"the text has {len(ids) - 2} tokens, at most {self.context_length - 2} fit;"
-                    f" shorten {text!r}"
+                    f"the text has {len(ids) - 2} tokens, expected at most"
+                    f" {self.context_length - 2}; shorten {text!r}"
                 )
             row[: len(ids)] = ids
         return tokens
 
 
 def _import_tokenizer() -> Any:
-    # Slow, and needed only where texts are read. Tokenizers need no PyTorch, of whose absence
-    # transformers would warn.
+    # Slow to import, and only needed for texts. Tokenizers do not need PyTorch, but transformers
+    # warns if it is missing.
     silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(silent)
     os.environ[silent] = "1"
@@ -83,7 +83,7 @@ def _import_tokenizer() -> Any:
 
 
 def _clean(text: str) -> str:
-    """Mends and unescapes a text as OpenAI's ``clip/simple_tokenizer.py`` does, ``basic_clean``."""
+    """``basic_clean`` of OpenAI's ``clip/simple_tokenizer.py``: repairs and unescapes a text."""
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
@@ -94,7 +94,7 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
         A function from texts to token ids (B, context_length), int32.
 
     Raises:
-        InputError: The directory has no tokenizer, or a damaged one.
+        InputError: The tokenizer is missing or damaged.
     """
     path = to_path(AVATARS / "clip" if path is None else path)
     folder = path / TOKENIZER
@@ -113,26 +113,29 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
             " CLIP again with --tokenizer"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP") from None
+        raise InputError(
+            f"the tokenizer in {folder} is damaged or belongs to another CLIP; convert the CLIP"
+            " again with --tokenizer"
+        ) from None
     return Tokenizer(vocab, merges, config.context_length)
 
 
 def parse_tokenizer(
     vocab: bytes, merges: bytes, vocab_size: int
 ) -> tuple[dict[str, int], list[str]]:
-    """Reads the contents of ``vocab.json`` and ``merges.txt``.
+    """Parses the contents of ``vocab.json`` and ``merges.txt``.
 
     Returns:
-        Token ids by token, and the merges, as :class:`Tokenizer` takes them.
+        Token ids by token, and the merges, for :class:`Tokenizer`.
 
     Raises:
-        ValueError: These are no tokens of a CLIP of ``vocab_size`` tokens, or not all are in its
-            vocabulary, or the end of a text is not the last one, or merges are not of tokens.
+        ValueError: The tokens do not match a CLIP with ``vocab_size`` tokens, the end-of-text token
+            is not the last one, or merges contain unknown tokens.
     """
     ids = parse_json(vocab)
     if not isinstance(ids, dict):
-        raise ValueError("the vocabulary is no JSON object")
-    "".join(ids).encode()  # JSON can write halves of characters, which no text has.
+        raise ValueError("the vocabulary is not a JSON object")
+    "".join(ids).encode()  # JSON may contain lone surrogates, which cannot be encoded.
     lines = merges.decode().split("\n")
     lines = [line for line in lines if line and not line.startswith("#version")]
     pairs = [line.split() for line in lines]
@@ -142,7 +145,7 @@ def parse_tokenizer(
         and ids.get(_END) == max(ids.values())
         and all(len(p) == 2 and {*p, "".join(p)} <= ids.keys() for p in pairs)
     ):
-        raise ValueError(f"the tokens are not those of a CLIP with {vocab_size}")
+        raise ValueError(f"the tokens do not match a CLIP with {vocab_size} tokens")
     return ids, lines
 
 
@@ -152,11 +155,11 @@ def encode_texts(
     """CLIP features of texts.
 
     Args:
-        clip: Its text tower is used.
-        tokenizer: That of the CLIP.
+        clip: The CLIP.
+        tokenizer: The tokenizer of the CLIP.
         texts: The texts.
-        templates: Sentences with "{}" in the place of a text, without its article: the features are
-            the mean of the unit features of all. None: the text itself.
+        templates: Sentences with "{}" as a placeholder for the text without its article. The
+            features are the mean of the unit features over all sentences. Empty: the text itself.
 
     Returns:
         (B, embed_dim); of unit length only with templates.

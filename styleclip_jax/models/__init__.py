@@ -1,4 +1,4 @@
-"""The networks, and the dataclasses that describe their architectures."""
+"""The networks and the dataclasses of their architectures."""
 
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig

@@ -1,7 +1,7 @@
 """ArcFace's IR-SE50 face recognition network (Deng et al., arXiv 1801.07698), for inference.
 
-The network is the one of the official file ``models/facial_recognition/model_irse.py``: a ResNet
-of pre-activated blocks with squeeze-and-excitation, batch normalization with stored statistics.
+The network of the official file ``models/facial_recognition/model_irse.py``: a ResNet of
+pre-activated blocks with squeeze-and-excitation, and batch normalization with stored statistics.
 
 Parameter tree, with ``Norm`` standing for ``scale``, ``bias`` (``nnx.Param``) and ``mean``, ``var``
 (``Buffer``), each ``(C,)``, and every convolution's kernel in HWIO layout::
@@ -18,7 +18,7 @@ Parameter tree, with ``Norm`` standing for ``scale``, ``bias`` (``nnx.Param``) a
     kernel (7, 7, 512, 512)   bias (512,)     (height, width, C, embedding)    output_layer.3
     embedding_norm: Norm                                                       output_layer.4
 
-The official last layer is a linear one on the flattened NCHW map: its weight
+The official last layer is a linear layer on the flattened NCHW map: its weight
 ``(512, 512 * 7 * 7)`` becomes ``kernel`` by ``reshape(512, 512, 7, 7).transpose(2, 3, 1, 0)``.
 """
 
@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.variables import Buffer
 
-# IR-SE152 has 50. A damaged configuration does not make modules until memory ends.
+# A limit, so that a damaged configuration does not allocate modules without end; IR-SE152 has 50.
 MAX_BLOCKS = 256
 
 
@@ -56,7 +56,7 @@ class ArcFaceConfig:
     embedding_dim: int = 512
 
     def __post_init__(self) -> None:
-        # JSON knows no tuples, and the configuration has to stay hashable.
+        # JSON has no tuples, but the configuration must be hashable.
         object.__setattr__(self, "stages", tuple(tuple(stage) for stage in self.stages))
         blocks = sum(depth for _, depth in self.stages)
         if blocks > MAX_BLOCKS:
@@ -104,7 +104,7 @@ def _convolution(
 
 
 class Stem(nnx.Module):
-    """The first convolution, with batch normalization and PReLU; keeps the image's size."""
+    """The first convolution, with batch normalization and PReLU; preserves the image size."""
 
     def __init__(
         self,
@@ -184,8 +184,8 @@ class ArcFace(nnx.Module):
 
     Args:
         config: The architecture.
-        rngs: Source of the initial weights.
-        dtype: Arithmetic of the layers; parameters and the result stay float32.
+        rngs: Rngs of the initial weights.
+        dtype: Precision of the layers; parameters and the result stay float32.
     """
 
     def __init__(self, config: ArcFaceConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):

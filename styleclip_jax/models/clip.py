@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from styleclip_jax.errors import InputError
 
-# A damaged configuration does not make modules until memory ends.
+# A limit, so that a damaged configuration does not allocate modules without end.
 MAX_LAYERS = 256
 
 
@@ -28,8 +28,8 @@ class CLIPConfig:
         text_width: Width of the text transformer.
         text_layers: Depth of the text transformer.
         text_heads: Attention heads of the text transformer.
-        embed_dim: Width of the space that images and texts share.
-        context_length: Tokens of a text, start and end tokens included.
+        embed_dim: Width of the shared space of images and texts.
+        context_length: Tokens per text, including the start and end tokens.
         vocab_size: Number of tokens; the end-of-text token is the last one.
     """
 
@@ -65,7 +65,7 @@ class CLIPConfig:
 
     @classmethod
     def vit_b32(cls) -> "CLIPConfig":
-        """OpenAI's ViT-B/32, the one StyleCLIP was published with."""
+        """OpenAI's ViT-B/32, used by the official StyleCLIP."""
         return cls()
 
     @classmethod
@@ -93,7 +93,7 @@ class CLIPConfig:
 
 
 def quick_gelu(x: Array) -> Array:
-    """The sigmoid approximation of GELU that OpenAI trained with."""
+    """The sigmoid approximation of GELU in OpenAI's models."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -116,7 +116,7 @@ class Attention(nnx.Module):
 
 
 def _layer_norm(width: int, *, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
-    # As PyTorch: the variance is that of the centred values, which cancels less.
+    # As in PyTorch: the variance of the centered values, which is more accurate.
     return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
@@ -162,7 +162,7 @@ class VisionTower(nnx.Module):
     def __call__(self, pixels: Float[Array, "batch size size 3"]) -> Float[Array, "batch embed"]:
         x = self.patch_embedding(pixels)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
-        # Made from x, so that it is on the same devices.
+        # Derived from x, so that it is on the same devices.
         first = jnp.zeros_like(x[:, :1]) + self.class_embedding[...].astype(x.dtype)
         x = jnp.concatenate([first, x], axis=1)
         x = self.pre_norm(x + self.position_embedding[...].astype(x.dtype))
@@ -207,17 +207,17 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Image and text encoders into one space; parity with OpenAI's is tested to 1e-4.
+    """Image and text encoders with a shared space; parity with OpenAI's is tested to 1e-4.
 
-    What float32 means on accelerators is told at :class:`~styleclip_jax.models.Generator`.
+    :class:`~styleclip_jax.models.Generator` explains float32 on accelerators.
 
     Args:
         config: The architecture.
-        rngs: Source of the initial weights.
-        dtype: Arithmetic of the towers; parameters and returned features stay float32.
+        rngs: Rngs of the initial weights.
+        dtype: Precision of the towers; parameters and returned features stay float32.
 
     Attributes:
-        logit_scale: Logarithm of the factor that makes logits of cosines, a trained scalar.
+        logit_scale: Logarithm of the trained factor from cosines to logits.
     """
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -229,10 +229,10 @@ class CLIP(nnx.Module):
     def encode_image(
         self, pixels: Float[Array, "batch size size 3"]
     ) -> Float[Array, "batch embed"]:
-        """Embeds pictures.
+        """Embeds images.
 
         Args:
-            pixels: ``config.image_size`` pictures, normalized as CLIP was trained:
+            pixels: Images of ``config.image_size`` pixels, normalized as in CLIP's training:
                 ``losses.clip_pixels(images, config.image_size, "clip")``.
 
         Returns:
@@ -254,7 +254,7 @@ class CLIP(nnx.Module):
         """Embeds texts.
 
         Args:
-            tokens: Token ids between start and end token, padded to ``config.context_length``.
+            tokens: Token ids with start and end tokens, padded to ``config.context_length``.
 
         Returns:
             Features, not of unit length.

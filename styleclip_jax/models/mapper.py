@@ -1,4 +1,4 @@
-"""The latent mappers of StyleCLIP: networks that learn, for one text, a change of the latent code.
+"""The latent mappers of StyleCLIP: networks that learn, for one text, a change of the latents.
 
 Patashnik et al., arXiv 2103.17249, section 5; the official file is ``mapper/latent_mappers.py``.
 
@@ -30,7 +30,7 @@ from styleclip_jax.models.stylegan2 import EqualizedLinear, StyleSpace, leaky_re
 LEVELS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
 
 
-# A damaged configuration does not make modules until memory ends.
+# A limit, so that a damaged configuration does not allocate modules without end.
 MAX_LAYERS = 64
 
 
@@ -41,7 +41,7 @@ class MapperConfig:
     Attributes:
         w_dim: Length of a w vector.
         num_layers: Number of w vectors in a W+ latent.
-        style_dims: Lengths of the StyleSpace entries; needed by the StyleSpace mappers alone.
+        style_dims: Lengths of the StyleSpace entries; only for the StyleSpace mappers.
         coarse: Whether ``LevelsMapper`` changes layers 0 to 3.
         medium: Whether ``LevelsMapper`` changes layers 4 to 7.
         fine: Whether ``LevelsMapper`` changes layers 8 and up.
@@ -59,7 +59,7 @@ class MapperConfig:
     lr_multiplier: float = 0.01
 
     def __post_init__(self) -> None:
-        # JSON knows no tuples, and the configuration has to stay hashable.
+        # JSON has no tuples, but the configuration must be hashable.
         object.__setattr__(self, "style_dims", tuple(self.style_dims))
         for name in ("w_dim", "num_layers", "depth"):
             if getattr(self, name) < 1:
@@ -85,8 +85,8 @@ class Network(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-        # Axis 1 of a W+ latent are its layers, not its features. The published mappers were
-        # trained that way (PixelNorm in models/stylegan2/model.py).
+        # Axis 1 of a W+ latent is its layers, not its features. Published mappers were trained
+        # this way (PixelNorm in models/stylegan2/model.py).
         x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=1, keepdims=True) + 1e-8)
         for layer in self.layers:
             x = leaky_relu(layer(x))
@@ -97,12 +97,12 @@ class LevelsMapper(nnx.Module):
     """One network each for the coarse, medium and fine layers of a W+ latent.
 
     Args:
-        config: Shape of the latents; groups left out have no parameters and a zero residual.
-        rngs: Source of the initial weights.
-        dtype: Taken because every network has it; a mapper is small and computes in float32.
+        config: Shape of the latents; disabled groups have no parameters and a zero residual.
+        rngs: Rngs of the initial weights.
+        dtype: Ignored: a mapper is small and computes in float32.
 
     Raises:
-        InputError: No group is left.
+        InputError: All groups are disabled.
     """
 
     space: ClassVar[str] = "w_plus"
@@ -121,16 +121,16 @@ class LevelsMapper(nnx.Module):
         if self.coarse is self.medium is self.fine is None:
             raise InputError(
                 f"a mapper for {config.num_layers} layers without coarse, medium and fine group "
-                "has nothing to learn; keep at least one group"
+                "has nothing to learn; enable at least one group"
             )
 
     def __call__(
         self, w_plus: Float[Array, "batch layers w_dim"]
     ) -> Float[Array, "batch layers w_dim"]:
-        """Returns the residual, to be added to ``w_plus`` after scaling.
+        """Returns the residual, to be scaled and added to ``w_plus``.
 
         Raises:
-            InputError: The latents are not of the mapper's shape.
+            InputError: The latents do not match the mapper.
         """
         _check_w_plus(w_plus, self.config)
         residuals = []
@@ -154,10 +154,10 @@ class SingleMapper(nnx.Module):
     def __call__(
         self, w_plus: Float[Array, "batch layers w_dim"]
     ) -> Float[Array, "batch layers w_dim"]:
-        """Returns the residual, to be added to ``w_plus`` after scaling.
+        """Returns the residual, to be scaled and added to ``w_plus``.
 
         Raises:
-            InputError: The latents are not of the mapper's shape.
+            InputError: The latents do not match the mapper.
         """
         _check_w_plus(w_plus, self.config)
         return self.network(w_plus)
@@ -183,10 +183,10 @@ class FullStyleSpaceMapper(nnx.Module):
         return True
 
     def __call__(self, styles: StyleSpace) -> StyleSpace:
-        """Returns the residual of every StyleSpace entry, to be added after scaling.
+        """Returns the residual of every StyleSpace entry, to be scaled and added.
 
         Raises:
-            InputError: The latents are not of the mapper's shape.
+            InputError: The latents do not match the mapper.
         """
         _check_styles(styles, self.config)
         return tuple(
@@ -196,7 +196,7 @@ class FullStyleSpaceMapper(nnx.Module):
 
 
 class WithoutToRGBStyleSpaceMapper(FullStyleSpaceMapper):
-    """One network for each StyleSpace entry but the ToRGB ones, whose residual is zero."""
+    """One network for each StyleSpace entry except the ToRGB ones, whose residual is zero."""
 
     def _is_changed(self, entry: int) -> bool:
         # The order is: first convolution, first ToRGB, then (up, convolution, ToRGB) repeated.
@@ -220,8 +220,8 @@ def _check_w_plus(latents: Array, config: MapperConfig) -> None:
     expected = (config.num_layers, config.w_dim)
     if latents.ndim != 3 or latents.shape[1:] != expected:
         raise InputError(
-            f"this mapper was made for latents of shape (batch, {expected[0]}, {expected[1]}),"
-            f" these have {latents.shape}; use the generator that the mapper was trained with"
+            f"latents have shape {latents.shape}, expected (batch, {expected[0]}, {expected[1]})"
+            " for this mapper; use the generator that it was trained with"
         )
 
 
@@ -229,7 +229,7 @@ def _check_styles(latents: StyleSpace, config: MapperConfig) -> None:
     widths = tuple(style.shape[-1] for style in latents)
     if widths != config.style_dims:
         raise InputError(
-            f"this mapper was made for {len(config.style_dims)} StyleSpace arrays of widths"
-            f" {config.style_dims}, these are {len(widths)} of {widths}; use the generator that the"
-            " mapper was trained with"
+            f"latents are {len(widths)} StyleSpace arrays of widths {widths}, expected"
+            f" {len(config.style_dims)} of widths {config.style_dims} for this mapper; use the"
+            " generator that it was trained with"
         )

@@ -1,13 +1,13 @@
 """StyleGAN2 generator with skip connections (Karras et al. 2020, arXiv 1912.04958).
 
-``z -> mapping -> w -> w_plus -> affine -> styles -> synthesis -> image``; every arrow is a method,
-so that an edit can take place in W+ or in StyleSpace.
+``z -> mapping -> w -> w_plus -> affine -> styles -> synthesis -> image``: every arrow is a method,
+so that edits are possible in W+ and in StyleSpace.
 
-Weights are kept raw, as in the official files; the equalized learning rate scales them at run time.
-Two identities make the synthesis fast without changing its result:
+Weights are stored raw, as in the official files; the equalized learning rate scales them at run
+time. Two identities make the synthesis fast without changing its result:
 
 * scaling the input channels of a convolution by the style equals scaling its kernel, so all
-  pictures of a batch share one kernel and no grouped convolution is needed;
+  images of a batch share one kernel and no grouped convolution is needed;
 * a stride-2 transposed convolution is a 2x2 convolution that yields the four phases of the output
   grid, and the blur that follows can be applied to the phases before they are interleaved.
 """
@@ -33,7 +33,7 @@ StyleSpace = tuple[Float[Array, "batch _"], ...]
 _NEAR, _FAR = 0.75, 0.25
 
 
-# A damaged configuration does not make modules until memory ends.
+# A limit, so that a damaged configuration does not allocate modules without end.
 MAX_MAPPING_LAYERS = 64
 
 
@@ -48,8 +48,8 @@ class GeneratorConfig:
         mapping_layers: Depth of the mapping network.
         channel_base: A layer at ``r`` pixels has ``min(channel_base // r, channel_max)`` channels.
         channel_max: See ``channel_base``.
-        conv_clamp: Activations are clipped to ±conv_clamp (NVIDIA's files: 256), or never (None).
-        mapping_lr_multiplier: The mapping network's learning-rate multiplier, which scales its
+        conv_clamp: Activations are clipped to ±conv_clamp (256 in NVIDIA's files). None: never.
+        mapping_lr_multiplier: Learning-rate multiplier of the mapping network, which scales its
             weights and biases at run time.
     """
 
@@ -104,8 +104,8 @@ class GeneratorConfig:
         """Raises InputError unless W+ latents have the shape (B, num_layers, w_dim)."""
         if shape[1:] != (self.num_layers, self.w_dim):
             raise InputError(
-                f"latents have shape {shape}, this generator needs"
-                f" (images, {self.num_layers}, {self.w_dim})"
+                f"latents have shape {shape}, expected (batch, {self.num_layers}, {self.w_dim}) for"
+                " this generator"
             )
 
     @property
@@ -124,12 +124,12 @@ class GeneratorConfig:
 
 
 def leaky_relu(x: Array) -> Array:
-    """Leaky ReLU with slope 0.2 and gain sqrt(2), which keeps the variance."""
+    """Leaky ReLU with slope 0.2 and gain sqrt(2), which preserves the variance."""
     return jax.nn.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
 def convolve(x: Array, kernel: Array, padding: int) -> Array:
-    """2-D correlation of NHWC ``x`` with an HWIO ``kernel``, ``padding`` zeros on every side."""
+    """2-D correlation of NHWC ``x`` with an HWIO ``kernel``, ``padding`` zeros on each side."""
     pads = ((padding, padding), (padding, padding))
     return lax.conv_general_dilated(
         x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -173,7 +173,7 @@ def _interleave(phases: list[list[Array]]) -> Array:
         shape[axis] *= 2
         return jnp.stack([even, odd], axis + 1).reshape(shape)
 
-    # One axis at a time, because JAX knows how such a reshape keeps a batch on its devices.
+    # One axis at a time, because JAX can propagate the sharding of a batch through such a reshape.
     even, odd = (interleave(*row, axis=2) for row in phases)
     return interleave(even, odd, axis=1)
 
@@ -211,7 +211,7 @@ def upsample_image(image: Array) -> Array:
 
 
 class EqualizedLinear(nnx.Module):
-    """Linear layer, its weights scaled by ``lr_multiplier / sqrt(in_features)`` at run time."""
+    """Linear layer with weights scaled by ``lr_multiplier / sqrt(in_features)`` at run time."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class EqualizedLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         scale = self.lr_multiplier / math.sqrt(self.kernel.shape[0])
-        # Small, and everything after it depends on it: never in an accelerator's faster formats.
+        # Small, but everything depends on it, so it never uses an accelerator's shorter formats.
         y = jnp.matmul(x, self.kernel[...] * scale, precision=lax.Precision.HIGHEST)
         return y + self.bias[...] * self.lr_multiplier
 
@@ -304,7 +304,7 @@ class ToRGB(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"], style: Float[Array, "batch inputs"]
     ) -> Float[Array, "batch height width 3"]:
-        # One (inputs, 3) kernel per picture is tiny; scaling the activations would not be.
+        # One (inputs, 3) kernel per image is small; scaling the activations costs more.
         kernel = self.kernel[...] * style[:, :, None] * (1 / math.sqrt(self.kernel.shape[0]))
         rgb = jnp.einsum("bhwc,bcr->bhwr", x.astype(self.dtype), kernel.astype(self.dtype))
         # The sum over resolutions stays in float32, as in the official mixed-precision code.
@@ -364,14 +364,14 @@ class Synthesis(nnx.Module):
 class Generator(nnx.Module):
     """StyleGAN2 generator; parity with the official PyTorch code is tested to 1e-4.
 
-    Accelerators multiply float32 arrays in shorter formats by default (TF32 on NVIDIA GPUs,
-    bfloat16 on TPUs), and so do the convolutions of every network here; under
+    By default, accelerators multiply float32 arrays in shorter formats (TF32 on NVIDIA GPUs,
+    bfloat16 on TPUs), including the convolutions of every network here. Under
     ``jax.default_matmul_precision("highest")`` they are exact.
 
     Args:
         config: The architecture.
-        rngs: Source of the initial weights.
-        dtype: Arithmetic of the convolutions; parameters, latents and images stay float32.
+        rngs: Rngs of the initial weights.
+        dtype: Precision of the convolutions; parameters, latents and images stay float32.
     """
 
     def __init__(self, config: GeneratorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -386,17 +386,17 @@ class Generator(nnx.Module):
         return self.config.num_layers
 
     def mean_latents(self, batch: int) -> Float[Array, "batch layers w_dim"]:
-        """The mean latent in W+, ``batch`` times; where generating from a text alone starts."""
+        """The mean latent in W+, ``batch`` times; the start for generating an image from a text."""
         return jnp.broadcast_to(self.mean_w[...], (batch, self.num_layers, self.config.w_dim))
 
     def map(
         self, z: Float[Array, "batch z_dim"], truncation: float | Float[Array, ""] = 1.0
     ) -> Float[Array, "batch layers w_dim"]:
-        """Maps Gaussian latents to W+, pulled towards the mean latent.
+        """Maps Gaussian latents to W+, truncated towards the mean latent.
 
         Args:
             z: Standard normal latents.
-            truncation: 1 leaves ``w`` as it is, 0 is the mean latent (StyleGAN, section B).
+            truncation: 1 does not change ``w``, 0 gives the mean latent (StyleGAN, section B).
 
         Returns:
             The same ``w`` for every layer.
@@ -430,25 +430,25 @@ class Generator(nnx.Module):
     def synthesize(
         self, styles: StyleSpace, resolution: int | None = None
     ) -> Float[Array, "batch resolution resolution 3"]:
-        """Draws the images of StyleSpace coordinates.
+        """Synthesizes the images of StyleSpace coordinates.
 
         Args:
             styles: One (B, C_i) array per layer; widths are ``config.style_dims``.
             resolution: Stop at this lower resolution and return the skip output there, the same
-                picture at a fraction of the cost. None: full resolution.
+                image at a fraction of the cost. None: full resolution.
 
         Returns:
             Images in about [-1, 1], not clipped.
 
         Raises:
-            InputError: The styles are another generator's, or ``resolution`` is not one of
+            InputError: The styles do not match the generator, or ``resolution`` is not one of
                 ``config.resolutions``.
         """
         widths = tuple(s.shape[-1] for s in styles)
         if widths != self.config.style_dims:
             raise InputError(
-                f"styles have widths {list(widths)}, this generator needs"
-                f" {list(self.config.style_dims)}"
+                f"styles have widths {list(widths)}, expected {list(self.config.style_dims)} for"
+                " this generator"
             )
         resolution = self.config.resolution if resolution is None else resolution
         if resolution not in self.config.resolutions:
@@ -460,5 +460,5 @@ class Generator(nnx.Module):
     def __call__(
         self, w_plus: Float[Array, "batch layers w_dim"], resolution: int | None = None
     ) -> Float[Array, "batch resolution resolution 3"]:
-        """Draws the images of W+ latents; see :meth:`synthesize`."""
+        """Synthesizes the images of W+ latents; see :meth:`synthesize`."""
         return self.synthesize(self.styles(w_plus), resolution)

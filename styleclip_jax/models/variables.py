@@ -1,4 +1,4 @@
-"""Arrays of a model that are not trained."""
+"""Model arrays that are not trained."""
 
 from typing import Any, TypeVar
 
@@ -9,10 +9,10 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 class Buffer(nnx.Variable):
-    """Saved with a model but never trained: fixed noise, a mean latent, stored statistics.
+    """An array saved with a model but not trained: fixed noise, a mean latent, stored statistics.
 
-    Its gradient is zero, so that an optimizer that gets the gradient of a whole model leaves it as
-    it is. Weight decay needs :func:`parameter_mask` for that.
+    Its gradient is zero, so an optimizer on a whole model does not change it. Optimizers with
+    weight decay also need :func:`parameter_mask`.
     """
 
     def __getitem__(self, key: Any) -> jax.Array:
@@ -20,11 +20,10 @@ class Buffer(nnx.Variable):
 
 
 def parameter_mask(model: Model) -> Model:
-    """Marks what is trained in a model, for example ``optax.adamw(1e-3, mask=parameter_mask)``.
+    """Marks the trained arrays of a model, for example ``optax.adamw(1e-3, mask=parameter_mask)``.
 
     Returns:
-        The model, or a tree of its structure, with True for every parameter and False for every
-        buffer in the place of its array.
+        A tree with the structure of the model: True for every parameter, False for every buffer.
     """
     return jax.tree.map(
         lambda variable: isinstance(variable, nnx.Param),

@@ -167,8 +167,8 @@ class Measurements:
             if step is None or number > step:
                 path.unlink()
             else:
-                with Image.open(path) as picture:
-                    self._add_image("validation", number, picture)
+                with Image.open(path) as image:
+                    self._add_image("validation", number, image)
 
     def scalars(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Records numbers; ``split`` is for example ``"train"``."""
@@ -178,23 +178,23 @@ class Measurements:
             self._show(step, split, **metrics)
 
     def picture(self, step: int, split: str, picture: Callable[[], Image.Image]) -> None:
-        """Records a picture, which is drawn where it is needed.
+        """Records an image; ``picture`` synthesizes it and is called on the first process only.
 
-        TensorBoard has those of this run; those of the validation are files in ``images/`` as well,
-        which a resumed run shows again.
+        TensorBoard gets the images of this run. Validation images are also files in ``images/``,
+        which a resumed run adds to TensorBoard again.
         """
         if self._writes:
-            drawn = picture()
-            self._add_image(split, step, drawn)
+            image = picture()
+            self._add_image(split, step, image)
             if split == "validation":
-                write_image(self._directory / IMAGES / f"{split}_{step:06}.png", drawn)
+                write_image(self._directory / IMAGES / f"{split}_{step:06}.png", image)
 
     def _show(self, step: int, split: str, **metrics: float) -> None:
         for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
-    def _add_image(self, split: str, step: int, picture: Image.Image) -> None:
-        self._tensorboard.add_image(split, np.asarray(picture), step, dataformats="HWC")
+    def _add_image(self, split: str, step: int, image: Image.Image) -> None:
+        self._tensorboard.add_image(split, np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes TensorBoard's files."""

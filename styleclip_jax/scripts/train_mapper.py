@@ -411,7 +411,7 @@ def validate(evaluate: Callable, mapper: Mapper, latents: Any, step: int) -> dic
 def before_after(generator: Generator, mapper: Mapper, latents: Any) -> Image.Image:
     """A sheet of the first images, before and after.
 
-    They are drawn a few at a time, so that one compiled program does for all sheets of a run.
+    They are synthesized a few at a time, so that one compiled program serves all sheets of a run.
     """
     few = min(SHEET_ROWS, FLAGS.batch_size // jax.process_count())
     rows = min(SHEET_ROWS, len(jax.tree.leaves(latents)[0])) // few * few

@@ -216,7 +216,7 @@ def test_a_configuration_that_does_not_fit_the_parameters_is_refused(damaged, ge
     config = dataclasses.asdict(generator.config) | {"w_dim": 24}
     (damaged / "config.json").write_text(json.dumps({"model": "Generator", "config": config}))
     write_checksums(epath.Path(damaged))
-    with pytest.raises(InputError, match=r"cannot be read.*do not fit config\.json"):
+    with pytest.raises(InputError, match=r"cannot be read.*do not match config\.json"):
         load_generator(damaged)
 
 
@@ -343,5 +343,5 @@ def test_a_user_that_does_not_exist_and_a_circle_of_links_are_refused(generator,
 def test_a_run_without_a_validation_has_no_mapper_yet(tmp_path):
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "flags.json").write_text("{}")
-    with pytest.raises(InputError, match="no mapper yet: its first validation writes one"):
+    with pytest.raises(InputError, match="no mapper yet; wait for its first validation"):
         load_mapper(tmp_path)

@@ -61,7 +61,7 @@ def test_a_large_file_of_another_shape_is_refused_without_being_read(generator, 
         np.lib.format.write_array_header_1_0(file, header)
         # A terabyte, none of it on the disk.
         file.truncate(file.tell() + 4 * math.prod(shape))
-    with pytest.raises(InputError, match="this generator needs"):
+    with pytest.raises(InputError, match="for this generator"):
         load_latents(path, generator)
 
 
@@ -82,8 +82,8 @@ def test_a_failed_write_leaves_the_old_file(generator, w_plus, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((1, 7, 16), np.float32), r"\(1, 7, 16\), this generator needs \(N, 8, 16\)"),
-        (np.zeros((8, 16), np.float32), r"\(8, 16\), this generator needs \(N, 8, 16\)"),
+        (np.zeros((1, 7, 16), np.float32), r"\(1, 7, 16\), expected \(N, 8, 16\)"),
+        (np.zeros((8, 16), np.float32), r"\(8, 16\), expected \(N, 8, 16\)"),
         (np.zeros((0, 8, 16), np.float32), "empty"),
         (np.zeros((1, 8, 16), np.int32), "int32, expected floating-point"),
         (np.full((1, 8, 16), np.nan, np.float32), "NaN"),
@@ -118,8 +118,8 @@ def drop_one(arrays):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (change_width, r"layer_03 has shape \(3, 7\), this generator needs \(N, 8\)"),
-        (change_count, "different numbers of latents"),
+        (change_width, r"layer_03 has shape \(3, 7\), expected \(N, 8\)"),
+        (change_count, "latents per layer"),
         (put_nan, "layer_10 has NaN"),
         (drop_one, "10 arrays layer_01, ..., layer_10.*11 StyleSpace arrays"),
     ],
@@ -135,7 +135,7 @@ def test_stylespace_files_that_do_not_fit_are_refused(generator, styles, tmp_pat
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x93NUMPY", b"PK\x03\x04garbage"])
 def test_garbage_is_refused(generator, tmp_path, content):
     (tmp_path / "bad.npy").write_bytes(content)
-    with pytest.raises(InputError, match="holds no latents, or is damaged"):
+    with pytest.raises(InputError, match="has no latents or is damaged"):
         load_latents(tmp_path / "bad.npy", generator)
 
 

@@ -47,7 +47,7 @@ def test_a_text_longer_than_the_context_is_refused(tokenizer):
     texts = [e["text"] for e in OFFICIAL if len(e["ids"]) > 75]
     assert texts
     for text in texts:
-        with pytest.raises(InputError, match="at most 75 fit"):
+        with pytest.raises(InputError, match="at most 75;"):
             tokenizer([text])
 
 

@@ -349,9 +349,9 @@ def test_two_texts_are_refused(generator, clip):
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
-    with pytest.raises(InputError, match=r"batch of 6 does not divide by 4 devices; .* of 8"):
+    with pytest.raises(InputError, match=r"batch of 6 is not divisible by 4 devices; .* of 8"):
         host_share(np.arange(6))
-    with pytest.raises(InputError, match="batch of 6 latents does not divide by 4"):
+    with pytest.raises(InputError, match="batch of 6 latents is not divisible by 4"):
         shard(w_plus(6))
 
 

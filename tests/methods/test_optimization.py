@@ -485,7 +485,7 @@ def test_no_latents_are_refused(generator, clip, latents, texts):
 
 
 def test_latents_that_do_not_fit_are_refused(generator, clip, latents, texts):
-    with pytest.raises(InputError, match=r"\(3, 5, 16\).*\(images, 6, 16\)"):
+    with pytest.raises(InputError, match=r"\(3, 5, 16\).*\(batch, 6, 16\)"):
         edit_latents(generator, clip, latents[:, :5], texts, CONFIG)
     styles = jax.jit(Generator.styles)(generator, latents)
     with pytest.raises(InputError, match="stylespace"):

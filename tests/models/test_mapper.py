@@ -81,7 +81,7 @@ def test_latents_of_another_generator_are_refused(name):
     mapper = MAPPER_TYPES[name](SMALL, rngs=nnx.Rngs(0))
     w_plus, styles = jnp.ones((1, 18, 4)), (jnp.ones((1, 4)), jnp.ones((1, 4)))
     wrong: Any = w_plus if mapper.space == "w_plus" else styles
-    with pytest.raises(InputError, match="use the generator that the mapper was trained with"):
+    with pytest.raises(InputError, match="use the generator that it was trained with"):
         mapper(wrong)
 
 

@@ -190,11 +190,11 @@ def test_the_mean_latent_is_an_array_to_numpy_and_jax(generator):
 def test_latents_of_another_generator_are_refused(generator):
     layers, width = generator.num_layers, generator.config.w_dim
     for shape in ((2, layers - 1, width), (2, layers + 1, width), (2, layers, width + 1)):
-        with pytest.raises(InputError, match=rf"\(2, {shape[1]}, {shape[2]}\).*\(images, {layers}"):
+        with pytest.raises(InputError, match=rf"\(2, {shape[1]}, {shape[2]}\).*\(batch, {layers}"):
             generator(jnp.zeros(shape))
     styles = generator.styles(generator.mean_latents(2))
     for wrong in (styles[:-1], (styles[0][:, :-1], *styles[1:]), (*styles, styles[0])):
-        with pytest.raises(InputError, match="this generator needs"):
+        with pytest.raises(InputError, match="for this generator"):
             generator.synthesize(wrong)
 
 
