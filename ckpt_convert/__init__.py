@@ -1,1 +1,1 @@
-"""Official PyTorch weights -> this project's checkpoint directories, without PyTorch."""
+"""Converts official PyTorch weights to checkpoint directories, without PyTorch."""

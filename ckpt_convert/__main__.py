@@ -53,10 +53,10 @@ MODELS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Fails as the rest of the program does."""
+    """Reports errors like the rest of the program."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage."""
+        """Raises InputError instead of printing the usage."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
@@ -77,20 +77,21 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
             "source",
             metavar="SOURCE",
             help="a file, a Hugging Face directory, an https:// address"
-            + (f" or a known name: {names}" if names else ""),
+            + (f" or one of the names {names}" if names else ""),
         )
         command.add_argument("destination", metavar="DESTINATION", help="must not exist")
         command.add_argument(
             "--cache",
             metavar="DIRECTORY",
             default=sources.CACHE,
-            help="where downloads are kept, except Hugging Face's; %(default)s by default",
+            help="directory for downloads, except Hugging Face's; default: %(default)s",
         )
     commands.choices["clip"].add_argument(
         "--tokenizer",
         metavar="PATH",
-        help="a Hugging Face directory, or OpenAI's bpe_simple_vocab_16e6.txt.gz, also as an "
-        "address; by default that of SOURCE, if it is a directory with a tokenizer or a known name",
+        help="a Hugging Face directory, or OpenAI's bpe_simple_vocab_16e6.txt.gz as a file or an "
+        "https:// address; default: the tokenizer of SOURCE, if it is a known name or a directory "
+        "with a tokenizer",
     )
     commands.choices["lpips"].add_argument(
         "--linear",
@@ -110,7 +111,7 @@ def convert(options: argparse.Namespace) -> None:
     if destination.exists():
         raise InputError(f"{destination} already exists; choose another name or remove it first")
     path = sources.find(options.command, options.source, options.cache)
-    # Before the conversion, which takes longer than to see that there is none.
+    # Before the conversion, so that a missing tokenizer is reported early.
     tokenizer = _find_tokenizer(options, path) if options.command == "clip" else None
     source = formats.read(path)
     if options.command == "lpips" and options.linear:
@@ -142,7 +143,7 @@ def _save(destination: epath.Path, conversion: Conversion) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Lets Ctrl-C and SIGTERM wait: Orbax's threads go on writing when their caller stops."""
+    """Delays Ctrl-C and SIGTERM: Orbax's threads keep writing when their caller stops."""
     received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [
@@ -167,7 +168,7 @@ def _find_tokenizer(options: argparse.Namespace, source: Path) -> Path | None:
 
 def _with_tokenizer(conversion: Conversion, tokenizer: Path | None) -> Conversion:
     if not tokenizer:
-        note = "there is no tokenizer; convert again with --tokenizer to use this CLIP with texts"
+        note = "no tokenizer was found; convert again with --tokenizer to use this CLIP with texts"
         return conversion._replace(notes=(note,))
     vocab_size = conversion.model.config.vocab_size
     return conversion._replace(tokenizer_files=read_tokenizer(tokenizer, vocab_size))
@@ -175,14 +176,14 @@ def _with_tokenizer(conversion: Conversion, tokenizer: Path | None) -> Conversio
 
 def _describe_known() -> str:
     lines = [f"  {name}: {', '.join(sources.known_names(name))}" for name in MODELS]
-    return "\n".join(["Known names, which are downloaded:", *(x for x in lines if x[-2:] != ": ")])
+    return "\n".join(["Known names (downloaded):", *(x for x in lines if x[-2:] != ": ")])
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    # What Orbax logs, with the stack of every thread, it also raises.
+    # Orbax logs errors with the stack of every thread, and raises them as well.
     logging.set_verbosity(logging.FATAL)
-    # As Ctrl-C, so that what a conversion has begun is removed.
+    # Like Ctrl-C, so that a conversion removes its unfinished results.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         convert(parse_arguments(arguments))
@@ -193,19 +194,19 @@ def main(arguments: list[str]) -> int:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _fail("there is not enough memory")
+        return _fail("out of memory; use a machine with more memory")
     return 0
 
 
 def _fail(error: Exception | str) -> int:
-    # Names in a file may have control characters.
+    # Names in a file may contain control characters.
     message = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     print("error:", message, file=sys.stderr)
     return 1
 
 
 def start() -> NoReturn:
-    """Runs the command line of the process; the command ``styleclip-convert``."""
+    """Runs the command ``styleclip-convert``."""
     sys.exit(main(sys.argv[1:]))
 
 

@@ -45,7 +45,7 @@ NORM = (
     ("{name}.running_mean", "{norm}.mean", unchanged),
     ("{name}.running_var", "{norm}.var", unchanged),
 )
-# Official names of the normalizations after the backbone, and of those in its blocks.
+# Official names of the normalizations after the backbone and in its blocks.
 NORMS = {"output_layer.0": "norm", "output_layer.4": "embedding_norm"}
 BLOCK_NORMS = {"res_layer.0": "norm1", "res_layer.4": "norm2"}
 
@@ -69,13 +69,13 @@ IGNORED: Ignored = {
 
 
 def convert(source: SourceFile) -> Conversion:
-    """Makes an ArcFace of an IR-SE50 file.
+    """Converts an IR-SE50 file to an ArcFace.
 
     Raises:
-        InputError: The file does not hold exactly this network.
+        InputError: The file is not exactly this network.
     """
     if not count(source, BLOCKS):
-        raise InputError(f"{source.name} is no ArcFace IR-SE50 ({describe(source)})")
+        raise InputError(f"{source.name} is not an ArcFace IR-SE50 ({describe(source)})")
     config = ArcFaceConfig()
     return Conversion(fill(ArcFace, config, source, make_table(config), IGNORED))
 

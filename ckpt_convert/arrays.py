@@ -1,4 +1,4 @@
-"""Unpickled objects -> arrays and plain values by path."""
+"""Flattens unpickled objects to arrays and plain values by path."""
 
 import itertools
 import math
@@ -13,12 +13,12 @@ from ckpt_convert.legacy import ReadStorage, read_serialized
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.archives import allowance
 
-# No known checkpoint has a tenth of these; a pickle whose containers hold each other has more.
+# Known checkpoints have less than a tenth; a pickle with recursive containers has more.
 _MAX_ENTRIES = 200_000
 _MAX_PATH_LENGTH = 1000
 _MAX_TEXT_LENGTH = 1000
 _MAX_META_ENTRIES = 16
-# NumPy's.
+# NumPy's limit.
 _MAX_AXES = 64
 # Far above the largest tensor of a known checkpoint (50 million).
 _MAX_ELEMENTS = 2**33
@@ -29,8 +29,8 @@ class Flattening:
 
     Args:
         reader: Reads the pickles of the file.
-        read_storage: Gives a storage's flat array.
-        file_size: Bytes of the file. Tensors may share what they view, but not without end.
+        read_storage: Returns the flat array of a storage.
+        file_size: Bytes of the file, which limit the size of tensors that share storages.
 
     Attributes:
         tensors: The arrays by path: dictionary keys, list positions and attributes joined by dots.
@@ -45,20 +45,20 @@ class Flattening:
         self._name = reader.name
         self._read_storage = read_storage
         self._left = allowance(file_size)
-        # By identity: different tensors may have the same one.
+        # By identity, because tensors may share a storage.
         self._serialized: dict[int, np.ndarray] = {}
 
     def walk(self, content: Any) -> None:
-        """Collects what an object holds.
+        """Collects the contents of an object.
 
         Raises:
-            InputError: A tensor leaves its storage, or the object is too large for a checkpoint.
+            InputError: A tensor exceeds its storage, or the object is too large for a checkpoint.
         """
         pending, met = [("", content)], 1
         while pending:
             path, item = pending.pop()
             if path in self.tensors or path in self.values:
-                raise InputError(f"{self._name} is damaged: it holds {path!r} twice")
+                raise InputError(f"{self._name} is damaged: {path!r} occurs twice")
             if self._collect(path, item):
                 continue
             prefix, found = f"{path}." if path else "", []
@@ -66,14 +66,13 @@ class Flattening:
                 met += 1
                 if met > _MAX_ENTRIES:
                     raise InputError(
-                        f"{self._name} holds more than {_MAX_ENTRIES} entries; that is no"
-                        " checkpoint"
+                        f"{self._name} is not a checkpoint: it has more than {_MAX_ENTRIES} entries"
                     )
                 if key is None:
                     continue
                 if len(prefix) + len(key) > _MAX_PATH_LENGTH:
                     raise InputError(
-                        f"{self._name} nests its entries too deep; that is no checkpoint"
+                        f"{self._name} is not a checkpoint: its entries are nested too deeply"
                     )
                 found.append((prefix + key, child))
             pending += reversed(found)
@@ -99,7 +98,7 @@ class Flattening:
         return True
 
     def _read_tensor(self, tensor: pickles.Tensor, path: str) -> np.ndarray:
-        """A view of the tensor's storage, after checking that it lies inside."""
+        """A view of the tensor's storage; checks that it fits."""
         flat = self._find_storage(tensor, path)
         _, offset, shape, strides = tensor
         if not (
@@ -108,10 +107,10 @@ class Flattening:
             and _are_indices((offset,))
             and len(shape) == len(strides)
         ):
-            raise InputError(f"{self._name} is damaged: tensor {path!r} has no valid shape")
+            raise InputError(f"{self._name} is damaged: tensor {path!r} has an invalid shape")
         if 0 in shape:
             return np.zeros(shape, flat.dtype)
-        # The stride of an axis of length 1 is never used, and may be anything.
+        # The stride of an axis of length 1 is never used and may have any value.
         strides = [0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True)]
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if last >= flat.size:
@@ -130,7 +129,7 @@ class Flattening:
             if known not in self._serialized:
                 stream = self._as_bytes(storage.stream, path)
                 if stream is None:
-                    raise InputError(f"{self._name} is damaged: a storage holds no bytes")
+                    raise InputError(f"{self._name} is damaged: a storage is not bytes")
                 self._serialized[known] = read_serialized(stream, self._reader)
             return self._serialized[known]
         if not isinstance(storage, pickles.Storage):
@@ -143,10 +142,10 @@ class Flattening:
     def _read_bytes(self, array: pickles.ByteArray, path: str) -> np.ndarray:
         data, shape, dtype = self._as_bytes(array.data, path), array.shape, _dtype(array.dtype)
         if data is None or dtype is None or not _is_shape(shape):
-            raise InputError(f"{self._name}: {path!r} is no array of numbers")
+            raise InputError(f"{self._name}: {path!r} is not an array of numbers")
         if len(data) != math.prod(shape) * dtype.itemsize:
             raise InputError(
-                f"{self._name} is truncated or damaged: array {path!r} has a wrong length"
+                f"{self._name} is truncated or damaged: array {path!r} has the wrong length"
             )
         self._count(len(data), path)
         flat = np.frombuffer(data, dtype)
@@ -159,16 +158,16 @@ class Flattening:
         return data if isinstance(data, bytes | bytearray) else None
 
     def _count(self, size: int, path: str) -> None:
-        """Takes note of the bytes that an array needs once it is copied."""
+        """Counts the bytes that a copy of an array needs."""
         self._left -= size
         if self._left < 0:
             raise InputError(
-                f"{self._name}: its tensors, up to {path!r}, are far larger than the file"
+                f"{self._name}: the tensors up to {path!r} are far larger than the file"
             )
 
 
 def _dtype(described: Any) -> np.dtype | None:
-    """A NumPy dtype of numbers; None for what is no such dtype."""
+    """A NumPy dtype of numbers, or None."""
     if not isinstance(described, pickles.DType) or not isinstance(described.code, str):
         return None
     if not re.fullmatch("f[248]|[iu][1248]|b1", described.code):
@@ -190,11 +189,11 @@ def _is_shape(numbers: Any) -> bool:
 
 
 def _children(item: Any) -> Iterator[tuple[str | None, Any]]:
-    """The parts of an object by name, or by None where the name is no text or number."""
+    """The parts of an object by name; None if the name is not a string or number."""
     if isinstance(item, pickles.Object):
         yield from _attributes(item.attributes)
     elif isinstance(item, pickles.PersistentObject):
-        # Beside the class, its source code and so on.
+        # The other entries are the class, its source code and so on.
         for key, child in itertools.islice(_entries(item.meta), _MAX_META_ENTRIES):
             if key == "state":
                 yield from _attributes(child)
@@ -212,7 +211,7 @@ def _attributes(attributes: Any) -> Iterator[tuple[str | None, Any]]:
 
 
 def _entries(item: Any) -> Iterator[tuple[str | None, Any]]:
-    """The entries of a container; whatever else it is has none."""
+    """The entries of a container; none for other objects."""
     if isinstance(item, pickles.Dictionary):
         for key, child in item.pairs:
             named = key is None or isinstance(key, str | int | float)

@@ -1,4 +1,4 @@
-"""CLIP: OpenAI's TorchScript archives and state dicts, Hugging Face's directories and files.
+"""CLIP from OpenAI's TorchScript archives and state dicts, or Hugging Face's directories and files.
 
 Sources: ``clip/model.py`` of openai/CLIP; ``modeling_clip.py`` of huggingface/transformers.
 """
@@ -39,13 +39,13 @@ def qkv_bias(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarra
 
 
 class Layout(NamedTuple):
-    """How a family of files names CLIP's parameters.
+    """Parameter names of a family of CLIP files.
 
     Attributes:
         block, once: Table rows for each transformer block and for the rest.
-        vision_blocks, text_blocks: What the names of the towers' blocks begin with.
-        embed_axis: The axis of the image projection that lies in the shared space.
-        ignored: What is not converted.
+        vision_blocks, text_blocks: Prefixes of the names of the towers' blocks.
+        embed_axis: The axis of the image projection in the shared space.
+        ignored: Keys that are not converted.
     """
 
     block: tuple[tuple, ...]
@@ -91,7 +91,7 @@ OPENAI = Layout(
     text_blocks="transformer.resblocks.",
     embed_axis=1,
     ignored={
-        # Sizes that the shapes tell as well, and the causal mask, which is no parameter.
+        # Sizes, which also follow from shapes, and the causal mask, which is not a parameter.
         r"(visual\.)?input_resolution|context_length|vocab_size": None,
         r"transformer\.resblocks\.\d+\.attn_mask": None,
     },
@@ -138,7 +138,7 @@ HUGGING_FACE = Layout(
             "vision.position_embedding",
             unchanged,
         ),
-        # Misspelt in the official files.
+        # Misspelled in the official files.
         ("vision_model.pre_layrnorm.weight", "vision.pre_norm.scale", unchanged),
         ("vision_model.pre_layrnorm.bias", "vision.pre_norm.bias", unchanged),
         ("vision_model.post_layernorm.weight", "vision.post_norm.scale", unchanged),
@@ -159,17 +159,17 @@ HUGGING_FACE = Layout(
     text_blocks="text_model.encoder.layers.",
     embed_axis=0,
     ignored={
-        # Counts from zero; stored by transformers before 4.31.
+        # A range from zero; stored by transformers before 4.31.
         r"(vision|text)_model\.embeddings\.position_ids": None,
     },
 )
 
 
 def convert(source: SourceFile) -> Conversion:
-    """Makes a CLIP of OpenAI's or Hugging Face's file.
+    """Converts a file by OpenAI or Hugging Face to a CLIP.
 
     Raises:
-        InputError: The file holds no CLIP, or one with a ResNet or another activation.
+        InputError: The file is not a CLIP, or is one with a ResNet or another activation.
     """
     layout = _find_layout(source)
     table = make_table(source, layout)
@@ -178,7 +178,7 @@ def convert(source: SourceFile) -> Conversion:
 
 
 def make_table(source: SourceFile, layout: Layout) -> list[Row]:
-    """The table of a CLIP with as many blocks as the file has keys for."""
+    """The table of a CLIP, with the number of blocks of the file."""
     table = expand(layout.once)
     for tower, blocks in (("vision", layout.vision_blocks), ("text", layout.text_blocks)):
         for i in range(count(source, blocks)):
@@ -187,10 +187,10 @@ def make_table(source: SourceFile, layout: Layout) -> list[Row]:
 
 
 def infer_config(source: SourceFile, layout: Layout, table: list[Row]) -> CLIPConfig:
-    """The architecture that a file's shapes and Hugging Face's ``config.json`` tell.
+    """Infers the architecture from shapes and from Hugging Face's ``config.json``.
 
     Raises:
-        InputError: There is no such architecture.
+        InputError: The architecture is not supported.
     """
     keys = {row.target: row.source for row in table}
 
@@ -226,22 +226,22 @@ def infer_config(source: SourceFile, layout: Layout, table: list[Row]) -> CLIPCo
 
 def _find_layout(source: SourceFile) -> Layout:
     if any(key.startswith("visual.layer1.") for key in source.tensors):
-        raise InputError(f"{source.name} is a CLIP with a ResNet; only vision transformers work")
+        raise InputError(
+            f"{source.name} is a CLIP with a ResNet, expected a vision transformer such as ViT-B/32"
+        )
     if any(key.startswith("visual.") for key in source.tensors):
         return OPENAI
     if any(key.startswith("vision_model.") for key in source.tensors):
         return HUGGING_FACE
-    raise InputError(
-        f"{source.name} holds no CLIP of OpenAI's or Hugging Face's ({describe(source)})"
-    )
+    raise InputError(f"{source.name} is not a CLIP by OpenAI or Hugging Face ({describe(source)})")
 
 
 def _heads(source: SourceFile, tower: str, width: int, default: int) -> int:
-    """The number of heads, after checking what no shape tells; defaults are Hugging Face's."""
+    """Checks options that shapes do not determine; returns the number of heads."""
     if not source.config:
         return max(1, width // HEAD_WIDTH)
     section: dict[str, Any] = {}
-    # Older directories have both; the second one wins.
+    # Older directories have both; the second one prevails.
     for name in (f"{tower}_config", f"{tower}_config_dict"):
         options = source.config.get(name) or {}
         if not isinstance(options, dict):
@@ -251,9 +251,9 @@ def _heads(source: SourceFile, tower: str, width: int, default: int) -> int:
         if section.get(option, only) != only:
             raise InputError(
                 f"{source.name}: {option} of the {tower} tower is {section[option]!r}, "
-                f"only {only!r} is supported"
+                f"expected {only!r}"
             )
     heads = section.get("num_attention_heads", default)
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise InputError(f"{source.name}: {heads!r} heads do not divide the width {width}")
+        raise InputError(f"{source.name}: the width {width} is not divisible by {heads!r} heads")
     return heads

@@ -1,4 +1,4 @@
-"""Downloads that go on where they were interrupted, and are complete or absent."""
+"""Resumable downloads; a file is either complete or absent."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ from styleclip_jax.errors import InputError
 TIMEOUT = 60.0
 _PIECE = 2**20
 
-# What a connection that is cut or hangs raises.
+# Errors of a connection that is cut or hangs.
 _INTERRUPTIONS = (
     ConnectionError,
     TimeoutError,
@@ -32,18 +32,18 @@ _INTERRUPTIONS = (
 
 
 def download(address: str, path: Path, sha256: str | None = None) -> None:
-    """Downloads a file, unless it is there, and checks it.
+    """Downloads a file unless it exists, and checks it.
 
-    What an interruption leaves in ``path`` plus ``.part`` is continued by the next call, and at
-    once when a connection ends early. Proxies are taken from the environment, as urllib does.
+    The next call resumes an interrupted download from ``path`` plus ``.part``; a connection that
+    ends early is resumed immediately. Proxies are taken from the environment, as by urllib.
 
     Args:
         address: An ``http://`` or ``https://`` address.
-        path: The file; its directory is made where it is missing.
-        sha256: What the publisher states, if anything.
+        path: The file; missing directories are created.
+        sha256: The checksum that the publisher states, if any.
 
     Raises:
-        InputError: The address does not answer with a file, or with another one than stated.
+        InputError: The address does not return a file, or returns another file than stated.
         OSError: The file cannot be written, for example to a full disk.
     """
     if not path.exists():
@@ -55,25 +55,27 @@ def download(address: str, path: Path, sha256: str | None = None) -> None:
             if sha256 and (found := _digest(part)) != sha256:
                 part.unlink()
                 raise InputError(
-                    f"{address} is not the file that its publisher describes: its SHA-256 is"
-                    f" {found}, expected {sha256}"
+                    f"{address} is not the published file: its SHA-256 is {found}, expected"
+                    f" {sha256}"
                 )
             part.rename(path)
     elif sha256 and (found := _digest(path)) != sha256:
         raise InputError(
-            f"{path} is damaged: its SHA-256 is {found}, expected {sha256}; remove it to download"
-            " it again"
+            f"{path} is damaged: its SHA-256 is {found}, expected {sha256}; remove it and run the"
+            " same command again"
         )
 
 
 @contextlib.contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """Holds a download for this program."""
+    """Locks a download for this program."""
     with open(part, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{part} is being downloaded by another program") from None
+            raise InputError(
+                f"{part} is being downloaded by another program; wait for it or stop it"
+            ) from None
         except OSError:
             pass  # A file system without locks.
         try:
@@ -85,7 +87,7 @@ def _alone(part: Path) -> Iterator[None]:
 
 
 def _fetch_all(address: str, part: Path, resumable: bool) -> None:
-    """Fetches again and again, as long as each connection brings something."""
+    """Fetches repeatedly, as long as each connection makes progress."""
     while True:
         before = part.stat().st_size
         try:
@@ -98,24 +100,24 @@ def _fetch_all(address: str, part: Path, resumable: bool) -> None:
             if part.stat().st_size <= before:
                 reason = getattr(error, "reason", None) or error or type(error).__name__
                 raise InputError(
-                    f"{address} cannot be downloaded: {reason}; the same line goes on with it"
+                    f"{address} cannot be downloaded: {reason}; run the same command to resume"
                 ) from None
 
 
 def _fetch(address: str, part: Path, resumable: bool) -> None:
-    """Fetches what is missing over one connection."""
+    """Fetches the missing part over one connection."""
     have, headers = part.stat().st_size, {"User-Agent": "styleclip-jax"}
     validator = _read_validator(part)
     if have and (validator or resumable):
         headers["Range"] = f"bytes={have}-"
         if validator:
-            # A file that has changed since then comes as a whole.
+            # If the file has changed, the server sends all of it.
             headers["If-Range"] = validator
-    # Characters beyond ASCII are encoded; an address that is encoded stays as it is.
+    # Encodes characters beyond ASCII; an address that is already encoded does not change.
     quoted = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
     request = urllib.request.Request(quoted, headers=headers)
     try:
-        # Not urlopen, which keeps the proxies that its first call found.
+        # Not urlopen, which keeps the proxies of its first call.
         response = urllib.request.build_opener().open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
@@ -123,7 +125,7 @@ def _fetch(address: str, part: Path, resumable: bool) -> None:
                 raise
             if error.headers.get("Content-Range") == f"bytes */{have}":
                 return
-        # More than the whole, or of another file.
+        # The part is longer than the file, or of another file.
         os.truncate(part, 0)
         return _fetch(address, part, resumable)
     with response:
@@ -131,23 +133,23 @@ def _fetch(address: str, part: Path, resumable: bool) -> None:
 
 
 def _receive(address: str, response: Any, part: Path, have: int) -> None:
-    """Appends an answer to what is there, or replaces it if the server sends the whole file."""
+    """Appends a response to the part, or replaces the part if the server sends the whole file."""
     if response.headers.get_content_type() == "text/html":
-        raise InputError(f"{address} is a web page; expected the address of a file")
+        raise InputError(f"{address} is a web page, expected the address of a file")
     content_range = response.headers.get("Content-Range", "")
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         have = 0
     elif not content_range.startswith(f"bytes {have}-"):
-        raise InputError(f"{address} answers with other bytes than it was asked for")
+        raise InputError(f"{address} returned another range of bytes than requested; try again")
     size = response.headers.get("Content-Length")
     total = None if size is None else have + int(size)
     if total is not None and total - have > (free := shutil.disk_usage(part.parent).free):
         raise OSError(
-            f"{part} cannot be written: {(total - have) / 2**20:.0f} MiB are missing, and"
+            f"{part} cannot be written: it needs {(total - have) / 2**20:.0f} MiB, but"
             f" {free / 2**20:.0f} MiB are free"
         )
     validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-    # A weak one does not promise the same bytes.
+    # A weak validator does not guarantee the same bytes.
     _validator_file(part).write_text("" if validator.startswith("W/") else validator)
     try:
         with (

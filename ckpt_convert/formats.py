@@ -1,4 +1,4 @@
-"""Reads the tensors of a checkpoint file of any known format, told apart by its content.
+"""Reads the tensors of a checkpoint file; its format is detected from its content.
 
 * PyTorch's zip archive (``torch.save`` since 1.6) and TorchScript archive (``torch.jit.save``);
 * PyTorch's legacy stream (``torch.save`` before 1.6): pickles, then the raw storages;
@@ -26,7 +26,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.archives import Archive
 from styleclip_jax.io.files import parse_json, require_file
 
-# What readers of damaged files stumble over, here and in the libraries that they use.
+# Errors of readers for damaged files, here and in the libraries used.
 _DAMAGED = (
     ArithmeticError,
     AttributeError,
@@ -44,13 +44,13 @@ _DAMAGED = (
 
 
 class SourceFile(NamedTuple):
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
-        name: What to call it in messages.
+        name: Its name in messages.
         kind: Its format: "pytorch", "torchscript", "pytorch legacy", "pickle" or "safetensors".
         tensors: The arrays by path: dictionary keys, list positions and attributes joined by
-            dots. A file that holds one bare tensor has the path "".
+            dots. The path of a single bare tensor is "".
         values: The numbers, strings (the first 1000 characters) and None by path.
         config: Hugging Face's ``config.json``, empty for other formats.
     """
@@ -66,11 +66,11 @@ def read(path: str | os.PathLike[str]) -> SourceFile:
     """Reads a checkpoint file or a Hugging Face directory.
 
     Args:
-        path: The file; its name does not matter.
+        path: The file or directory; any name.
 
     Raises:
         InputError: The path does not exist, the format is unknown, the file is truncated or
-            damaged, or its pickle tries to call something.
+            damaged, or its pickle calls a function that is not allowed.
     """
     path = Path(path)
     if path.is_dir():
@@ -91,7 +91,7 @@ def _read_file(path: Path) -> SourceFile:
         head = file.read(16)
         file.seek(0)
         if not head:
-            raise InputError(f"{path} is empty; was its download interrupted?")
+            raise InputError(f"{path} is empty, expected a checkpoint; download it again")
         if head.startswith(b"PK\x03\x04"):
             return _read_zip(path)
         if _is_safetensors(head, path.stat().st_size):
@@ -109,7 +109,7 @@ def _is_safetensors(head: bytes, file_size: int) -> bool:
 
 
 def _is_pickle(file: BinaryIO) -> bool:
-    """Protocols 2 and up are marked; older ones start with a mark, a container or a global."""
+    """Protocols from 2 on have a marker; older ones start with a mark, a container or a global."""
     first = file.read(1)
     file.seek(-1, io.SEEK_END)
     last = file.read(1)
@@ -136,7 +136,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+        raise InputError(f"{path} contains a {type(content).__name__}, expected a JSON object")
     return content
 
 
@@ -167,17 +167,17 @@ def _read_zip(path: Path) -> SourceFile:
             has_code = any(entry.startswith(f"{root}/code/") for entry in entries)
             kind = "torchscript" if has_code else "pytorch"
             return _flatten(kind, content, reader, read_storage, path)
-    except OSError as error:  # Python's, of an entry that begins before the file.
+    except OSError as error:  # Raised by Python for an entry that begins before the file.
         raise InputError(f"{name} is truncated or damaged: {error}") from None
 
 
 def _archive_root(entries: set[str], name: str) -> str:
-    """The directory that all entries of PyTorch's archives lie in, named by whoever saved it."""
+    """The root directory of a PyTorch archive, whose name varies."""
     roots = [
         root for root, *rest in (entry.split("/") for entry in entries) if rest == ["data.pkl"]
     ]
     if len(roots) != 1:
-        raise InputError(f"{name} is a zip archive, but not one of PyTorch's: it has no data.pkl")
+        raise InputError(f"{name} is a zip archive, but not a PyTorch file: it has no data.pkl")
     return roots[0]
 
 
@@ -188,7 +188,7 @@ def _read_pickle(file: BinaryIO, path: Path) -> SourceFile:
         content, read_storage = read_legacy(file, reader)
         return _flatten("pytorch legacy", content, reader, read_storage, path)
     if storages:
-        raise InputError(f"{path} is damaged: a plain pickle has no storages beside it")
+        raise InputError(f"{path} is damaged: a plain pickle refers to storages")
     return _flatten("pickle", content, reader, _no_storage, path)
 
 

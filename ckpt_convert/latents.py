@@ -1,4 +1,4 @@
-"""Latents: a W+ tensor (N, layers, w_dim) -> ``.npy``, a list of StyleSpace tensors -> ``.npz``."""
+"""Latents: a W+ tensor (N, layers, w_dim) to ``.npy``, a list of StyleSpace tensors to ``.npz``."""
 
 import os
 from pathlib import Path
@@ -7,19 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from ckpt_convert.formats import SourceFile
+from ckpt_convert.mapping import describe
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import Latents
 
 
 def convert(source: SourceFile) -> Latents:
-    """Takes latents out of a file.
+    """Converts a file to latents.
 
     Returns:
         W+ latents (N, layers, w_dim), or a tuple of StyleSpace entries (N, C_i).
 
     Raises:
-        InputError: The file holds something else, nothing, or NaN.
+        InputError: The file has other contents, is empty, or has NaN.
     """
     if set(source.tensors) == {""}:
         latents = source.tensors[""]
@@ -27,12 +28,12 @@ def convert(source: SourceFile) -> Latents:
         return jnp.asarray(latents, jnp.float32)
     if not source.tensors or list(source.tensors) != [str(i) for i in range(len(source.tensors))]:
         raise InputError(
-            f"{source.name} holds neither a tensor (N, layers, w_dim) nor a list of StyleSpace "
-            "tensors"
+            f"{source.name} is neither a tensor (N, layers, w_dim) nor a list of StyleSpace "
+            f"tensors ({describe(source)})"
         )
     entries = []
     for i, style in enumerate(source.tensors.values()):
-        # The official code keeps the axes that its modulation broadcasts over.
+        # The official code keeps the axes that its modulation broadcasts.
         fits = style.ndim == 2 or (
             style.ndim == 5 and style.shape[1::2] + style.shape[4:] == (1, 1, 1)
         )
@@ -40,22 +41,22 @@ def convert(source: SourceFile) -> Latents:
         entries.append(jnp.asarray(style.reshape(len(style), -1), jnp.float32))
     counts = {len(entry) for entry in entries}
     if len(counts) > 1:
-        raise InputError(f"{source.name} has different numbers of latents per layer: {counts}")
+        raise InputError(f"{source.name} has {counts} latents per layer, expected the same number")
     return tuple(entries)
 
 
 def save(path: str | os.PathLike[str], latents: Latents) -> None:
-    """Writes latents to ``path``, completely or not at all.
+    """Atomically writes latents to ``path``.
 
     Raises:
-        InputError: ``path`` exists, is not local or has the wrong ending.
+        InputError: ``path`` exists, is not local or has the wrong suffix.
     """
     if "://" in os.fspath(path):
-        raise InputError(f"{path} is no local path; latents are written to local files")
+        raise InputError(f"{path} is a URL, expected a local path")
     path = Path(path)
     kind, suffix = ("StyleSpace", ".npz") if isinstance(latents, tuple) else ("W+", ".npy")
     if path.suffix != suffix:
-        raise InputError(f"these are {kind} latents; {path} has to end in {suffix}")
+        raise InputError(f"{path} has the wrong suffix, expected {suffix} for {kind} latents")
     if path.exists():
         raise InputError(f"{path} already exists; choose another name or remove it first")
     save_latents(path.with_suffix(""), latents)
@@ -63,6 +64,6 @@ def save(path: str | os.PathLike[str], latents: Latents) -> None:
 
 def _check(name: str, latents: np.ndarray, fits: bool, expected: str) -> None:
     if not fits or 0 in latents.shape:
-        raise InputError(f"{name}: the shape is {latents.shape}, expected {expected}")
+        raise InputError(f"{name} has shape {latents.shape}, expected {expected}")
     if not np.isfinite(latents.astype(np.float32)).all():
-        raise InputError(f"{name}: there are NaN or infinite values")
+        raise InputError(f"{name} has NaN or infinite values, expected finite numbers")

@@ -20,7 +20,7 @@ ReadStorage = Callable[[pickles.Storage], np.ndarray]
 
 
 def read_legacy(file: BinaryIO, reader: pickles.Reader) -> tuple[Any, ReadStorage]:
-    """Reads what follows the magic number.
+    """Reads the rest of the stream after the magic number.
 
     Returns:
         The content, and a function from its storages to flat arrays.
@@ -38,7 +38,7 @@ def read_legacy(file: BinaryIO, reader: pickles.Reader) -> tuple[Any, ReadStorag
         and all(type(key) is str for key in keys)
         and sorted(keys) == sorted(storages)
     ):
-        raise InputError(f"{name} is damaged: its list of storages does not fit its tensors")
+        raise InputError(f"{name} is damaged: its list of storages does not match its tensors")
     buffers: dict[str, bytes] = {}
     for key in keys:
         # PyTorch writes these little-endian on every machine.
@@ -50,17 +50,17 @@ def read_legacy(file: BinaryIO, reader: pickles.Reader) -> tuple[Any, ReadStorag
 
 
 def read_serialized(stream: bytes | bytearray, reader: pickles.Reader) -> np.ndarray:
-    """Reads a stream that holds nothing but a storage.
+    """Reads a stream of a single storage.
 
     Raises:
-        InputError: It holds something else, or is truncated or damaged.
+        InputError: The stream has other contents, or is truncated or damaged.
     """
     file = io.BytesIO(stream)
     if not is_magic(reader.load(file).content):
         raise InputError(f"{reader.name} is damaged: a storage is not in PyTorch's legacy format")
     content, read_storage = read_legacy(file, reader)
     if not isinstance(content, pickles.Storage):
-        raise InputError(f"{reader.name} is damaged: a storage holds {type(content).__name__}")
+        raise InputError(f"{reader.name} is damaged: a storage is a {type(content).__name__}")
     return read_storage(content)
 
 

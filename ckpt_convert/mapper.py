@@ -1,4 +1,4 @@
-"""Latent mappers that the official StyleCLIP code trained: ``mapper.*`` weights and ``opts``.
+"""Latent mappers trained by the official StyleCLIP code: ``mapper.*`` weights and ``opts``.
 
 Sources: ``mapper/latent_mappers.py``, ``mapper/styleclip_mapper.py`` and
 ``mapper/training/coach.py`` of orpatashnik/StyleCLIP.
@@ -30,26 +30,25 @@ LAYER = (
 )
 GROUPS = {"coarse": "course_mapping", "medium": "medium_mapping", "fine": "fine_mapping"}
 IGNORED: dict[str, None] = {
-    # The frozen generator that the mapper was trained with.
+    # The frozen generator used in training.
     r"(state_dict\.)?decoder\..*": None,
 }
 _DEFAULT_GENERATOR_SIZE = 1024
 
 
 def convert(source: SourceFile) -> Conversion:
-    """Makes a mapper of an official training checkpoint.
+    """Converts an official training checkpoint to a mapper.
 
-    ``opts`` says the mapper's type and which groups were left out; where it says nothing, the keys
-    do.
+    The mapper's type and groups come from ``opts``, or from the keys if ``opts`` lacks them.
 
     Raises:
-        InputError: The file holds no mapper, or not the one that its ``opts`` describe.
+        InputError: The file is not a mapper, or its ``opts`` describe another one.
     """
     prefix = _find_prefix(source)
     type_name = _mapper_type(source, prefix)
     config = infer_config(source, type_name, prefix)
     table = make_table(type_name, config, prefix)
-    # The official code gives a small generator a fine mapper that no layer ever reaches.
+    # For small generators, the official code has a fine mapper that no layer uses.
     unused = {
         re.escape(prefix + GROUPS[group]) + r"\..*": None
         for group, layers in LEVELS.items()
@@ -82,10 +81,10 @@ def make_table(type_name: str, config: MapperConfig, prefix: str) -> list[Row]:
 
 
 def infer_config(source: SourceFile, type_name: str, prefix: str) -> MapperConfig:
-    """The shape of the latents that a mapper changes.
+    """Infers the shape of the latents that a mapper changes.
 
     Raises:
-        InputError: ``opts`` make no sense, or there is no such architecture.
+        InputError: ``opts`` are invalid, or the architecture is not supported.
     """
     size = _option(source, "stylegan_size", _DEFAULT_GENERATOR_SIZE)
     if not isinstance(size, int) or size < 8 or size & (size - 1):
@@ -110,11 +109,11 @@ def infer_config(source: SourceFile, type_name: str, prefix: str) -> MapperConfi
 def _style_dims(source: SourceFile, prefix: str) -> tuple[int, ...]:
     """Widths of the StyleSpace entries.
 
-    An entry without a network is a ToRGB layer's, as wide as the one before it: both are the
-    styles of the same number of channels.
+    An entry without a network belongs to a ToRGB layer and is as wide as the one before it, because
+    both modulate the same number of channels.
     """
     entries = count(source, f"{prefix}mapper_")
-    # The last entry is a ToRGB layer's.
+    # The last entry belongs to a ToRGB layer.
     entries += entries % 3 == 1
     dims: list[int] = []
     for c in range(entries):
@@ -126,7 +125,7 @@ def _find_prefix(source: SourceFile) -> str:
     for prefix in ("state_dict.mapper.", "mapper.", ""):
         if any(re.match(re.escape(prefix) + r"\w+\.mapping\.\d+\.", key) for key in source.tensors):
             return prefix
-    raise InputError(f"{source.name} holds no StyleCLIP mapper ({describe(source)})")
+    raise InputError(f"{source.name} is not a StyleCLIP mapper ({describe(source)})")
 
 
 def _mapper_type(source: SourceFile, prefix: str) -> str:

@@ -1,8 +1,8 @@
-"""Applies a table of parameter names: official keys on the left, ours on the right.
+"""Applies a table of parameter names, from official keys to ours.
 
-A table row is (source key, target path, transform). Fields in braces are filled in by
-:func:`expand`, once for every layer. Every key of a source has to be consumed by a row or be in the
-converter's list of ignored keys.
+A table row is (source key, target path, transform). :func:`expand` fills in the fields in braces,
+once for every layer. Every key of a source must be consumed by a row or be in the converter's list
+of ignored keys.
 """
 
 import re
@@ -21,7 +21,7 @@ _MAX_LISTED = 8
 
 
 class Row(NamedTuple):
-    """One entry of a table; several ``source`` keys, separated by spaces, make one target."""
+    """One row of a table; several ``source`` keys, separated by spaces, make one target."""
 
     source: str
     target: str
@@ -34,12 +34,12 @@ class Row(NamedTuple):
 
 
 Table = Sequence[Row]
-# Patterns of keys that are not converted, and what their arrays have to satisfy, if anything.
+# Patterns of keys that are not converted, with a condition on their arrays or None.
 Ignored = Mapping[str, Callable[[np.ndarray], bool] | None]
 
 
 class Conversion(NamedTuple):
-    """A converted model, the files that go with it, and what the user should know."""
+    """A converted model, its tokenizer files, and notes for the user."""
 
     model: Any
     tokenizer_files: Mapping[str, bytes] = {}
@@ -47,7 +47,7 @@ class Conversion(NamedTuple):
 
 
 def unchanged(x: np.ndarray) -> np.ndarray:
-    """As it is."""
+    """The identity."""
     return x
 
 
@@ -62,28 +62,28 @@ def conv_kernel(x: np.ndarray) -> np.ndarray:
 
 
 def expand(rows: Iterable[tuple], **names: object) -> list[Row]:
-    """Fills the braces of a table."""
+    """Fills in the fields in braces of table rows."""
     return [Row(source.format(**names), target.format(**names), f) for source, target, f in rows]
 
 
 def dimension(source: SourceFile, key: str, axis: int, default: int) -> int:
-    """The length of an axis; ``default`` where the key is missing, which a table reports later."""
+    """The length of an axis; ``default`` if the key is missing, which a table reports later."""
     shape = source.tensors[key].shape if key in source.tensors else ()
     return shape[axis] if -len(shape) <= axis < len(shape) else default
 
 
 def count(source: SourceFile, prefix: str) -> int:
-    """One more than the highest number that follows ``prefix`` in a key."""
+    """One more than the highest number after ``prefix`` in a key."""
     pattern = re.compile(re.escape(prefix) + r"(\d{1,3})\b")
     matches = (pattern.match(key) for key in source.tensors)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
 def describe(source: SourceFile) -> str:
-    """What a file holds instead of the model that was expected."""
+    """Describes the contents of a file that is not the expected model."""
     keys = list(source.tensors)
     more = ", ..." if len(keys) > 3 else ""
-    return f"it holds {', '.join(map(repr, keys[:3]))}{more}" if keys else "it holds no tensors"
+    return f"it contains {', '.join(map(repr, keys[:3]))}{more}" if keys else "it has no tensors"
 
 
 def apply_table(
@@ -96,9 +96,9 @@ def apply_table(
 
     Args:
         source: The file.
-        table: Has one row for every path in ``shapes``.
+        table: One row for every path in ``shapes``.
         ignored: Keys without a row.
-        shapes: The model's parameters.
+        shapes: Shapes of the model's parameters.
 
     Returns:
         An array for every path in ``shapes``, in the source's precision.
@@ -134,11 +134,11 @@ def apply_table(
         if keys
     ]
     if problems:
-        raise InputError(f"{source.name} does not fit: {'; '.join(problems)}")
+        raise InputError(f"{source.name} does not match the model: {'; '.join(problems)}")
     for pattern, check in ignored.items():
         for key in tensors:
             if check and re.fullmatch(pattern, key) and not check(tensors[key]):
-                raise InputError(f"{source.name}: {key} differs from the only supported value")
+                raise InputError(f"{source.name}: {key} has an unsupported value")
     return arrays
 
 
@@ -156,7 +156,7 @@ def fill(
     table: Table,
     ignored: Ignored,
 ) -> nnx.Module:
-    """A float32 model of the given architecture with a source's parameters; see `apply_table`."""
+    """A float32 model of an architecture with a source's parameters; see :func:`apply_table`."""
 
     def arrays(abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         shapes = {path: a.shape for path, a in abstract.items()}

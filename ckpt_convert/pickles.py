@@ -1,12 +1,12 @@
-"""A pickle machine that builds tensors and plain containers, and nothing else.
+"""A pickle machine that only builds tensors and plain containers.
 
 A pickle is a program that may call any importable function. This machine imports nothing: it looks
-each name up in one list, whose entries only build the passive stand-ins below, and refuses every
-other name. Source code that NVIDIA's files carry stays a string and is dropped.
+up each name in a list whose entries build the passive stand-ins below, and refuses every other
+name. The source code in NVIDIA's files stays a string and is dropped.
 
-Python's own unpickler can be restricted likewise, but it hashes and copies what a program of a few
-hundred bytes has made endless. This one hashes nothing, compares nothing and copies nothing, so
-that time and memory are proportional to the bytes that are read.
+Python's unpickler can be restricted too, but it hashes and copies objects that a program of a few
+hundred bytes can make enormous. This machine does not hash, compare or copy, so time and memory are
+proportional to the bytes read.
 """
 
 import codecs
@@ -17,14 +17,14 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from styleclip_jax.errors import InputError
 
-# No known checkpoint has a tenth of these.
+# Known checkpoints have less than a tenth.
 _MAX_OPCODES = 1_000_000
-# PyTorch's magic number has 77 bits, the states of random generators have 128.
+# PyTorch's magic number has 77 bits, rng states have 128.
 _MAX_INTEGER_BITS = 512
 _MAX_NAME_LENGTH = 1000
 _MAX_ARGUMENTS = 16
 
-# What a damaged stream makes of the readers of pickletools and of the machine.
+# Errors of pickletools' readers and of the machine for damaged streams.
 _MALFORMED = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -38,7 +38,7 @@ _MALFORMED = (
 
 
 class Storage(NamedTuple):
-    """A flat array that lies elsewhere in the file; ``offset`` and ``size`` count elements."""
+    """A flat array elsewhere in the file; ``offset`` and ``size`` are in elements."""
 
     key: str
     dtype: str
@@ -53,7 +53,7 @@ class SerializedStorage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A strided view of a storage; nothing is checked until it is read."""
+    """A strided view of a storage; checked when it is read."""
 
     storage: Storage | SerializedStorage
     offset: int
@@ -62,13 +62,13 @@ class Tensor(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Bytes as protocol 2 writes them: a text to encode in Latin-1."""
+    """Bytes as written by protocol 2: a text to encode in Latin-1."""
 
     text: str
 
 
 class ByteArray(NamedTuple):
-    """A NumPy array or scalar by its bytes."""
+    """The bytes of a NumPy array or scalar."""
 
     data: "bytes | bytearray | Encoded"
     dtype: "DType"
@@ -77,33 +77,33 @@ class ByteArray(NamedTuple):
 
 
 class Dictionary:
-    """A dictionary of any class by its pairs; keys may be anything."""
+    """The pairs of a dictionary of any class, with any keys."""
 
     def __init__(self, pairs: Any = ()):
         self.pairs = pairs.pairs if isinstance(pairs, Dictionary) else pairs or []
 
     def set_state(self, state: Any) -> None:
-        """Drops the attributes that the original class had."""
+        """Drops the attributes of the original class."""
 
 
 class Object:
-    """An instance of a class that is not imported, by its attributes."""
+    """The attributes of an instance whose class is not imported."""
 
     attributes: Any = None
 
     def set_state(self, state: Any) -> None:
-        """Takes the attributes."""
+        """Sets the attributes."""
         self.attributes = state
 
 
 class PersistentObject(NamedTuple):
-    """An instance of NVIDIA's ``torch_utils.persistence``; ``meta["state"]`` has its attributes."""
+    """An instance of NVIDIA's ``torch_utils.persistence``; attributes are in ``meta["state"]``."""
 
     meta: Any
 
 
 class DType:
-    """A NumPy dtype's code, such as ``f8``, with its byte order."""
+    """The code of a NumPy dtype, such as ``f8``, and its byte order."""
 
     byte_order: Any = "="
 
@@ -111,29 +111,29 @@ class DType:
         self.code = code
 
     def set_state(self, state: Any) -> None:
-        """Takes the byte order."""
+        """Sets the byte order."""
         self.byte_order = state[1]
 
 
 class NumpyArray:
-    """An array whose content arrives after its construction (``ndarray.__reduce__``)."""
+    """An array whose content is set after its construction (``ndarray.__reduce__``)."""
 
     content: ByteArray | None = None
 
     def set_state(self, state: Any) -> None:
-        """Takes the content."""
+        """Sets the content."""
         _, shape, dtype, fortran, data = state
         self.content = ByteArray(data, dtype, shape, fortran is True)
 
 
 class Global(NamedTuple):
-    """A class or function that a pickle names."""
+    """A class or function named by a pickle."""
 
     name: str
 
 
 class Unpickled(NamedTuple):
-    """An object of Python's plain types and this module's stand-ins, and its storages by key."""
+    """An object of plain Python types and this module's stand-ins, and its storages by key."""
 
     content: Any
     storages: dict[str, Storage]
@@ -189,7 +189,7 @@ _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "torch.storage._load_from_bytes": SerializedStorage,
     "torch_utils.persistence._reconstruct_persistent_obj": PersistentObject,
 }
-# NumPy 2 renamed its private package; files of both generations are around.
+# NumPy 2 renamed its private package; files by both versions exist.
 for _core in ("numpy.core", "numpy._core"):
     _CONSTRUCTORS |= {
         f"{_core}.multiarray._reconstruct": lambda *_: NumpyArray(),
@@ -200,13 +200,13 @@ for _element in ("bool", "int", "double", "tensor"):
     _CONSTRUCTORS[f"torch.jit._pickle.build_{_element}list"] = _list
 
 _HINTS = {
-    "dnnlib.tflib.network.Network": "; this is a TensorFlow StyleGAN2 file, take NVIDIA's PyTorch "
-    "version of it (stylegan2-ada-pytorch) or rosinality's conversion",
+    "dnnlib.tflib.network.Network": "; this is a TensorFlow StyleGAN2 file: use NVIDIA's PyTorch "
+    "version (stylegan2-ada-pytorch) or rosinality's conversion",
 }
 
 
 def _read_string(file: BinaryIO) -> str:
-    """As the reader of pickletools, but for strings of Python 2 too, which are bytes."""
+    """Like the reader of pickletools, but also for strings of Python 2, which are bytes."""
     return codecs.escape_decode(pickletools.read_stringnl(file, decode=False))[0].decode("latin1")
 
 
@@ -221,7 +221,7 @@ class Reader:
     """Reads the pickles of one file.
 
     Args:
-        name: What to call the file in error messages.
+        name: The name of the file in error messages.
     """
 
     def __init__(self, name: str):
@@ -232,10 +232,10 @@ class Reader:
         """Reads the next pickle of a stream.
 
         Args:
-            file: Positioned at the pickle, and left behind it.
+            file: A stream at the start of the pickle; afterwards it is at its end.
 
         Raises:
-            InputError: The pickle calls something that is not allowed (never executed; the message
+            InputError: The pickle calls a function that is not allowed (never executed; the message
                 names it), is truncated or damaged, or has more opcodes than any checkpoint.
         """
         try:
@@ -243,7 +243,7 @@ class Reader:
         except InputError:
             raise
         except _MALFORMED as error:
-            # Messages quote the stream, line breaks and control characters included.
+            # Messages quote the stream, including line breaks and control characters.
             reason = ascii(str(error)[:100] or type(error).__name__)[1:-1]
             raise InputError(f"{self.name} is truncated or damaged: {reason}") from None
 
@@ -259,13 +259,13 @@ class Reader:
             self._opcodes += 1
             if self._opcodes > _MAX_OPCODES:
                 raise InputError(
-                    f"{self.name} has more than {_MAX_OPCODES} opcodes; that is no checkpoint"
+                    f"{self.name} is not a checkpoint: it has more than {_MAX_OPCODES} opcodes"
                 )
             machine.step(opcode, argument)
 
 
 class _Machine:
-    """The stack, the objects that a pickle has numbered, and the storages it refers to."""
+    """The stack, the memo of numbered objects, and the storages of a pickle."""
 
     def __init__(self, name: str):
         self.name = name
@@ -276,7 +276,7 @@ class _Machine:
         self._steps = 0
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Executes an opcode; their names and meanings are in the module pickletools."""
+        """Executes an opcode; pickletools documents their names and meanings."""
         self._steps += 1
         stack = self.stack
         match opcode:
@@ -295,7 +295,7 @@ class _Machine:
             case "DUP":
                 stack.append(stack[-1])
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                # Whoever writes a pickle counts up.
+                # Picklers number objects in ascending order.
                 if not 0 <= argument <= self._steps:
                     raise ValueError(f"object {argument} comes too early")
                 self._numbered[argument] = stack[-1]
@@ -371,24 +371,24 @@ class _Machine:
                 raise pickle.UnpicklingError(f"opcode {opcode} is not supported")
 
     def _pop_mark(self) -> list[Any]:
-        """Takes everything above the last mark off the stack."""
+        """Pops everything above the last mark."""
         items, self.stack = self.stack, self._marked.pop()
         return items
 
     def _find(self, module: Any, name: Any) -> Any:
-        """Looks a global up in the list of allowed names."""
+        """Looks up a global in the list of allowed names."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError("a global has no name")
         if len(module) + len(name) > _MAX_NAME_LENGTH:
             raise ValueError(f"a global has a name of {len(module) + len(name)} characters")
-        # As Python 2 called it.
+        # The name in Python 2.
         module = "builtins" if module == "__builtin__" else module
         qualified = f"{module}.{name}"
         allowed = qualified in _CONSTRUCTORS or qualified in _STORAGES
         if not allowed and not qualified.startswith("__torch__."):
             raise InputError(
-                f"{self.name} is refused: its pickle calls {qualified!r}, which is neither a "
-                f"tensor nor a plain container{_HINTS.get(qualified, '')}"
+                f"{self.name} is refused: its pickle calls {qualified!r}, expected only tensors "
+                f"and plain containers{_HINTS.get(qualified, '')}"
             )
         return Global(qualified)
 

@@ -1,4 +1,4 @@
-"""Where official weights come from: files, addresses, and names of known ones."""
+"""Sources of official weights: files, addresses and known names."""
 
 import hashlib
 import logging
@@ -13,19 +13,19 @@ CACHE = "~/.cache/styleclip_jax/weights"
 
 
 class Weights(NamedTuple):
-    """A file of a publisher, and its SHA-256 where the publisher states it."""
+    """A published file, and its SHA-256 if the publisher states it."""
 
     address: str
     sha256: str | None = None
 
 
 def _openai(sha256: str, name: str) -> Weights:
-    """Of ``_MODELS`` in ``clip/clip.py`` of openai/CLIP, whose addresses contain the SHA-256."""
+    """From ``_MODELS`` in ``clip/clip.py`` of openai/CLIP, whose addresses contain the SHA-256."""
     return Weights(f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}", sha256)
 
 
 def _nvidia(name: str) -> Weights:
-    """Of the README of NVlabs/stylegan2-ada-pytorch, which states no checksums."""
+    """From the README of NVlabs/stylegan2-ada-pytorch, which states no checksums."""
     folder = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained"
     return Weights(f"{folder}/{name}.pkl")
 
@@ -51,14 +51,14 @@ KNOWN: dict[str, dict[str, Weights]] = {
     },
 }
 
-# Beside the code of openai/CLIP, of which this is the newest commit; its SHA-256 was computed.
+# In the repository of openai/CLIP, at its newest commit; we computed the SHA-256.
 VOCABULARY = Weights(
     "https://raw.githubusercontent.com/openai/CLIP/d05afc436d78f1c48dc0dbf8e5980a9d471f35f6/clip/"
     "bpe_simple_vocab_16e6.txt.gz",
     "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
 )
 
-# Repositories of Hugging Face, and what is read of them: the first weights that are there.
+# Repositories of Hugging Face, and the files to read: the first weights that exist.
 HUGGING_FACE = (
     "openai/clip-vit-base-patch32",
     "openai/clip-vit-base-patch16",
@@ -70,20 +70,20 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def known_names(command: str) -> list[str]:
-    """The names that :func:`find` knows for a kind of model."""
+    """Known names for a kind of model, for :func:`find`."""
     return [*KNOWN.get(command, {}), *(HUGGING_FACE if command == "clip" else ())]
 
 
 def find(command: str, source: str, cache: str = CACHE) -> Path:
-    """The file or directory that a user means, downloaded where it is not on this machine.
+    """Finds the file or directory of a source, and downloads it if necessary.
 
     Args:
         command: The kind of model, for example ``"clip"``.
-        source: A path, an ``https://`` address or a known name; what exists is a path.
+        source: A path, an ``https://`` address or a known name; an existing path prevails.
         cache: The directory for downloads.
 
     Raises:
-        InputError: It is none of these, or cannot be downloaded.
+        InputError: The source is none of these, or cannot be downloaded.
         OSError: The download cannot be written.
     """
     path = expand_user(source)
@@ -97,12 +97,13 @@ def find(command: str, source: str, cache: str = CACHE) -> Path:
         return _fetch_repository(source)
     names = ", ".join(known_names(command))
     raise InputError(
-        f"{source} does not exist" + (f", and is none of the known names {names}" if names else "")
+        f"{source} does not exist, expected a path"
+        + (f", an https:// address or one of the names {names}" if names else " or an address")
     )
 
 
 def default_tokenizer(command: str, source: str) -> Weights | None:
-    """The tokenizer of a known model whose file has none."""
+    """The tokenizer of a known model whose file does not contain one."""
     return VOCABULARY if command == "clip" and source in KNOWN["clip"] else None
 
 
@@ -110,7 +111,7 @@ def fetch(weights: Weights, cache: str = CACHE) -> Path:
     """The file in the cache; see :func:`download`."""
     address, sha256 = weights
     name = address.partition("?")[0].rpartition("/")[2]
-    # Different addresses can end alike.
+    # Addresses may have the same last part.
     prefix = hashlib.sha256(address.encode()).hexdigest()[:16]
     path = expand_user(cache) / f"{prefix}-{name[-100:]}"
     download(address, path, sha256)
@@ -119,7 +120,7 @@ def fetch(weights: Weights, cache: str = CACHE) -> Path:
 
 def _fetch_repository(name: str) -> Path:
     """The directory with a repository's files in Hugging Face's own cache."""
-    # Slow to import, and needed here alone.
+    # Slow to import, and only needed here.
     import huggingface_hub
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -128,7 +129,7 @@ def _fetch_repository(name: str) -> Path:
             folder = huggingface_hub.snapshot_download(
                 name, allow_patterns=[*_CONFIGURATION, weights]
             )
-        except Exception as error:  # Those of several libraries.
+        except Exception as error:  # Several libraries raise their own types.
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise InputError(f"{name} cannot be downloaded from Hugging Face: {reason}") from error
         if (Path(folder) / weights).exists():

@@ -89,14 +89,14 @@ def is_blur_filter(x: np.ndarray) -> bool:
 
 
 class Layout(NamedTuple):
-    """How a family of files names the generator's parameters.
+    """Parameter names of a family of generator files.
 
     Attributes:
-        prefixes: Where the generator may lie in the file; the first that fits is taken.
+        prefixes: Possible prefixes of the generator's keys; the first match is used.
         layer, conv, rgb, once: Table rows for each layer of the mapping network, each styled
             convolution, each ToRGB layer, and for the rest.
         layer_name, conv_name, rgb_name: Their official names by our index.
-        ignored: What is not converted.
+        ignored: Keys that are not converted.
     """
 
     prefixes: tuple[str, ...]
@@ -183,11 +183,11 @@ NVIDIA = Layout(
 
 
 def convert(source: SourceFile) -> Conversion:
-    """Makes a generator of rosinality's or NVIDIA's file.
+    """Converts a file by rosinality or NVIDIA to a generator.
 
     Raises:
-        InputError: The file holds no StyleGAN2 generator, or one that is not supported:
-            conditional, with another architecture, another filter or another activation.
+        InputError: The file is not a StyleGAN2 generator, or is not supported: conditional, or with
+            another architecture, filter or activation.
     """
     layout, prefix = _find_layout(source)
     _check_supported(source, prefix)
@@ -207,7 +207,7 @@ def convert(source: SourceFile) -> Conversion:
 
 
 def make_table(source: SourceFile, layout: Layout, prefix: str) -> list[Row]:
-    """The table of a generator with as many layers as the file has keys for."""
+    """The table of a generator, with the number of layers of the file."""
     table = expand(layout.once, p=prefix)
     for i in range(_count(source, prefix, layout.layer_name)):
         table += expand(layout.layer, p=prefix, name=layout.layer_name(i), i=i)
@@ -221,10 +221,10 @@ def make_table(source: SourceFile, layout: Layout, prefix: str) -> list[Row]:
 
 
 def infer_config(source: SourceFile, table: list[Row], prefix: str) -> GeneratorConfig:
-    """The architecture that a file's shapes and, in NVIDIA's files, attributes tell.
+    """Infers the architecture from shapes and, in NVIDIA's files, attributes.
 
     Raises:
-        InputError: There is no such architecture.
+        InputError: The architecture is not supported.
     """
     keys = {row.target: row.source for row in table}
     blocks = sum(target.startswith("synthesis.rgbs.") for target in keys) // 4
@@ -256,15 +256,14 @@ def _find_layout(source: SourceFile) -> tuple[Layout, str]:
             if any(key.startswith(f"{prefix}{layout.conv_name(0)}.") for key in source.tensors):
                 return layout, prefix
     if any(".synthesis.input." in key for key in source.tensors):
-        raise InputError(f"{source.name} is a StyleGAN3 generator; only StyleGAN2 is supported")
+        raise InputError(f"{source.name} is a StyleGAN3 generator, expected a StyleGAN2")
     raise InputError(
-        f"{source.name} holds no StyleGAN2 generator of rosinality's or NVIDIA's "
-        f"({describe(source)})"
+        f"{source.name} is not a StyleGAN2 generator by rosinality or NVIDIA ({describe(source)})"
     )
 
 
 def _count(source: SourceFile, prefix: str, name: Callable[[int], str]) -> int:
-    """One more than the index of the last layer of which the file has a key."""
+    """One more than the index of the last layer with a key in the file."""
     present = [
         i for i in range(32) if any(k.startswith(f"{prefix}{name(i)}.") for k in source.tensors)
     ]
@@ -272,9 +271,9 @@ def _count(source: SourceFile, prefix: str, name: Callable[[int], str]) -> int:
 
 
 def _check_supported(source: SourceFile, prefix: str) -> None:
-    """Refuses NVIDIA generators whose tensors alone would not tell that they differ."""
+    """Raises InputError for NVIDIA generators that differ in more than their tensors."""
     if f"{prefix}mapping.embed.weight" in source.tensors:
-        raise InputError(f"{source.name} is conditional (c_dim > 0); only c_dim = 0 is supported")
+        raise InputError(f"{source.name} is conditional (c_dim > 0), expected c_dim = 0")
     expected = {
         r"synthesis\.b\d+\.architecture": "skip",
         r"(synthesis\.b\d+\.conv\d|mapping\.fc\d+)\.activation": "lrelu",
@@ -282,25 +281,25 @@ def _check_supported(source: SourceFile, prefix: str) -> None:
     for path, value in source.values.items():
         for pattern, only in expected.items():
             if re.fullmatch(re.escape(prefix) + pattern, path) and value != only:
-                raise InputError(f"{source.name}: {path} is {value!r}, only {only!r} is supported")
+                raise InputError(f"{source.name}: {path} is {value!r}, expected {only!r}")
 
 
 def _conv_clamp(source: SourceFile, prefix: str) -> Any:
-    # Each layer keeps its own; the constructor's default differs between NVIDIA's repositories.
+    # Each layer has its own; the constructor's default differs between NVIDIA's repositories.
     pattern = re.escape(prefix) + r"synthesis\.b\d+\.(conv\d|torgb)\.conv_clamp"
     clamps = {value for path, value in source.values.items() if re.fullmatch(pattern, path)}
     if len(clamps) > 1:
-        raise InputError(f"{source.name} clamps its layers differently: {clamps}")
+        raise InputError(f"{source.name} has the conv_clamp values {clamps}, expected only one")
     return clamps.pop() if clamps else None
 
 
 def _infer_channels(channels: dict[int, int], name: str) -> tuple[int, int]:
-    """The smallest ``channel_base``, and ``channel_max``, that give these channels."""
+    """The ``channel_max`` and the smallest ``channel_base`` that give these channels."""
     channel_max = max(channels.values(), default=512)
     channel_base = max((n * r for r, n in channels.items()), default=32768)
     if any(min(channel_base // r, channel_max) != n for r, n in channels.items()):
         raise InputError(
-            f"{name} has channels {channels} by resolution, which do not follow "
+            f"{name} has channels {channels} by resolution, expected "
             "min(channel_base // resolution, channel_max)"
         )
     return channel_base, channel_max

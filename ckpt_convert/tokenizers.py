@@ -1,4 +1,4 @@
-"""CLIP's tokenizer files: ``vocab.json`` and ``merges.txt``, from wherever they are found."""
+"""CLIP's tokenizer files ``vocab.json`` and ``merges.txt``, from Hugging Face or OpenAI."""
 
 import gzip
 import json
@@ -23,17 +23,17 @@ def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, b
 
     Args:
         path: A Hugging Face directory or OpenAI's ``bpe_simple_vocab_16e6.txt.gz``.
-        vocab_size: Number of tokens that the text tower knows.
+        vocab_size: Number of tokens of the text tower.
 
     Returns:
         Contents by file name: ``vocab.json`` and ``merges.txt``.
 
     Raises:
-        InputError: There is no tokenizer, or it does not fit the text tower.
+        InputError: The tokenizer is missing or does not match the text tower.
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path} does not exist; expected a tokenizer")
+        raise InputError(f"{path} does not exist, expected a tokenizer")
     if path.is_dir():
         vocab, merges = _read_directory(path)
     else:
@@ -45,7 +45,7 @@ def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, b
             "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
             "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
         }
-        # As it will be read.
+        # Parses the files as on loading.
         parse_tokenizer(files["vocab.json"], files["merges.txt"], vocab_size)
     except ValueError:
         raise InputError(f"the tokenizer in {path} is damaged") from None
@@ -53,7 +53,7 @@ def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> dict[str, b
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a Hugging Face directory brings its tokenizer along."""
+    """Whether a Hugging Face directory contains a tokenizer."""
     return (directory / "vocab.json").is_file() or (directory / "tokenizer.json").is_file()
 
 
@@ -72,14 +72,15 @@ def _read_directory(path: Path) -> tuple[Any, list[str]]:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"the tokenizer in {path} is damaged") from None
     raise InputError(
-        f"{path} has no tokenizer: expected vocab.json and merges.txt, or tokenizer.json"
+        f"{path} has no tokenizer, expected vocab.json and merges.txt, or tokenizer.json"
     )
 
 
 def _read_openai(path: Path, vocab_size: int) -> tuple[dict[str, int], list[str]]:
-    """Builds the vocabulary as OpenAI's ``clip/simple_tokenizer.py`` does.
+    """Builds the vocabulary like OpenAI's ``clip/simple_tokenizer.py``.
 
-    Its order: one symbol per byte, the same at the end of a word, the merges, two special tokens.
+    Its order: a symbol per byte, the same symbols at the end of a word, the merges, two special
+    tokens.
     """
     symbols = _byte_symbols()
     num_merges = vocab_size - 2 * len(symbols) - len(SPECIAL_TOKENS)
@@ -87,24 +88,24 @@ def _read_openai(path: Path, vocab_size: int) -> tuple[dict[str, int], list[str]
         lines = _read(path, gzip.open).split("\n")
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError):
         raise InputError(
-            f"{path} is no tokenizer, or a damaged one; expected a Hugging Face directory or "
+            f"{path} is not a tokenizer or is damaged, expected a Hugging Face directory or "
             "OpenAI's bpe_simple_vocab_16e6.txt.gz"
         ) from None
-    # The first line names the version; the file has many more merges than CLIP uses.
+    # The first line is the version; the file has many more merges than CLIP uses.
     merges = lines[1 : num_merges + 1]
     if len(merges) < num_merges or any(len(merge.split()) != 2 for merge in merges):
-        raise InputError(f"{path} has too few merges for a vocabulary of {vocab_size} tokens")
+        raise InputError(f"{path} has {len(merges)} merges, expected {num_merges} of two symbols")
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     tokens += [merge.replace(" ", "") for merge in merges]
     return {token: i for i, token in enumerate([*tokens, *SPECIAL_TOKENS])}, merges
 
 
 def _read(path: Path, opener: Callable[..., Any] = open) -> str:
-    """The text of a file, unless it is larger than any tokenizer."""
+    """The text of a file; raises InputError if it is larger than any tokenizer."""
     with opener(path, "rb") as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise InputError(f"{path} has more than {_MAX_BYTES} bytes; that is no tokenizer")
+        raise InputError(f"{path} is not a tokenizer: it has more than {_MAX_BYTES} bytes")
     return content.decode("utf-8")
 
 
@@ -118,10 +119,10 @@ def _check_size(vocab: Any, vocab_size: int, path: Path) -> None:
     ids = list(vocab.values()) if isinstance(vocab, dict) else []
     if not ids or not all(type(i) is int for i in ids):
         raise InputError(f"the tokenizer in {path} is damaged")
-    # The text tower finds the end of a text as the highest id.
+    # The text tower finds the end of a text by the highest id.
     if vocab.get(END_OF_TEXT) != max(ids) or max(ids) >= vocab_size:
         raise InputError(
             f"the tokenizer in {path} has {max(ids) + 1} tokens, ending in "
-            f"{max(vocab, key=vocab.__getitem__)!r}; this CLIP knows {vocab_size}, the last one "
-            f"{END_OF_TEXT!r}"
+            f"{max(vocab, key=vocab.__getitem__)!r}, expected {vocab_size} for this CLIP, ending "
+            f"in {END_OF_TEXT!r}"
         )

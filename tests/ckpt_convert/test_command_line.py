@@ -119,9 +119,9 @@ def test_a_mapper_and_latents_are_converted(tmp_path):
 def test_bad_input_ends_in_one_line_and_leaves_nothing(fails, rosinality, tmp_path):
     destination = tmp_path / "out"
     assert "does not exist" in fails("stylegan2", tmp_path / "missing.pt", destination)
-    assert "no CLIP" in fails("clip", rosinality, destination)
-    assert "no ArcFace" in fails("arcface", rosinality, destination)
-    assert "no StyleCLIP mapper" in fails("mapper", rosinality, destination)
+    assert "is not a CLIP" in fails("clip", rosinality, destination)
+    assert "is not an ArcFace" in fails("arcface", rosinality, destination)
+    assert "is not a StyleCLIP mapper" in fails("mapper", rosinality, destination)
     assert "neither a tensor" in fails("latents", rosinality, destination)
     assert "already exists" in fails("stylegan2", rosinality, tmp_path)
     assert "gs:// path" in fails("stylegan2", rosinality, "https://example.org/out")
@@ -141,8 +141,8 @@ def test_a_wrong_command_line_ends_in_one_line(fails):
     [
         (OSError(28, "No space left on device"), "No space left"),
         (KeyboardInterrupt(), "interrupted"),
-        (MemoryError(), "not enough memory"),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: allocating"), "not enough memory"),
+        (MemoryError(), "out of memory"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: allocating"), "out of memory"),
         (signal.SIGTERM, "interrupted"),
     ],
 )

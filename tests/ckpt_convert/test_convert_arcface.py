@@ -107,7 +107,7 @@ def test_a_converted_network_computes_the_same(source, monkeypatch):
 
 
 def test_other_files_are_refused(manifest, source):
-    with pytest.raises(InputError, match=r"no ArcFace.*'a'"):
+    with pytest.raises(InputError, match=r"not an ArcFace.*'a'"):
         arcface.convert(source({"a": np.zeros(1)}))
     cut = manifest("arcface_ir_se50")
     del cut.tensors["body.7.res_layer.4.running_var"]

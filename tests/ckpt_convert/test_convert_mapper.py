@@ -133,5 +133,5 @@ def test_a_mapper_of_no_channels_is_refused(tmp_path):
 
 
 def test_other_files_are_refused(source):
-    with pytest.raises(InputError, match="no StyleCLIP mapper"):
+    with pytest.raises(InputError, match="not a StyleCLIP mapper"):
         mapper.convert(source({"g_ema.style.1.weight": np.zeros(1)}))

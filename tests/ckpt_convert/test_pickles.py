@@ -194,7 +194,7 @@ def test_containers_that_hold_each_other_end_in_an_error(tmp_path):
     for content in (endless, doubling):
         path = tmp_path / "weights.pt"
         path.write_bytes(zip_archive(content))
-        with pytest.raises(InputError, match="no checkpoint"):
+        with pytest.raises(InputError, match="not a checkpoint"):
             formats.read(path)
 
 
