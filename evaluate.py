@@ -1,8 +1,8 @@
 r"""Edits the same faces with the same texts by several methods, and measures the edits.
 
 The table on standard output has a row per text and a summary per method. Results go to a new
-directory: metrics.json with every wording of every text, a sheet of images per method, and, with
---classifier, the labels that it read.
+directory: metrics.json with every wording of every text, a sheet of images per method and, with
+--classifier, the predicted labels.
 
 Examples:
   python evaluate.py --classifier=classifier.npz --wordings=1
@@ -63,7 +63,7 @@ FLAGS = flags.FLAGS
 LABELS_FILE = "labels.npz"
 SHEET_ROWS = 8
 METHODS = ("optimization", "stylespace", "mapper", "swap")
-# What edits of faces tend to change along with what they should.
+# Attributes that edits of faces tend to change unintentionally.
 FACE_ANCHORS = (
     "a face with long hair",
     "a face with dark hair",
@@ -76,7 +76,7 @@ FACE_ANCHORS = (
     "a face with pale skin",
     "a face with a hat",
 )
-# Figures of the table, and the flags without which there are none.
+# Columns of the table, and the flags that they need.
 COLUMNS = (
     ("classifier", "before", Column("before", ".1%")),
     ("classifier", "target", Column("target", ".1%")),
@@ -95,12 +95,16 @@ COLUMNS = (
 flags.DEFINE_multi_string(
     "method",
     ["optimization"],
-    f"What edits: {', '.join(METHODS)}; repeat the flag to compare several. stylespace is"
+    f"Method: {', '.join(METHODS)}; repeat the flag to compare several. stylespace is"
     " optimization in StyleSpace; swap writes the wanted attribute into the latents of the avatars,"
     " the most that their generator can do. Settings of an optimization follow after commas, as in"
     " optimization,guidance=direction,views=4.",
 )
-flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
+flags.DEFINE_string(
+    "results_dir",
+    "results",
+    "New directory for the results. If it exists, results-2, results-3 and so on is used.",
+)
 
 flags.DEFINE_multi_string(
     "texts",
@@ -111,46 +115,48 @@ flags.DEFINE_multi_string(
 flags.DEFINE_multi_string(
     "description",
     [],
-    "Any text to evaluate; repeat the flag for several. Without --texts, there are no others.",
+    "Any text to evaluate; repeat the flag for several. Without --texts, only these are used.",
 )
-flags.DEFINE_integer("wordings", None, "How many wordings per edit. Default: all.", lower_bound=1)
+flags.DEFINE_integer("wordings", None, "Number of wordings per edit. Default: all.", lower_bound=1)
 flags.DEFINE_string(
     "neutral",
     None,
-    "What the faces show anyway, for guidance=direction. Default: the one of optimize.py.",
+    "A text that describes all faces, for guidance=direction. Default: that of optimize.py.",
 )
 flags.DEFINE_multi_string(
     "keep",
     [],
-    "A text whose similarity optimizations hold where it was; repeat the flag for several.",
+    "A text whose similarity optimizations preserve; repeat the flag for several.",
 )
 flags.DEFINE_multi_string(
     "anchor",
     [],
-    "A text about what should not change; repeat the flag for several. Default: for --texts, those"
-    " about other attributes; for --description, a list of what faces have.",
+    "A text about something that should not change, to measure drift; repeat the flag for several."
+    " Default: for --texts, texts about other attributes; for --description, a list about faces.",
 )
 
-flags.DEFINE_string("generator", None, "Checkpoint directory of a StyleGAN2. Default: the avatars.")
+flags.DEFINE_string("generator", None, "Checkpoint directory of a StyleGAN2. Default: avatars.")
 flags.DEFINE_multi_string(
     "clip",
     [],
-    "Checkpoint directory of the CLIP that guides; repeat the flag for the mean loss of several, of"
-    " which the first measures too. Default: that of the avatars.",
+    "Checkpoint directory of the CLIP that guides edits; repeat the flag for the mean loss of"
+    " several, of which the first also measures. Default: the CLIP of the avatars.",
 )
-flags.DEFINE_bool("templates", False, "Average text features over templates, as optimize.py does.")
+flags.DEFINE_bool("templates", False, "Average text features over templates, as in optimize.py.")
 flags.DEFINE_string(
     "judge_clip", None, "Checkpoint directory of another CLIP, which measures but does not guide."
 )
-flags.DEFINE_string("arcface", None, "Checkpoint directory of an ArcFace: measures the identity.")
+flags.DEFINE_string(
+    "arcface", None, "Checkpoint directory of an ArcFace, which measures the identity."
+)
 flags.DEFINE_bool(
     "face_descriptors",
     False,
-    "Measure for real faces how far dlib's descriptors, which no loss sees, moved: below 0.6 it"
-    " usually is the same person. Needs the extra photos.",
+    "Measure the distance between dlib's descriptors of the faces before and after, which no loss"
+    " uses. Below 0.6 they usually show the same person. For real faces; needs the extra photos.",
 )
 flags.DEFINE_string(
-    "classifier", None, "Attribute classifier of the avatars, made by avatars.classifier."
+    "classifier", None, "Attribute classifier of the avatars, trained by avatars.classifier."
 )
 flags.DEFINE_multi_string(
     "mapper",
@@ -158,27 +164,29 @@ flags.DEFINE_multi_string(
     "For --method=mapper: a mapper for every text, in the order of --texts and --description.",
 )
 flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
 )
 
 flags.DEFINE_string("latents", None, "Latents of the faces, .npy. Default: random faces.")
-flags.DEFINE_integer("faces", 64, "How many random faces.", lower_bound=2)
+flags.DEFINE_integer("faces", 64, "Number of random faces.", lower_bound=2)
 flags.DEFINE_integer(
-    "seed", 1_000_000, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1
+    "seed", 1_000_000, "Seed of the random faces.", lower_bound=0, upper_bound=2**32 - 1
 )
 flags.DEFINE_float("truncation", 0.7, "Variety of the random faces.", lower_bound=0)
-flags.DEFINE_integer("batch_size", 16, "How many faces are edited at a time.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 16, "Number of faces edited at a time.", lower_bound=1)
 flags.DEFINE_string(
     "compare",
     None,
-    "Results directory of an evaluation of the same texts and faces by the same methods, for"
-    " example with another number of threads: count the images in which the classifier reads the"
-    " same labels.",
+    "Results directory of an evaluation of the same texts, faces and methods, for example with"
+    " another number of threads: count the images with the same predicted labels.",
 )
 
 
 class Task(NamedTuple):
-    """A change to make: an edit of avatars in several wordings, or any text."""
+    """An edit to evaluate: a change of avatars in several wordings, or any text."""
 
     name: str
     wordings: tuple[str, ...]
@@ -187,7 +195,7 @@ class Task(NamedTuple):
 
 
 class Models(NamedTuple):
-    """The networks that edit."""
+    """The networks used by methods."""
 
     generator: Generator
     clips: tuple[tuple[CLIP, Tokenizer], ...]
@@ -195,13 +203,13 @@ class Models(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to edit.
+    """A method to edit images.
 
     Attributes:
-        name: As given with the flag.
+        name: The value of the flag.
         settings: All its settings.
-        edit: From latents, a task and one of its wordings to images.
-        reads_text: Whether the wording makes a difference.
+        edit: Maps latents, a task and one of its wordings to images.
+        reads_text: Whether the result depends on the wording.
     """
 
     name: str
@@ -211,7 +219,7 @@ class Method(NamedTuple):
 
 
 def main(_: Sequence[str]) -> None:
-    """Edits with every method, measures, and writes the results."""
+    """Edits with every method, measures the edits and writes the results."""
     tasks = make_tasks()
     check_flags(tasks)
     models = Models(
@@ -236,7 +244,7 @@ def main(_: Sequence[str]) -> None:
         for method in methods:
             print_headings(method.name, columns)
             figures, rows = {}, [images[:SHEET_ROWS]]
-            # Compiles, which is not timed.
+            # Compiles the program, which is not timed.
             method.edit(batches[0], tasks[0], tasks[0].wordings[0])
             for task in tasks:
                 figures[task.name] = {}
@@ -274,7 +282,7 @@ def read_clip(path: str | None) -> tuple[CLIP, Tokenizer]:
 
 
 def wordings(method: Method, task: Task) -> tuple[str, ...]:
-    """The wordings to try: one where they make no difference."""
+    """The wordings to evaluate: only the first if the method does not depend on them."""
     return task.wordings if method.reads_text else task.wordings[:1]
 
 
@@ -284,46 +292,46 @@ def label_name(method: Method, text: str) -> str:
 
 
 def make_tasks() -> list[Task]:
-    """The tasks that the flags ask for, each with its mapper if there are any."""
+    """The tasks given by the flags, each with its mapper if there are any."""
     edits = select(FLAGS.texts) if FLAGS.texts or not FLAGS.description else ()
     tasks = [(edit.name, edit.wordings[: FLAGS.wordings], edit) for edit in edits]
     tasks += [(text, (text,), None) for text in FLAGS.description]
     mappers = FLAGS.mapper or [None] * len(tasks)
     if len(mappers) != len(tasks):
         raise InputError(
-            f"there are {len(mappers)} mappers for {len(tasks)} texts; give one --mapper for every"
+            f"there are {len(mappers)} mappers, expected {len(tasks)}; give one --mapper for every"
             " --texts and --description"
         )
     return [Task(*task, mapper) for task, mapper in zip(tasks, mappers, strict=True)]
 
 
 def check_flags(tasks: Sequence[Task]) -> None:
-    """Raises InputError where flags contradict each other."""
+    """Raises InputError if flags contradict each other."""
     command_line.refuse_random_images("latents", "faces", "seed", "truncation")
     for what, names in {
         "--method": FLAGS.method,
         "text": [text for task in tasks for text in task.wordings],
     }.items():
         if twice := [name for name in set(names) if names.count(name) > 1]:
-            raise InputError(f"the {what} {twice[0]!r} is given twice")
+            raise InputError(f"the {what} {twice[0]!r} is given twice; remove one")
     if FLAGS.compare and not FLAGS.classifier:
-        raise InputError("--compare compares what the --classifier reads, which is not given")
+        raise InputError("--compare has no effect without --classifier; add --classifier")
     if FLAGS.generator and not FLAGS.classifier and not FLAGS.description:
         raise InputError(
-            "--description is missing; the texts of --texts are for avatars, with --classifier"
+            "--description is missing; add it, or --classifier to evaluate --texts on avatars"
         )
 
 
 def for_avatars() -> bool:
-    """Whether the models are those of the avatars, or others made by the same recipe."""
+    """Whether the models are for avatars."""
     return bool(FLAGS.classifier or not FLAGS.generator)
 
 
 def make_method(name: str, models: Models) -> Method:
-    """Makes the method that ``--method=NAME`` asks for.
+    """Makes the method ``--method=NAME``.
 
     Raises:
-        InputError: There is no such method or setting, or something that it needs is missing.
+        InputError: The method or a setting does not exist, or a required flag is missing.
     """
     kind, *assignments = name.split(",")
     make = {
@@ -339,7 +347,7 @@ def make_method(name: str, models: Models) -> Method:
 
 
 def default_settings(kind: str) -> dict[str, Any]:
-    """The settings of a method where the flag does not give others."""
+    """Default settings of a method."""
     if kind == "mapper":
         return {"strength": 0.1}
     if kind == "swap":
@@ -394,9 +402,9 @@ def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
 
 
 def make_mapper(models: Models, settings: Mapping[str, Any]) -> Callable:
-    """Mappers, one for every task."""
+    """Mappers, one per task."""
     if not FLAGS.mapper:
-        raise InputError("--method=mapper needs a --mapper for every text")
+        raise InputError("--method=mapper needs mappers; give one --mapper for every text")
     mappers = {path: load_mapper(path) for path in FLAGS.mapper}
 
     def edit(latents: Latents, task: Task, text: str) -> Array:
@@ -407,14 +415,14 @@ def make_mapper(models: Models, settings: Mapping[str, Any]) -> Callable:
 
 
 def make_swap(models: Models, settings: Mapping[str, Any]) -> Callable:
-    """The wanted attribute, written into the latents of the avatars."""
-    # It needs the packages of the avatars' training.
+    """The requested attribute, written into the latents of the avatars."""
+    # Needs the packages of the avatars' training.
     from avatars.swap import swap
 
     if not FLAGS.classifier or FLAGS.description or FLAGS.latents:
         raise InputError(
-            "--method=swap is for random avatars: give --classifier, and neither --description nor"
-            " --latents"
+            "--method=swap only supports random avatars; add --classifier, and remove --description"
+            " and --latents"
         )
 
     def edit(latents: Any, task: Task, text: str) -> Array:
@@ -426,7 +434,7 @@ def make_swap(models: Models, settings: Mapping[str, Any]) -> Callable:
 
 
 def batches_of(latents: Latents) -> list[Latents]:
-    """Splits latents into batches of one size, so that one compiled program does for all."""
+    """Splits latents into batches of one size, so that one compiled program serves all."""
     count = len(jax.tree.leaves(latents)[0])
     size = max(n for n in range(1, min(FLAGS.batch_size, count) + 1) if count % n == 0)
     return [jax.tree.map(lambda x, i=i: x[i : i + size], latents) for i in range(0, count, size)]
@@ -440,12 +448,12 @@ def edit_all(
 
 
 class Measure:
-    """Measures edited images against those before.
+    """Compares edited images with the images before.
 
     Args:
-        models: Of these, CLIP and ArcFace measure too.
-        images: The images before.
-        tasks: What they will be edited to.
+        models: The CLIP and the ArcFace measure too.
+        images: The images before the edits.
+        tasks: The edits.
     """
 
     def __init__(self, models: Models, images: Float[np.ndarray, "faces height height 3"], tasks):
@@ -466,7 +474,7 @@ class Measure:
         self._descriptors = _descriptors(images) if FLAGS.face_descriptors else None
 
     def _read(self, images: np.ndarray) -> Int[np.ndarray, "faces slots"]:
-        """Labels of images; none of them without a classifier."""
+        """Predicted labels of images; empty without a classifier."""
         if self._classifier is None:
             return np.zeros((len(images), 0), np.int8)
         return read_labels(self._classifier, images)
@@ -474,7 +482,7 @@ class Measure:
     def __call__(
         self, images: Float[np.ndarray, "faces height height 3"], task: Task, text: str
     ) -> tuple[dict[str, float], Int[np.ndarray, "faces slots"]]:
-        """Measures images edited with a wording of a task; returns their labels too."""
+        """Measures images edited with a wording of a task; also returns their labels."""
         figures, labels = {}, self._read(images)
         if task.edit and self._classifier is not None:
             edit = self.labels, labels, task.edit.slot, task.edit.value
@@ -488,7 +496,7 @@ class Measure:
             figures["identity"] = 1 - float(np.mean(losses))
         if self._descriptors is not None:
             pairs = zip(self._descriptors, _descriptors(images), strict=True)
-            # Where there is no face any more, or was none, there is no distance.
+            # Only images with a face before and after have a distance.
             found = [(a, b) for a, b in pairs if a is not None and b is not None]
             figures["faces_found"] = len(found) / len(images)
             if found:
@@ -503,7 +511,7 @@ def _descriptors(images: Float[np.ndarray, "faces height height 3"]) -> list[Any
 
 
 def anchors_of(task: Task) -> tuple[str, ...]:
-    """Texts about what the edit should leave alone."""
+    """Texts about attributes that the edit should preserve."""
     if FLAGS.anchor:
         return tuple(FLAGS.anchor)
     if task.edit is None:
@@ -516,17 +524,17 @@ def load_labels(path: str, names: Sequence[str], faces: int) -> dict[str, np.nda
     """Reads the labels in the results of an evaluation of the same methods, texts and faces.
 
     Raises:
-        InputError: There are none, or they are of others.
+        InputError: The labels are missing or from another evaluation.
     """
     try:
         with np.load(Path(path).expanduser() / LABELS_FILE) as file:
             labels = dict(file)
     except (OSError, ValueError):
         raise InputError(
-            f"{path} has no {LABELS_FILE}; expected results of an evaluation with --classifier"
+            f"{path} has no {LABELS_FILE}, expected results of an evaluation with --classifier"
         ) from None
     if set(labels) != {"before", *names} or len(labels["before"]) != faces:
-        raise InputError(f"{path} has results of other methods, texts or faces; repeat its flags")
+        raise InputError(f"{path} has other methods, texts or faces; use the flags of that run")
     return labels
 
 

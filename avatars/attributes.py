@@ -1,11 +1,11 @@
-"""What an avatar looks like: a table of attributes, their sampling, and what of them shows.
+"""Attributes of avatars: a table, their sampling, and their visibility.
 
-A picture is described by one small integer per slot, the position of its value in `SLOTS[slot]`.
-Arrays of attributes have the slots in the order of `SLOTS` along their last axis.
+An image is described by one integer per slot, the index of its value in `SLOTS[slot]`. Arrays of
+attributes have the slots in the order of `SLOTS` along their last axis.
 
-What cannot be seen cannot be recognized: a hat covers the hair, sunglasses cover the eyes. The
-*labels* of a picture are its attributes with `hidden` in place of what is covered; they are what
-the classifier predicts, what captions may state, and what must survive an edit.
+Some attributes are not visible: a hat covers the hair, sunglasses cover the eyes. The *labels* of
+an image are its attributes with `hidden` in place of covered ones. The classifier predicts labels,
+captions may state them, and edits must preserve them.
 """
 
 import functools
@@ -139,7 +139,7 @@ SLOTS: dict[str, dict[str, Value]] = {
 NAMES: tuple[str, ...] = tuple(SLOTS)
 HIDDEN = "hidden"
 
-# Slots that can be covered, and the slots that a picture must change to uncover them.
+# Slots that can be covered, and the slots that must change to uncover them.
 COVERED_BY: dict[str, tuple[str, ...]] = {
     "hair": ("headwear",),
     "hair_color": ("headwear", "hair", "facial_hair"),
@@ -147,7 +147,7 @@ COVERED_BY: dict[str, tuple[str, ...]] = {
     "clothes": ("headwear",),
 }
 
-# What can be seen of each slot: its values and, where it can be covered, `hidden` as the last.
+# Labels of each slot: its values and, if it can be covered, `hidden` as the last.
 LABELS: dict[str, tuple[str, ...]] = {
     slot: (*values, HIDDEN) if slot in COVERED_BY else tuple(values)
     for slot, values in SLOTS.items()
@@ -155,22 +155,22 @@ LABELS: dict[str, tuple[str, ...]] = {
 
 
 def index(slot: str, value: str) -> int:
-    """Returns the integer that stands for a value, or for `hidden`, in arrays of attributes."""
+    """Returns the integer of a value, or of `hidden`, in arrays of attributes."""
     return LABELS[slot].index(value)
 
 
 def sample(count: int, seed: int | Sequence[int]) -> Int8[np.ndarray, "count slots"]:
-    """Draws the attributes of `count` pictures, every slot independently by its weights."""
-    generator = np.random.default_rng(seed)
+    """Samples the attributes of `count` images, every slot independently by its weights."""
+    rng = np.random.default_rng(seed)
     columns = [
-        generator.choice(len(values), size=count, p=[value.weight for value in values.values()])
+        rng.choice(len(values), size=count, p=[value.weight for value in values.values()])
         for values in SLOTS.values()
     ]
     return np.stack(columns, axis=-1).astype(np.int8)
 
 
 def dicebear_options(attributes: Int8[np.ndarray, " slots"]) -> dict[str, Any]:
-    """Returns the complete DiceBear options of one picture, nothing left to its random seed."""
+    """Returns the complete DiceBear options of one image; none depend on DiceBear's seed."""
     options = dict(FIXED_OPTIONS)
     for values, chosen in zip(SLOTS.values(), attributes, strict=True):
         options |= list(values.values())[chosen].options
@@ -178,10 +178,10 @@ def dicebear_options(attributes: Int8[np.ndarray, " slots"]) -> dict[str, Any]:
 
 
 def observe(attributes: Int8[np.ndarray, "count slots"]) -> Int8[np.ndarray, "count slots"]:
-    """Returns the labels of pictures: their attributes, with `hidden` where something covers them.
+    """Returns the labels of images: their attributes, with `hidden` for covered ones.
 
     Args:
-        attributes: attributes as `sample` draws them.
+        attributes: Attributes as from `sample`.
 
     Returns:
         Indices into `LABELS`.
@@ -204,15 +204,15 @@ def observe(attributes: Int8[np.ndarray, "count slots"]) -> Int8[np.ndarray, "co
 def kept(
     labels: Int8[np.ndarray, "count slots"], slot: str, value: str
 ) -> Bool[np.ndarray, "count slots"]:
-    """Tells which labels of each picture an edit that gives `slot` a new value must leave alone.
+    """Returns which labels an edit that gives `slot` a new value must preserve in each image.
 
-    Excluded are the edited slot, what is hidden before or after the edit, and what has to give way
-    for the new value to be seen at all, such as the headwear of somebody who gets long hair.
+    Excluded are the edited slot, labels that are hidden before or after the edit, and labels that
+    must change to make the new value visible, such as headwear if a person gets long hair.
 
     Args:
-        labels: labels before the edit, as `observe` returns them.
-        slot: the edited slot.
-        value: its new value.
+        labels: Labels before the edit, as from `observe`.
+        slot: The edited slot.
+        value: Its new value.
     """
     position = NAMES.index(slot)
     attributes = labels.copy()
@@ -236,9 +236,9 @@ def with_value(
     """Returns attributes with a new value in one slot, and without what would cover it.
 
     Args:
-        attributes: attributes as `sample` draws them.
-        slot: the slot to change.
-        value: its new value.
+        attributes: Attributes as from `sample`.
+        slot: The slot to change.
+        value: Its new value.
     """
     position = NAMES.index(slot)
     changed = attributes.copy()
@@ -255,12 +255,12 @@ def with_other_values(
     slots: Int[np.ndarray, " count"],
     rng: np.random.Generator,
 ) -> Int8[np.ndarray, "count slots"]:
-    """Returns attributes with another value, uniformly chosen, in one slot of each row.
+    """Returns attributes with another value, chosen uniformly, in one slot of each row.
 
     Args:
-        attributes: attributes as `sample` draws them.
-        slots: the slot to change in each row, as a position in NAMES.
-        rng: chooses the values.
+        attributes: Attributes as from `sample`.
+        slots: The slot to change in each row, as an index into NAMES.
+        rng: The rng that chooses the values.
     """
     rows = np.arange(len(attributes))
     sizes = np.array([len(values) for values in SLOTS.values()])[slots]
@@ -271,7 +271,7 @@ def with_other_values(
 
 @functools.cache
 def implied(slot: str, value: str) -> tuple[str, ...]:
-    """Returns the slots whose label an edit to `value` may rightly change in some picture."""
+    """Returns the slots whose label an edit to `value` may legitimately change in some image."""
     labels = observe(sample(2000, seed=0))
     given_way = ~kept(labels, slot, value)
     return tuple(

@@ -1,11 +1,10 @@
-"""Recognizes the attributes of avatars: the judge of generated and edited pictures.
+"""Classifies the attributes of avatars, to evaluate generated and edited images.
 
     python -m avatars.classifier --train train.npz --test test.npz --out classifier.npz
 
-A small convolutional network with one softmax per slot over its labels (`hidden` included). It is
-trained on rendered avatars alone and shares nothing with the CLIP that it judges. Blur, noise,
-brightness and shifts in training make it indifferent to what tells a generated picture from a
-rendered one.
+A small convolutional network with one softmax per slot over its labels (including `hidden`). It is
+trained on rendered avatars only and independent of the evaluated CLIP. Blur, noise, brightness and
+shifts in training make it robust to the differences between generated and rendered images.
 """
 
 import functools
@@ -60,7 +59,7 @@ class PatchConvolution(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """The network; 128 x 128 images in [-1, 1] to the logits of all slots, side by side."""
+    """Maps 128 x 128 images in [-1, 1] to the concatenated logits of all slots."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         channels = (48, *WIDTHS)
@@ -87,7 +86,7 @@ class Classifier(nnx.Module):
 
 
 def augment(images: Float[Array, "batch 128 128 3"], key: Array) -> Float[Array, "batch 128 128 3"]:
-    """Shifts, blurs, brightens or darkens each picture a little, and adds noise."""
+    """Slightly shifts, blurs, and brightens or darkens each image, and adds noise."""
     size = images.shape[1]
     shift_key, blur_key, gain_key, offset_key, level_key, noise_key = jax.random.split(key, 6)
     per_image = (len(images), 1, 1, 1)
@@ -114,7 +113,7 @@ def loss(
     images: Float[Array, "batch 128 128 3"],
     labels: Int[Array, "batch slots"],
 ) -> Float[Array, ""]:
-    """Cross-entropy, summed over slots and averaged over pictures."""
+    """Cross-entropy, summed over slots and averaged over images."""
     logits = jnp.split(classifier(images), _SPLITS, axis=-1)
     losses = [
         optax.softmax_cross_entropy_with_integer_labels(logit, labels[:, slot])
@@ -132,15 +131,15 @@ def train(
     seed: int = 0,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Classifier:
-    """Trains a classifier with Adam on batches drawn at random.
+    """Trains a classifier with Adam on random batches.
 
     Args:
-        images: rendered avatars.
-        attributes: their attributes, as `avatars.attributes.sample` draws them.
-        steps: number of updates.
-        batch_size: pictures in each of them.
-        seed: of the initial weights, the batches and the augmentation.
-        report: called after every hundredth step with its number and loss.
+        images: Rendered avatars.
+        attributes: Their attributes, as sampled by `avatars.attributes.sample`.
+        steps: Number of updates.
+        batch_size: Images per update.
+        seed: Seed of the initial weights, the batches and the augmentation.
+        report: Called with the step and its loss after every 100 steps.
     """
     labels = observe(attributes)
     classifier = Classifier(rngs=nnx.Rngs(seed))
@@ -176,7 +175,7 @@ def _evaluate(classifier, images):
 def _in_batches(
     classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features and logits of any number of pictures, with one compiled shape."""
+    """Features and logits of any number of images, with one compiled shape."""
     count = len(images)
     outputs = []
     for start in range(0, count, BATCH):
@@ -190,11 +189,11 @@ def _in_batches(
 def probabilities(
     classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> dict[str, Float[np.ndarray, "count labels"]]:
-    """Returns for every slot how probable each of `avatars.attributes.LABELS[slot]` is.
+    """Returns the probabilities of `avatars.attributes.LABELS[slot]` for every slot.
 
     Args:
-        classifier: a trained classifier.
-        images: pictures in [-1, 1], at least one.
+        classifier: A trained classifier.
+        images: Images in [-1, 1], at least one.
     """
     logits = np.split(_in_batches(classifier, images)[1], _SPLITS, axis=-1)
     return {
@@ -205,7 +204,7 @@ def probabilities(
 def predict(
     classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> dict[str, Int[np.ndarray, " count"]]:
-    """Returns for every slot the index into `avatars.attributes.LABELS[slot]` seen in each picture.
+    """Returns the predicted index into `avatars.attributes.LABELS[slot]` for every slot and image.
 
     See :func:`probabilities`.
     """
@@ -215,7 +214,7 @@ def predict(
 def features(
     classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> Float[np.ndarray, "count features"]:
-    """Returns the penultimate layer's activations for pictures in [-1, 1]."""
+    """Returns the penultimate layer's activations for images in [-1, 1]."""
     return _in_batches(classifier, images)[0]
 
 
@@ -223,7 +222,7 @@ def frechet_distance(
     features_a: Float[np.ndarray, "count_a features"],
     features_b: Float[np.ndarray, "count_b features"],
 ) -> float:
-    """Returns the Fréchet distance of two sets of features, each taken as a Gaussian.
+    """Returns the Fréchet distance between Gaussians fitted to two sets of features.
 
     |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), Heusel et al., arXiv 1706.08500.
     """
@@ -251,7 +250,7 @@ def save(path: str | Path, classifier: Classifier) -> None:
 
 
 def load(path: str | Path) -> Classifier:
-    """Reads a classifier that `save` wrote."""
+    """Reads a classifier written by `save`."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Classifier(rngs=nnx.Rngs(0))))
     with np.load(path) as weights:
         for name, variable in _flat(state).items():
@@ -264,7 +263,7 @@ def accuracies(
     images: UInt8[np.ndarray, "count 128 128 3"],
     attributes: Int[np.ndarray, "count slots"],
 ) -> dict[str, float]:
-    """Returns the share of pictures whose label is recognized, slot by slot."""
+    """Returns the share of images with a correct label, for every slot."""
     predicted = predict(classifier, images.astype(np.float32) / 127.5 - 1)
     labels = observe(attributes).T
     return {
@@ -274,7 +273,7 @@ def accuracies(
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains, measures on pictures never trained on, and writes the classifier."""
+    """Trains a classifier, evaluates it on test images, and writes it."""
     with np.load(FLAGS.train) as data:
         classifier = train(
             data["images"],
@@ -292,9 +291,9 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("train", None, "Training pictures, from avatars.dataset.", required=True)
-    flags.DEFINE_string("test", None, "Test pictures with another seed.", required=True)
-    flags.DEFINE_string("out", None, "The file to write, in numpy's .npz format.", required=True)
+    flags.DEFINE_string("train", None, "Training images, from avatars.dataset.", required=True)
+    flags.DEFINE_string("test", None, "Test images with another seed.", required=True)
+    flags.DEFINE_string("out", None, "The .npz file to write.", required=True)
     flags.DEFINE_integer("steps", 1500, "Number of updates.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of weights, batches and augmentation.")
     run(main)

@@ -1,9 +1,9 @@
-"""Draws avatars: samples attributes and rasterizes Pablo Stanley's "avataaars" for them.
+"""Renders avatars: samples attributes and rasterizes Pablo Stanley's "avataaars".
 
     python -m avatars.dataset --count 40000 --seed 0 --out train.npz
 
-The file holds `images` uint8 (N, 128, 128, 3) and `attributes` int8 (N, slots), the slots in the
-order of `avatars.attributes.SLOTS`. With `--pairs` it also holds `other_images` and
+The file contains `images` uint8 (N, 128, 128, 3) and `attributes` int8 (N, slots), with slots in
+the order of `avatars.attributes.SLOTS`. With `--pairs` it also contains `other_images` and
 `other_attributes`: the same avatars with another value in one random slot.
 """
 
@@ -39,7 +39,7 @@ def _style() -> Style:
 def render(
     attributes: Int8[np.ndarray, " slots"], resolution: int = RESOLUTION
 ) -> UInt8[np.ndarray, "resolution resolution 3"]:
-    """Draws one avatar, antialiased, as RGB."""
+    """Renders one avatar, antialiased, as RGB."""
     svg = str(Avatar(_style(), table.dicebear_options(attributes)))
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=resolution, height=resolution, skip_system_fonts=True
@@ -50,7 +50,7 @@ def render(
 def render_all(
     attributes: Int8[np.ndarray, "count slots"],
 ) -> UInt8[np.ndarray, "count 128 128 3"]:
-    """Draws many avatars on all processor cores."""
+    """Renders many avatars on all CPU cores."""
     with multiprocessing.Pool(os.cpu_count()) as pool:
         return np.stack(pool.map(render, attributes, chunksize=64))
 
@@ -58,14 +58,14 @@ def render_all(
 def change_one_slot(
     attributes: Int8[np.ndarray, "count slots"], seed: int | Sequence[int]
 ) -> Int8[np.ndarray, "count slots"]:
-    """Gives each avatar another value, uniformly chosen, in one uniformly chosen slot."""
+    """Gives each avatar another random value in one random slot, both uniform."""
     rng = np.random.default_rng(seed)
     slots = rng.integers(len(table.NAMES), size=len(attributes))
     return table.with_other_values(attributes, slots, rng)
 
 
 def main(_: Sequence[str]) -> None:
-    """Samples, draws and writes a data set."""
+    """Samples, renders and writes a data set."""
     attributes = table.sample(FLAGS.count, FLAGS.seed)
     arrays = {"images": render_all(attributes), "attributes": attributes}
     if FLAGS.pairs:
@@ -77,7 +77,7 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("count", 40_000, "How many avatars to draw.", lower_bound=1)
+    flags.DEFINE_integer("count", 40_000, "Number of avatars.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the attributes.")
     flags.DEFINE_boolean("pairs", False, "Also render every avatar with one slot changed.")
     flags.DEFINE_string("out", None, "The .npz file to write.", required=True)

@@ -1,8 +1,8 @@
-"""Measures generator and CLIP: `python -m avatars.evaluate --data D --classifier C --out O`.
+"""Evaluates generator and CLIP: `python -m avatars.evaluate --data D --classifier C --out O`.
 
-Writes `metrics.json` and sheets to look at. The attribute classifier of `avatars.classifier` reads
-what images show; it was trained separately, on other rendered images. Edits are measured by
-evaluate.py in the root of the repository.
+Writes `metrics.json` and sheets of images. The classifier of `avatars.classifier`, trained
+separately on other rendered images, predicts the attributes of images. `evaluate.py` at the root of
+the repository evaluates edits.
 """
 
 import json
@@ -45,7 +45,7 @@ def zero_shot_accuracy(
     images: Float[np.ndarray, "count size size 3"],
     labels: Int[np.ndarray, "count slots"],
 ) -> dict[str, float]:
-    """Share of pictures for which the texts of the right value fit best, slot by slot."""
+    """Share of images whose best matching texts are those of the right value, for every slot."""
     encode = jax.jit(lambda clip, x: clip.encode_image(clip_pixels(x, clip.config.image_size)))
     features = np.concatenate(
         [np.asarray(encode(clip, images[i : i + 500])) for i in range(0, len(images), 500)]
@@ -64,7 +64,7 @@ def zero_shot_accuracy(
 
 
 def histograms(labels: Int[np.ndarray, "count slots"]) -> dict[str, dict[str, float]]:
-    """Share of every label, slot by slot."""
+    """Share of every label, for every slot."""
     return {
         slot: {value: float((labels[:, i] == j).mean()) for j, value in enumerate(values)}
         for i, (slot, values) in enumerate(LABELS.items())
@@ -72,7 +72,7 @@ def histograms(labels: Int[np.ndarray, "count slots"]) -> dict[str, dict[str, fl
 
 
 def generate(generator: Generator, count: int, truncation: float) -> np.ndarray:
-    """Random pictures, in batches of one compiled shape."""
+    """Random images, in batches of one compiled shape."""
     synthesize = jax.jit(lambda generator, w_plus: generator(w_plus))
     batches = [
         np.asarray(synthesize(generator, sample_latents(generator, 100, SEED + i, truncation)))
@@ -82,7 +82,7 @@ def generate(generator: Generator, count: int, truncation: float) -> np.ndarray:
 
 
 def grid(images: Float[np.ndarray, "count size size 3"], columns: int) -> Image.Image:
-    """Images side by side, row after row."""
+    """A grid of images."""
     count, size = images.shape[:2]
     images = np.pad(images, ((0, -count % columns), (0, 0), (0, 0), (0, 0)), constant_values=1)
     rows = images.reshape(-1, columns, size, size, 3).swapaxes(1, 2)
@@ -90,20 +90,20 @@ def grid(images: Float[np.ndarray, "count size size 3"], columns: int) -> Image.
 
 
 def main(_: Sequence[str]) -> None:
-    """Measures everything and writes it down."""
+    """Measures generator and CLIP, and writes the results."""
     out = pathlib.Path(FLAGS.out)
     generator, clip = load_generator(FLAGS.generator), load_clip(FLAGS.clip)
     tokenizer = load_tokenizer(FLAGS.clip)
     classifier = attribute_classifier.load(FLAGS.classifier)
     data = np.load(FLAGS.data)
-    pictures, labels = image_files.from_uint8(data["images"]), observe(data["attributes"])
+    images, labels = image_files.from_uint8(data["images"]), observe(data["attributes"])
     metrics: dict[str, Any] = {
         "classifier_accuracy": attribute_classifier.accuracies(
             classifier, data["images"], data["attributes"]
         )
     }
 
-    metrics["zero_shot"] = zero_shot_accuracy(clip, tokenizer, pictures, labels)
+    metrics["zero_shot"] = zero_shot_accuracy(clip, tokenizer, images, labels)
     metrics["zero_shot_mean"] = float(np.mean(list(metrics["zero_shot"].values())))
 
     generated = generate(generator, FLAGS.samples, 1.0)
@@ -112,7 +112,7 @@ def main(_: Sequence[str]) -> None:
     metrics["histogram_largest_difference"] = max(
         abs(made[slot][value] - real[slot][value]) for slot in made for value in made[slot]
     )
-    features = attribute_classifier.features(classifier, pictures)
+    features = attribute_classifier.features(classifier, images)
     half = len(features) // 2
     distance = attribute_classifier.frechet_distance
     generated_features = attribute_classifier.features(classifier, np.clip(generated, -1, 1))
@@ -137,10 +137,10 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data", None, "Rendered pictures that no training saw.", required=True)
+    flags.DEFINE_string("data", None, "Rendered images for testing.", required=True)
     flags.DEFINE_string("classifier", None, "Weights of the attribute classifier.", required=True)
-    flags.DEFINE_string("out", None, "Directory of metrics and sheets.", required=True)
+    flags.DEFINE_string("out", None, "Directory for metrics and sheets.", required=True)
     flags.DEFINE_string("generator", None, "Generator; default: the one in the package.")
     flags.DEFINE_string("clip", None, "CLIP; default: the one in the package.")
-    flags.DEFINE_integer("samples", 5000, "Generated pictures for histograms and Fréchet distance.")
+    flags.DEFINE_integer("samples", 5000, "Generated images for histograms and Fréchet distance.")
     run(main)

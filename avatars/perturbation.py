@@ -1,6 +1,6 @@
-"""Latents in the neighbourhood of avatars, whose images are part of CLIP's training.
+"""Perturbed latents of avatars, for images in CLIP's training.
 
-Latents of attributes, perturbed in every layer and pulled some of the way towards other values.
+Latents of attributes with noise in every layer, partly moved towards other values.
 """
 
 import jax
@@ -14,7 +14,7 @@ from avatars.train_generator import CARDINALITIES, CONFIG, indicators, latent_sc
 def perturbed_latents(
     attributes: Int[Array, "batch slots"], key: Key[Array, ""]
 ) -> Float[Array, "batch layers w_dim"]:
-    """W+ latents in the neighbourhood of the attributes'."""
+    """W+ latents near those of attributes."""
     keys = iter(jax.random.split(key, 8))
     batch, slots = attributes.shape
 

@@ -1,4 +1,4 @@
-"""How well edits went, by the labels that the classifier reads before and after."""
+"""Scores of edits by the classifier's labels before and after."""
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -10,7 +10,7 @@ from avatars.classifier import Classifier, predict
 def read_labels(
     classifier: Classifier, images: Float[Array | np.ndarray, "count size size 3"]
 ) -> Int[np.ndarray, "count slots"]:
-    """The labels that the classifier reads in images, as `avatars.attributes.observe` has them."""
+    """The classifier's labels of images, in the format of `avatars.attributes.observe`."""
     predicted = predict(classifier, np.clip(images, -1, 1))
     return np.stack([predicted[name] for name in NAMES], axis=-1).astype(np.int8)
 
@@ -28,18 +28,18 @@ def edit_score(
     slot: str,
     value: str,
 ) -> dict[str, float]:
-    """Scores edits that were to give `slot` a new value.
+    """Scores edits that should give `slot` a new value.
 
     Args:
-        before: Labels of the images before.
-        after: Labels of the same images after.
-        slot: The slot that the text is about.
-        value: What it should be.
+        before: Labels of the images before the edit.
+        after: Labels of the edited images.
+        slot: The slot that the text describes.
+        value: Its requested value.
 
     Returns:
         Shares in [0, 1]. ``before`` and ``target``: images that show the value before and after.
-        ``others``: labels that `kept` says must stay and that stayed. ``whole``: images that show
-        the value and kept every such label.
+        ``others``: labels to preserve, according to `kept`, that did not change. ``whole``: images
+        that show the value and preserve all such labels.
     """
     must_stay = kept(before, slot, value)
     stayed = before == after
@@ -58,7 +58,7 @@ def kept_by_slot(
     slot: str,
     value: str,
 ) -> dict[str, float]:
-    """The share ``others`` of :func:`edit_score` for every slot that had to stay in some image."""
+    """The share ``others`` of :func:`edit_score` for every slot to preserve in some image."""
     must_stay = kept(before, slot, value)
     stayed = before == after
     return {

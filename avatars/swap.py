@@ -1,7 +1,7 @@
-"""Edits by hand: what the avatars generator can do at most, whoever guides it.
+"""Edits by construction: the upper bound of what the avatars generator can do.
 
-Every value of every attribute has an entry of `w` of its own (`avatars.train_generator`), so the
-attributes of a random latent can be read off, and a latent with another value written down.
+Every value of every attribute has its own entry of `w` (`avatars.train_generator`), so the
+attributes of a random latent can be read, and a latent with another value can be written.
 """
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from avatars.train_generator import CARDINALITIES, indicators, latent_scale, mea
 def latents_of(
     attributes: Int8[np.ndarray, "count slots"], truncation: float, num_layers: int
 ) -> Float[Array, "count layers w_dim"]:
-    """The W+ latents of attributes, as the generator maps them."""
+    """The W+ latents of attributes, as given by the mapping network."""
     mean = mean_indicators()
     w = mean + truncation * (indicators(jnp.asarray(attributes)) - mean)
     w = jnp.asarray(latent_scale(), jnp.float32) * w
@@ -25,7 +25,7 @@ def latents_of(
 def attributes_of(
     latents: Float[Array | np.ndarray, "count layers w_dim"],
 ) -> Int8[np.ndarray, "count slots"]:
-    """The attributes of latents that the generator has mapped, whatever the truncation."""
+    """The attributes of latents given by the mapping network, with any truncation."""
     w = np.asarray(latents)[:, 0]
     entries = np.split(w, np.cumsum(CARDINALITIES), axis=-1)[:-1]
     return np.stack([of_slot.argmax(-1) for of_slot in entries], axis=-1).astype(np.int8)
@@ -37,17 +37,17 @@ def swap(
     value: str,
     truncation: float,
 ) -> Float[Array, "count layers w_dim"]:
-    """Gives one attribute a new value, and takes off or away what would hide it.
+    """Gives one attribute a new value and removes what would hide it.
 
     Args:
-        latents: Latents that the generator has mapped.
+        latents: Latents given by the mapping network.
         slot: The slot to change.
         value: Its new value.
-        truncation: That of the latents.
+        truncation: Truncation of the latents.
     """
     wanted = with_value(attributes_of(latents), slot, value)
     if slot == "hair_color":
-        # Nobody sees the hair colour of somebody bald, unless there is a beard.
+        # The hair color of a bald person is not visible without a beard.
         hidden = observe(wanted)[:, NAMES.index(slot)] != index(slot, value)
         wanted[hidden, NAMES.index("hair")] = index("hair", "short")
     return latents_of(wanted, truncation, np.shape(latents)[1])

@@ -1,20 +1,19 @@
 """Trains the avatars generator: `python -m avatars.train_generator --data pairs.npz --out DIR`.
 
-The space W of this generator is made, not found: every value of every attribute has an entry of
-`w` of its own, which is positive in pictures that have it and negative in others. What is trained
-is the synthesis network, by plain regression, because a small number of CPU hours buys far more
-with a reconstruction loss than with an adversary. It learns to synthesize the image from `w`,
-while `w` is pulled towards the mean latent by a random truncation and perturbed by noise, partly of
-its own in every layer. So a whole neighbourhood of every face in W+ draws that face.
+The space W of this generator is constructed: every value of every attribute has its own entry of
+`w`, which is positive for images with the value and negative for others. Only the synthesis network
+is trained, by regression, because on a few CPU hours a reconstruction loss achieves far more than
+an adversary. It learns to synthesize the image from `w`, which is randomly truncated towards the
+mean latent and perturbed by noise, partly different in every layer. Therefore a whole neighborhood
+of every latent in W+ gives the same face.
 
-The mapping network is written down instead of trained (:func:`choosing_mapping`). An entry of `z`
-belongs to each attribute, and quantiles of the normal distribution divide it into intervals, one
-per value, as wide as the value is frequent. Such a step function is exactly what two layers of
-leaky ReLUs can represent.
+The mapping network is constructed too (:func:`choosing_mapping`). Each attribute has an entry of
+`z`, which quantiles of the normal distribution divide into one interval per value, with the
+probability of the value. Two layers of leaky ReLUs represent such a step function exactly.
 
-Half of the latents lie between two avatars that differ in one attribute, where the target image
-blends, so that the image changes evenly on the way of an edit. With `--annotator` a last stage also
-compares the features of a classifier, which tells a moustache from a shadow.
+Half of the latents lie between two avatars that differ in one attribute. Their target images are
+blended, so that the image changes evenly during an edit. With `--annotator`, the loss also compares
+features of a classifier, which distinguish a moustache from a shadow.
 
 The training is checkpointed every few minutes and resumes from the last checkpoint.
 """
@@ -54,32 +53,32 @@ CONFIG = stylegan2.GeneratorConfig(
 )
 CARDINALITIES = tuple(len(values) for values in SLOTS.values())
 PROBABILITIES = tuple(np.array([v.weight for v in values.values()]) for values in SLOTS.values())
-# Taken off the indicators, so that signs tell values apart also where `w` is truncated: mappers see
+# Subtracted from the indicators, so that signs distinguish values of truncated `w` too: mappers see
 # little more than signs, because their pixel norm is over the layers of W+.
 OFFSET = 0.35
-# Indicators have a standard deviation of about 0.4, far from the unit variance that equalized
-# layers expect of their input. During training the synthesis network sees w times this gain.
+# Indicators have a standard deviation of about 0.4, but equalized layers expect inputs of unit
+# variance. During training the synthesis network sees w times this gain.
 LATENT_GAIN = 2.4
-# The finished generator's indicators have this height, to which the affine layers are rescaled. It
-# decides what a learning rate and an L2 weight mean in an optimization.
+# The height of the indicators of the final generator, to which the affine layers are rescaled. It
+# sets the scale of learning rates and L2 weights in an optimization.
 LATENT_SCALE = 2.0
-# Of the steps of the mapping network: one thousandth of the thresholds' range is in between.
+# Steepness of the mapping network's steps: they cover one thousandth of the thresholds' range.
 STEEPNESS = 256.0
-# How much each attribute's area counts; eyes and mouth, a few pixels, are what is learned last.
+# Weights of the attributes' areas; eyes and mouth, only a few pixels, are learned last.
 AREA_WEIGHTS = {"eyes": 4.0, "mouth": 4.0, "facial_hair": 4.0}
 # Weight of the mean absolute difference of an annotator's features.
 FEATURE_WEIGHT = 0.05
-# Truncation to this much of a latent leaves the image as it is; beyond, it changes evenly.
+# The image does not change for a truncation down to this value; below, it changes evenly.
 PLATEAU = 0.6
-# By how much layers are ahead of each other on the way from one avatar to another.
+# Noise of the position between two avatars, different in every layer.
 WAY_NOISE = 0.15
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: Array, kernel: Array, padding: int) -> Array:
-    """`stylegan2.convolve` with a weight gradient that a CPU computes several times faster.
+    """`stylegan2.convolve` with a weight gradient that is several times faster on a CPU.
 
-    It is one matrix product per tap instead of a convolution with a picture-sized kernel.
+    It is one matrix product per tap instead of a convolution with an image-sized kernel.
     """
     return stylegan2_convolve(x, kernel, padding)
 
@@ -108,7 +107,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def indicators(attributes: Int[Array, "batch slots"]) -> Float[Array, "batch w_dim"]:
-    """The `w` of pictures: 1 - OFFSET at their values, -OFFSET at all others, 0 where unused."""
+    """The `w` of images: 1 - OFFSET at their values, -OFFSET at other values, 0 where unused."""
     columns = [jax.nn.one_hot(attributes[:, i], n) for i, n in enumerate(CARDINALITIES)]
     return _padded(jnp.concatenate(columns, axis=-1) - OFFSET)
 
@@ -125,7 +124,7 @@ def latent_scale() -> Float[np.ndarray, " w_dim"]:
 
 
 def latent_scale_of(network: stylegan2.Generator) -> Float[np.ndarray, " w_dim"]:
-    """Reads `latent_scale` off a finished generator, which may have been made with another one."""
+    """Infers the `latent_scale` of a generator, which may differ from the current one."""
     mean = np.asarray(mean_indicators())
     used = mean != 0
     return np.where(used, network.mean_w[...] / np.where(used, mean, 1.0), 1.0)
@@ -136,9 +135,9 @@ def _padded(w: Array) -> Array:
 
 
 def pixel_weights(images: np.ndarray, attributes: np.ndarray) -> Float[Array, "size size 1"]:
-    """Weights of the pixels, 1 on average, by which small attributes count as much as large ones.
+    """Weights of the pixels, 1 on average, that balance small and large attributes.
 
-    An attribute is where the mean images of its values differ.
+    The area of an attribute is where the mean images of its values differ.
     """
     images, labels = images[:5000].astype(np.float32), observe(attributes[:5000])
     weights = np.zeros(images.shape[1:3])
@@ -231,9 +230,9 @@ def synthesis_step(network, ema, opt_state, mean_w, weight, annotator, batch, ke
 
 
 def grow(small: stylegan2.Generator, network: stylegan2.Generator) -> None:
-    """Makes `network`, which has more channels and one more resolution, draw what `small` draws.
+    """Initializes `network`, with more channels and one more resolution, to the images of `small`.
 
-    New channels start with random weights into them and none out of them, and the new block adds
+    New channels start with random input weights and zero output weights, and the new block adds
     nothing to the upsampled image (progressive growing, Karras et al. 2018, without the fade).
     """
 
@@ -263,7 +262,7 @@ def grow(small: stylegan2.Generator, network: stylegan2.Generator) -> None:
 
 
 def quantile_cuts() -> list[tuple[int, float, int]]:
-    """The steps of the mapping: position in `z`, threshold, and the entry of `w` that begins."""
+    """The steps of the mapping: position in `z`, threshold, and the entry of `w` above it."""
     cuts, first = [], 0
     for slot, p in enumerate(PROBABILITIES):
         edges = scipy.stats.norm.ppf(np.cumsum(p / p.sum())[:-1])
@@ -273,7 +272,7 @@ def quantile_cuts() -> list[tuple[int, float, int]]:
 
 
 def choosing_mapping(mapping: stylegan2.Mapping) -> None:
-    """Writes down the mapping network: `w` is that of the values in whose intervals `z` lies.
+    """Constructs the mapping network, from the intervals of `z` to the `w` of their values.
 
     With ``a = STEEPNESS (z - threshold)``, ``lrelu(a + 1/2) - lrelu(a - 1/2)`` is 0.2 below the
     threshold and 1 above it, up to the gain. Two units of the first layer make one such step, and
@@ -283,16 +282,16 @@ def choosing_mapping(mapping: stylegan2.Mapping) -> None:
     used = sum(CARDINALITIES)
     kernels = np.zeros(first.kernel.shape), np.zeros(second.kernel.shape)
     biases = np.zeros(CONFIG.w_dim), np.zeros(CONFIG.w_dim)
-    biases[1][np.cumsum((0, *CARDINALITIES[:-1]))] = 1  # a slot has its first value at first
+    biases[1][np.cumsum((0, *CARDINALITIES[:-1]))] = 1  # below all thresholds: the first value
     for i, (entry, threshold, begins) in enumerate(quantile_cuts()):
         pair = [2 * i, 2 * i + 1]
         kernels[0][entry, pair] = STEEPNESS
-        # Whole numbers and halves survive the float16 of the file.
+        # Integers and halves are exact in the file's float16.
         biases[0][pair] = np.array([0.5, -0.5]) - np.round(STEEPNESS * threshold)
         for column, sign in ((begins, 1), (begins - 1, -1)):
             kernels[1][pair, column] = np.array([1, -1]) * sign / (0.8 * np.sqrt(2))
             biases[1][column] -= sign * 0.25
-    # From 0 or 1 to what the last leaky ReLU turns into -OFFSET or 1 - OFFSET.
+    # Maps 0 and 1 to values that the last leaky ReLU maps to -OFFSET and 1 - OFFSET.
     low, high = -OFFSET / 0.2, 1 - OFFSET
     kernels[1][:] *= high - low
     biases[1][:used] = low + (high - low) * biases[1][:used]
@@ -309,7 +308,7 @@ def train_synthesis(
     data: tuple[np.ndarray, ...],
     manager: ocp.CheckpointManager,
 ) -> stylegan2.Generator:
-    """Trains; returns the generator with the moving average of the weights."""
+    """Trains the synthesis network; returns the generator with averaged weights."""
     annotator = load_classifier(FLAGS.annotator) if FLAGS.annotator else None
     constants = mean_indicators(), pixel_weights(*data[:2]), annotator
     key = jax.random.key(FLAGS.seed)
@@ -317,8 +316,8 @@ def train_synthesis(
     step_fn = jax.jit(partial(synthesis_step, optimizer=optimizer), donate_argnums=(0, 1, 2))
 
     def one_step(state, step):
-        generator = np.random.default_rng([FLAGS.seed, step])
-        picked = generator.integers(len(data[0]), size=FLAGS.batch_size)
+        rng = np.random.default_rng([FLAGS.seed, step])
+        picked = rng.integers(len(data[0]), size=FLAGS.batch_size)
         batch = tuple(array[picked] for array in data)
         *state, error = step_fn(*state, *constants, batch, jax.random.fold_in(key, step))
         return tuple(state), error
@@ -331,13 +330,13 @@ def train_synthesis(
 
 
 def scale_affines(network: stylegan2.Generator, factors: Float[np.ndarray, " w_dim"]) -> None:
-    """Makes the synthesis network expect latents whose entries are smaller by `factors`."""
+    """Rescales the affine layers for latents whose entries are divided by `factors`."""
     for layer in (*network.synthesis.convs, *network.synthesis.rgbs):
         layer.affine.kernel[...] *= jnp.asarray(factors, jnp.float32)[:, None]
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains and writes the generator."""
+    """Trains the generator and writes it."""
     out = pathlib.Path(FLAGS.out).absolute()
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     stylegan2.convolve = convolve
@@ -361,16 +360,16 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "data", None, "Images and attributes, written by avatars.dataset with --pairs."
     )
-    flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished generator.")
-    flags.DEFINE_string("init", None, "Start from this generator, made by an earlier training.")
+    flags.DEFINE_string("out", None, "Directory for checkpoints and the final generator.")
+    flags.DEFINE_string("init", None, "Start from a generator of an earlier training.")
     flags.DEFINE_string(
-        "annotator", None, "Weights of a classifier, in whose features images should be right too."
+        "annotator", None, "Weights of a classifier whose features are compared as well."
     )
     flags.DEFINE_integer("steps", 9000, "Training steps.")
-    flags.DEFINE_integer("batch_size", 16, "Pictures per step.")
+    flags.DEFINE_integer("batch_size", 16, "Images per step.")
     flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate of Adam.")
     flags.DEFINE_float(
-        "latent_noise", 0.12, "Standard deviation of the noise on w, and of that on every layer's."
+        "latent_noise", 0.12, "Standard deviation of the noise on w, shared and per layer."
     )
     flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.")
     flags.mark_flags_as_required(["data", "out"])

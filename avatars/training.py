@@ -1,4 +1,4 @@
-"""What the avatars' trainings share: the learning rate, and a loop that resumes."""
+"""Training of the avatars models: the learning-rate schedule and a resumable loop."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def train(
 ) -> State:
     """Runs `state, loss = step_fn(state, step)` to `steps`, resuming from the last checkpoint."""
 
-    # Orbax cannot restore trees that mix names and numbers as keys, as modules' states do.
+    # Orbax cannot restore trees whose keys mix names and numbers, such as states of modules.
     def numbered(state: State) -> dict[str, Array]:
         return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
 

@@ -112,13 +112,13 @@ def dlib_landmarks(image: Image.Image) -> list[Landmarks]:
 
 
 def face_descriptor(image: Image.Image) -> Float[np.ndarray, "128"] | None:
-    """Describes the face of an RGB image by dlib's face recognition network.
+    """The descriptor of a face in an RGB image by dlib's face recognition network.
 
-    No loss of this package sees it. Descriptors of one person are usually less than 0.6 apart in
-    Euclidean distance, as dlib documents.
+    No loss of this package uses it. According to dlib, descriptors of one person usually have a
+    Euclidean distance below 0.6.
 
     Returns:
-        The descriptor of the most certain face; None where there is no face.
+        The descriptor of the face with the highest score; None if there is no face.
 
     Raises:
         InputError: The extra ``photos`` is not installed.

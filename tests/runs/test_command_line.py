@@ -164,8 +164,8 @@ def test_settings_have_the_types_of_their_defaults():
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("steps", "no setting 'steps'.*steps, stop"),
-        ("speed=1", "no setting 'speed=1'.*steps, stop"),
+        ("steps", "unknown setting 'steps'.*steps, stop"),
+        ("speed=1", "unknown setting 'speed=1'.*steps, stop"),
         ("steps=0.5", "steps is '0.5', expected a value such as 3"),
         ("stop=high", "stop is 'high', expected a number"),
     ],
