@@ -44,7 +44,7 @@ def _facial_hair(variant: str) -> dict[str, Any]:
 
 
 # Larger and lower than the style's default, so that hair fills the top and the face is legible at
-# 64 x 64 pixels; what no slot decides is the same in every picture.
+# 64 x 64 pixels; options of no slot are the same in every image.
 FIXED_OPTIONS: dict[str, Any] = {
     "scale": 1.15,
     "translateY": 7.5,

@@ -1,13 +1,13 @@
-"""Edits that go on while a CLIP is trained, and show it what its gradient leads to.
+"""Edits that run during the training of a CLIP and provide adversarial examples.
 
-Gradient descent on a CLIP's loss finds images that no rendered image resembles: half of an
-attribute, colours that spread, other attributes that change along. So those images are part of the
-training (adversarial training, Madry et al., arXiv 1706.06083, in W+). Attacks of a few large steps
-are too weak: an optimization of a hundred small ones ends elsewhere. Here groups of edits take
-turns; each moves on by a few steps when it is its turn, guided by the CLIP as it is by then, until
-it is old and begins anew with other faces and texts.
+Gradient descent on a CLIP's loss finds images unlike rendered ones: parts of an attribute, colors
+that spread, other attributes that change too. Such images are therefore part of the training
+(adversarial training, Madry et al., arXiv 1706.06083, in W+). Attacks of a few large steps are too
+weak, because an optimization of a hundred small steps leads to other images. Here, groups of edits
+take turns: each turn advances a group by a few steps with the current CLIP. A group that has taken
+all its steps is replaced by one with other faces and texts.
 
-A classifier annotates the images; it must not be the one that evaluates the models in the end.
+A classifier annotates the images; it must not be the one used for evaluation.
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ from styleclip_jax.models import CLIP, Generator
 
 GROUPS = 6
 STEPS_PER_TURN = 3
-# The settings of an edit are drawn from these ranges, evenly in the logarithm.
+# The settings of an edit are sampled log-uniformly from these ranges.
 STEPS = (10, 120)
 LEARNING_RATE = (0.05, 1.0)
 L2_LAMBDA = (0.0005, 0.01)
@@ -39,22 +39,22 @@ ORTHOGONAL_LAMBDA = (0.2, 2.0)
 
 # In place of a label where nobody knows what a picture shows.
 UNKNOWN = -1
-# An attribute that the edit should leave alone is what it was unless the classifier finds that
-# less probable than this; what else it shows counts where it is at least so probable.
+# An attribute to preserve keeps its label unless its probability is lower than the first value;
+# another label replaces it if its probability is at least the second value.
 LEAST_LEFT, LEAST_CERTAIN = 0.1, 0.8
 
 _ADAM = optax.scale_by_adam()
 
 
 class Targets(NamedTuple):
-    """A text about one attribute for each image; it may be right already.
+    """A text about one attribute for each image; the image may match it already.
 
     Attributes:
         texts: The texts.
-        slots: The attributes that they are about, as positions in NAMES.
-        values: What these should be.
-        wanted: Attributes of pictures that fit the texts and are otherwise the same.
-        rises: Where those fit and the pictures themselves do not.
+        slots: The attributes of the texts, as indices into NAMES.
+        values: Their requested values.
+        wanted: Attributes of images that match the texts and are otherwise the same.
+        rises: Whether those match the text but the images themselves do not.
     """
 
     texts: list[str]
@@ -89,12 +89,12 @@ def merge_labels(
     targets: Targets,
     seen: dict[str, Float[np.ndarray, "batch labels"]],
 ) -> Int[np.ndarray, "batch slots"]:
-    """What pictures show in the middle of an edit: labels, or UNKNOWN.
+    """The labels of images during an edit, or UNKNOWN.
 
     Args:
-        attributes: What they showed before.
-        targets: What the edit is to make of them.
-        seen: Probabilities by a classifier, as `avatars.classifier.probabilities` gives them.
+        attributes: Their attributes before the edit.
+        targets: The targets of the edit.
+        seen: Probabilities by a classifier, from `avatars.classifier.probabilities`.
     """
     labels = observe(attributes)
     for row, slot, value in zip(labels, targets.slots, targets.values, strict=True):
@@ -134,7 +134,7 @@ class _Group(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Images of edits as CLIP sees them, what they show, and what the edits are about."""
+    """Images of edits at CLIP's input size, their labels, and the targets of the edits."""
 
     images: UInt8[np.ndarray, "batch 64 64 3"]
     labels: Int[np.ndarray, "batch slots"]
@@ -143,7 +143,7 @@ class Shown(NamedTuple):
 
 @partial(jax.jit, static_argnames="steps")
 def _advance(clip, generator, edits, settings, steps):
-    """Takes some steps; returns the edits and their images, small and at full resolution."""
+    """Takes steps; returns the edits and their images, small and at full resolution."""
     size = clip.config.image_size
     texts, neutral_text = clip.encode_text(edits.tokens), clip.encode_text(edits.neutral_tokens)
 
@@ -171,10 +171,10 @@ class RunningEdits:
 
     Args:
         generator: Synthesizes the images.
-        annotator: Says what they show.
-        tokenizer: Of the CLIP.
-        size: Edits in a group.
-        seed: Of faces, texts and settings.
+        annotator: Labels the images.
+        tokenizer: Tokenizer of the CLIP.
+        size: Number of edits in a group.
+        seed: Seed of faces, texts and settings.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class RunningEdits:
         self._groups: list[_Group | None] = [None] * GROUPS
 
     def advance(self, clip: CLIP, turn: int) -> Shown:
-        """Moves the group whose turn it is."""
+        """Advances one group of edits."""
         group = self._groups[turn % GROUPS] or self._begin(turn)
         edits, small, images = _advance(
             clip, self._generator, group.edits, group.settings, steps=STEPS_PER_TURN

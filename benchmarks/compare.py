@@ -1,17 +1,16 @@
 """Times our code and the official PyTorch code in turns on one machine; prints a Markdown table.
 
-Every measurement has a process of its own, and one of ours is followed by its official counterpart,
-so that both meet the same machine: the same cores, the same neighbours. Each row is the median of
-the rounds.
+Every measurement has a process of its own, and each of ours is followed by its official
+counterpart, so that both run under the same conditions. Each row is the median of the rounds.
 
 Examples:
   python benchmarks/compare.py --styleclip=PATH --clip=PATH
   python benchmarks/compare.py --styleclip=PATH --clip=PATH \
       --cases=mapper_step_256,mapper_apply_256 --repeats=1 --rounds=3
 
-The paths are checkouts of orpatashnik/StyleCLIP and openai/CLIP. PyTorch is needed, which
-pip install -e '.[test]' brings; on a GPU it may live in an environment of its own, whose
-interpreter is --official_python.
+The paths are checkouts of orpatashnik/StyleCLIP and openai/CLIP. PyTorch is required
+(pip install -e '.[test]'); on a GPU it may be in another environment, whose interpreter is
+--official_python.
 """
 
 import json
@@ -54,8 +53,8 @@ COLUMNS = (
 
 flags.DEFINE_string("styleclip", None, "Checkout of StyleCLIP.", required=True)
 flags.DEFINE_string("clip", None, "Checkout of openai/CLIP.", required=True)
-flags.DEFINE_list("cases", list(COUNTERPARTS), "What to compare, of the default's names.")
-flags.DEFINE_integer("rounds", 1, "How often the two take turns.", lower_bound=1)
+flags.DEFINE_list("cases", list(COUNTERPARTS), "Measurements to compare; default: all.")
+flags.DEFINE_integer("rounds", 1, "Number of rounds.", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "Timed repetitions in a turn after one that is not timed.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Arithmetic of our networks.")
 flags.DEFINE_string("official_python", sys.executable, "Interpreter that has PyTorch.")

@@ -1,12 +1,13 @@
 """Measures speed and memory with random weights, each measurement in a process of its own.
 
-A time means little without the machine's speed, so each stands beside the time that the same number
-of floating point operations takes in a large float32 matrix product in the same process. The number
-is XLA's, with the multiplications by zero that an up-convolution's four phases have (7 in 16).
+Each time is compared with that of a large float32 matrix product with the same number of
+floating-point operations, in the same process, because times depend on the machine. The number of
+operations is XLA's and includes the multiplications by zero in the four phases of an up-convolution
+(7 in 16).
 
 forward_R             images from W+ latents, R pixels high and wide
 step_R                a step of latent optimization, with CLIP ViT-B/32
-step_R_guide_S        the same, with CLIP looking at S pixels
+step_R_guide_S        the same, with guide_resolution=S
 mapper_step_R         a step of a LevelsMapper's training: Ranger, CLIP ViT-B/32, identity loss
 mapper_apply_R        an edit with a mapper
 encode_R              latents of images by an e4e encoder, which sees 256 pixels
@@ -69,10 +70,12 @@ MEASUREMENTS = (
     "tune_step_256",
     "tune_step_1024",
 )
-flags.DEFINE_list("measure", list(MEASUREMENTS), "What to measure; the resolutions may be others.")
+flags.DEFINE_list(
+    "measure", list(MEASUREMENTS), "Measurements to take; other resolutions work too."
+)
 flags.DEFINE_integer("repeats", 5, "Timed repetitions after one that is not timed.")
-flags.DEFINE_integer("batch_size", 1, "Images at once, but where a mapper is trained.")
-flags.DEFINE_integer("mapper_batch", 2, "Images at once where a mapper is trained.")
+flags.DEFINE_integer("batch_size", 1, "Images at once, except in mapper training.")
+flags.DEFINE_integer("mapper_batch", 2, "Images at once in mapper training.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks.")
 
 MATRIX_SIZE = 4096
