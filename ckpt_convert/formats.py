@@ -4,7 +4,7 @@
 * PyTorch's legacy stream (``torch.save`` before 1.6): pickles, then the raw storages;
 * plain pickles, as NVIDIA distributes its networks;
 * safetensors;
-* a Hugging Face directory that holds one of them beside ``config.json``.
+* a Hugging Face directory with one of these and ``config.json``.
 """
 
 import io

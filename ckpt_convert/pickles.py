@@ -47,7 +47,7 @@ class Storage(NamedTuple):
 
 
 class SerializedStorage(NamedTuple):
-    """A storage pickled by value: the bytes are a legacy ``torch.save`` stream of its own."""
+    """A storage pickled by value: its bytes are a separate legacy ``torch.save`` stream."""
 
     stream: "bytes | Encoded"
 
@@ -297,7 +297,7 @@ class _Machine:
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 # Picklers number objects in ascending order.
                 if not 0 <= argument <= self._steps:
-                    raise ValueError(f"object {argument} comes too early")
+                    raise ValueError(f"object {argument} is numbered out of order")
                 self._numbered[argument] = stack[-1]
             case "MEMOIZE":
                 self._numbered[len(self._numbered)] = stack[-1]

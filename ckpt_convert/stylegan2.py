@@ -83,7 +83,7 @@ def mean_latent(x: np.ndarray) -> np.ndarray:
 
 
 def is_blur_filter(x: np.ndarray) -> bool:
-    """Whether a kernel is the [1, 3, 3, 1] low-pass filter, whatever its gain."""
+    """Whether a kernel is the [1, 3, 3, 1] low-pass filter, with any gain."""
     expected = np.outer([1, 3, 3, 1], [1, 3, 3, 1])
     return x.shape == (4, 4) and np.allclose(x * 64, expected * x.sum(), atol=1e-3)
 

@@ -209,8 +209,8 @@ def _face_quad(landmarks: Landmarks) -> Quad:
     x = eye_to_eye - eye_to_mouth[::-1] * [-1, 1]
     x = x / np.hypot(*x) * max(2 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
     y = x[::-1] * [-1, 1]
-    centre = eyes + 0.1 * eye_to_mouth
-    return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+    center = eyes + 0.1 * eye_to_mouth
+    return np.stack([center - x - y, center - x + y, center + x + y, center + x - y])
 
 
 def _side(quad: Quad) -> float:
@@ -311,13 +311,11 @@ def paste_back(
     return replace_pixels(photo, Image.composite(warp(patch), image.crop(box), warp(mask)), box)
 
 
-def _square(picture: Picture) -> Image.Image:
-    picture = picture.convert("RGB") if isinstance(picture, Image.Image) else to_pil(picture)
-    if picture.width != picture.height:
-        raise InputError(
-            f"the crop has {picture.width} x {picture.height} pixels, expected a square one"
-        )
-    return picture
+def _square(crop: Picture) -> Image.Image:
+    image = crop.convert("RGB") if isinstance(crop, Image.Image) else to_pil(crop)
+    if image.width != image.height:
+        raise InputError(f"the crop has {image.width} x {image.height} pixels, expected a square")
+    return image
 
 
 def _smoothstep(values: np.ndarray) -> np.ndarray:
@@ -347,5 +345,5 @@ def _changed(before: Image.Image, after: Image.Image) -> Float[np.ndarray, "size
 
 
 def _blur(values: np.ndarray, radius: float) -> np.ndarray:
-    picture = Image.fromarray(np.rint(values).astype(np.uint8))
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32)
+    image = Image.fromarray(np.rint(values).astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32)

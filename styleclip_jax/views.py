@@ -45,8 +45,8 @@ def _color(key: PRNGKeyArray, images: Images) -> Images:
         key, (3,), minval=jnp.array([-0.5, 0, 0.5]), maxval=jnp.array([0.5, 2, 1.5])
     )
     images = images + brightness
-    grey = images.mean(axis=-1, keepdims=True)
-    images = grey + saturation * (images - grey)
+    gray = images.mean(axis=-1, keepdims=True)
+    images = gray + saturation * (images - gray)
     level = images.mean(axis=(1, 2, 3), keepdims=True)
     return level + contrast * (images - level)
 
@@ -69,7 +69,7 @@ def _resize(key: PRNGKeyArray, images: Images) -> Images:
 
 
 def _cutout(key: PRNGKeyArray, images: Images) -> Images:
-    """A grey square of half the side, centered anywhere in the image."""
+    """A gray square of half the side, centered anywhere in the image."""
     size = images.shape[1]
     centers = jax.random.randint(key, (2, 1), 0, size)
     start = centers - size // 4

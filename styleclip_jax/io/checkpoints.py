@@ -321,7 +321,7 @@ def _first_line(error: Exception) -> str:
 
 
 def to_path(path: epath.PathLike) -> epath.Path:
-    """The path, on whatever file system it is.
+    """The path, on any supported file system.
 
     Raises:
         InputError: The file system or user does not exist, or a package is not installed.

@@ -99,13 +99,13 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def read_photo(path: str | os.PathLike[str]) -> Image.Image:
-    """Reads an image file as it is stored: its mode, its orientation, its EXIF and ICC profile.
+    """Reads an image file as stored, with its mode, orientation, EXIF and ICC profile.
 
-    Of several frames it reads the first one. Pillow reads colours of 16 bits as 8 bits.
+    Reads the first of several frames. Pillow reads 16-bit colors as 8-bit colors.
 
     Raises:
-        InputError: There is no such file, or it is no image, damaged, too large for Pillow's limit
-            of 179 million pixels, or of a kind without a defined conversion to RGB.
+        InputError: The file does not exist, is not an image, is damaged, exceeds Pillow's limit of
+            179 million pixels, or has a mode without a defined conversion to RGB.
     """
     path = expand_user(path)
     require_file(path, "an image file")
@@ -113,13 +113,13 @@ def read_photo(path: str | os.PathLike[str]) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of damaged EXIF, and of more than half of its limit of pixels.
             warnings.simplefilter("ignore")
-            # Given the file's name, Pillow 13 reads some turned TIFF files wrongly.
+            # Given a file name, Pillow 13 misreads some rotated TIFF files.
             with path.open("rb") as file:
                 photo = Image.open(file, formats=sorted(set(_FORMATS.values())))
                 photo.load()
                 _turns(photo)  # Keeps the EXIF that it reads.
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large ({error}); shrink it first") from None
+        raise InputError(f"{path} is too large ({error}); downscale it first") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for damaged files.
@@ -223,7 +223,7 @@ def _turns(photo: Image.Image) -> tuple[Image.Transpose | None, Image.Transpose 
     photo.load()  # Pillow turns TIFF files itself.
     try:
         orientation = photo.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # As in `read_photo`; other programs show such a photo as it is stored.
+    except Exception:  # As in `read_photo`; other programs show such a photo without turning it.
         orientation = 1
     return _UPRIGHT.get(orientation, (None, None))
 
@@ -240,7 +240,7 @@ def _in_full_mode(photo: Image.Image) -> Image.Image:
 
 
 def _uncover(pixels: np.ndarray, alpha: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Colors that look like the given ones with their alpha over white; and where they exist."""
+    """Colors that give these pixels with their alpha over white, and where they are visible."""
     visible = alpha > 0
     opacity = np.where(visible, alpha, 255)[..., None] / 255
     colors = np.clip(np.rint(255 - (255 - pixels.astype(np.float32)) / opacity), 0, 255)

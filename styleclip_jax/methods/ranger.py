@@ -71,7 +71,7 @@ class RectifiedAdamState(NamedTuple):
 def scale_by_rectified_adam(
     b1: float, b2: float, eps: float, threshold: float = 5.0
 ) -> optax.GradientTransformation:
-    """RAdam (Liu et al., arXiv 1908.03265) with epsilon beside the uncorrected second moment.
+    """RAdam (Liu et al., arXiv 1908.03265) with epsilon added to the uncorrected second moment.
 
     Until the length of the approximated moving average exceeds ``threshold``, updates are the
     bias-corrected mean of the gradients, without a denominator.

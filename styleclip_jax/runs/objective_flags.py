@@ -106,7 +106,7 @@ def define_flags(defaults: Any) -> None:
 
 
 def check_flags() -> None:
-    """Sets the default of ``--neutral``; raises InputError where flags contradict each other."""
+    """Sets the default of ``--neutral``; raises InputError if flags contradict each other."""
     for name, needed, given in (
         ("neutral", "--guidance=direction", FLAGS.guidance == "direction"),
         ("orthogonal_lambda", "--guidance=direction", FLAGS.guidance == "direction"),

@@ -192,7 +192,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "save_intermediate_every",
     0,
-    "Write a frame every this number of steps, and an animation of all frames. 0: no frames.",
+    "Steps between frames to write, with an animation of all frames. 0: no frames.",
     lower_bound=0,
 )
 
@@ -259,7 +259,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def check_flags(config: OptimizeConfig) -> None:
-    """Raises InputError where flags contradict each other."""
+    """Raises InputError if flags contradict each other."""
     if config.id_lambda and config.mode == "edit" and not FLAGS.arcface:
         raise InputError(
             f"--id_lambda={config.id_lambda} needs --arcface, the checkpoint of a face recognition"
@@ -350,7 +350,7 @@ def edit(
     description: str,
     directory: Path,
 ) -> EditResult:
-    """Applies a text to all images, with a progress bar and, if asked for, frames."""
+    """Applies a text to all images, with a progress bar and optional frames."""
     frames = []
     frames_every = FLAGS.save_intermediate_every
     # The bar must not stall an accelerator at every step.

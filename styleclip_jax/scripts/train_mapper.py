@@ -284,7 +284,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def choose_defaults() -> None:
-    """Sets the flags whose defaults depend on others, and checks that they fit each other."""
+    """Sets flags whose defaults depend on others; raises InputError if flags contradict."""
     if "://" in FLAGS.exp_dir:
         raise InputError(
             f"--exp_dir={FLAGS.exp_dir} is a URL, expected a directory; mount the file system"
