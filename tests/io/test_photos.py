@@ -213,7 +213,7 @@ def test_a_file_may_be_named_like_a_glob(folder):
 
 
 def test_a_path_without_images_is_refused(folder):
-    with pytest.raises(InputError, match=r"empty\.png has no images; .* \.png"):
+    with pytest.raises(InputError, match=r"empty\.png has no images, .* \.png"):
         find_images([folder / "b.png", folder / "empty.png"])
     with pytest.raises(InputError, match=r"no image matches .*x\*\.png"):
         find_images([folder / "x*.png"])

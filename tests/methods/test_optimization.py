@@ -405,7 +405,7 @@ def test_a_loss_that_is_not_finite_names_the_step(generator, clip, latents, text
         request.getfixturevalue("in_one_loop")
     config = dataclasses.replace(CONFIG, learning_rate=1e38)
     # The first step has rate zero, the second one jumps.
-    with pytest.raises(FloatingPointError, match="step 3 of 8; a lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="step 3 of 8; try a lower learning_rate"):
         edit_latents(generator, clip, latents, texts, config)
     with pytest.raises(FloatingPointError, match=r"step 1 of 8; .* check weights"):
         edit_latents(generator, clip, latents, texts.at[0, 0].set(jnp.nan), CONFIG)
