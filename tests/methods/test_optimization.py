@@ -413,7 +413,7 @@ def test_a_loss_that_is_not_finite_names_the_step(generator, clip, latents, text
 
 def test_what_the_last_step_made_is_checked_too(generator, clip, latents, texts):
     config = dataclasses.replace(CONFIG, steps=2, learning_rate=1e38)
-    with pytest.raises(FloatingPointError, match="image is not finite at step 2 of 2; a lower"):
+    with pytest.raises(FloatingPointError, match="image is not finite at step 2 of 2; try a lower"):
         edit_latents(generator, clip, latents, texts, config)
 
 
