@@ -96,7 +96,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     commands.choices["lpips"].add_argument(
         "--linear",
         metavar="PATH",
-        help="weights/v0.1/vgg.pth of the package lpips, where SOURCE is torchvision's vgg16",
+        help="weights/v0.1/vgg.pth of the package lpips, if SOURCE is torchvision's vgg16",
     )
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""e4e encoders, ReStyle's among them: ``encoder.*`` weights, ``latent_avg`` and ``opts``.
+"""e4e encoders, including ReStyle's: ``encoder.*`` weights, ``latent_avg`` and ``opts``.
 
 Sources: ``models/encoders/psp_encoders.py`` and ``models/psp.py`` of omertov/encoder4editing;
 ``models/encoders/restyle_e4e_encoders.py`` and ``models/e4e.py`` of yuval-alaluf/restyle-encoder.
@@ -48,14 +48,14 @@ IGNORED: Ignored = {
 
 
 def convert(source: SourceFile) -> Conversion:
-    """Makes an encoder of an official file.
+    """Converts an official file to an encoder.
 
     Raises:
-        InputError: The file holds no such encoder, or another one than its ``opts`` describe.
+        InputError: The file is not such an encoder, or its ``opts`` describe another one.
     """
     prefix = next((p for p in PREFIXES if count(source, f"{p}styles.")), None)
     if prefix is None:
-        raise InputError(f"{source.name} is no e4e encoder ({describe(source)})")
+        raise InputError(f"{source.name} is not an e4e encoder ({describe(source)})")
     config = infer_config(source, prefix)
     if source.values.get("opts.start_from_latent_avg") is False:
         zeros = np.zeros((config.num_layers, config.w_dim), np.float32)
@@ -64,7 +64,7 @@ def convert(source: SourceFile) -> Conversion:
 
 
 def infer_config(source: SourceFile, prefix: str) -> E4EConfig:
-    """The architecture that a file's keys, shapes and ``opts`` tell.
+    """Infers the architecture from keys, shapes and ``opts``.
 
     Raises:
         InputError: They contradict each other, or the encoder is of another kind.
@@ -74,8 +74,8 @@ def infer_config(source: SourceFile, prefix: str) -> E4EConfig:
     named = source.values.get("opts.encoder_type", found)
     if named != found:
         raise InputError(
-            f"{source.name} holds an encoder of type {named}; only {ONE_ROUND} and, of ReStyle,"
-            f" {RESTYLE} are supported"
+            f"{source.name} is an encoder of type {named}, expected {ONE_ROUND} or ReStyle's"
+            f" {RESTYLE}"
         )
     num_layers = count(source, f"{prefix}styles.")
     key = "opts.output_size" if restyle else "opts.stylegan_size"

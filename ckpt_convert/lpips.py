@@ -1,8 +1,8 @@
 """LPIPS with VGG16: torchvision's ``vgg16`` and the linear weights of the package ``lpips``.
 
 Sources: ``torchvision/models/vgg.py`` of pytorch/vision; ``lpips/lpips.py`` and
-``lpips/pretrained_networks.py`` of richzhang/PerceptualSimilarity, whose whole state dict is read
-too.
+``lpips/pretrained_networks.py`` of richzhang/PerceptualSimilarity, whose complete state dict is
+supported too.
 """
 
 import re
@@ -41,29 +41,27 @@ def channel_weights(x: np.ndarray) -> np.ndarray:
 
 
 def convert(source: SourceFile) -> Conversion:
-    """Makes an LPIPS.
+    """Converts files to an LPIPS.
 
     Args:
-        source: The tensors of both files, or those of a whole LPIPS.
+        source: The tensors of both files, or of a complete LPIPS.
 
     Raises:
-        InputError: The linear weights are missing, or the network is no VGG16.
+        InputError: The linear weights are missing, or the network is not a VGG16.
     """
     tensors = source.tensors
     if "lin0.model.1.weight" not in tensors:
-        way_out = (
-            "; give the linear weights with --linear" if "features.0.weight" in tensors else ""
-        )
-        raise InputError(f"{source.name} is no LPIPS ({describe(source)}){way_out}")
+        way_out = "; add the linear weights with --linear" if "features.0.weight" in tensors else ""
+        raise InputError(f"{source.name} is not an LPIPS ({describe(source)}){way_out}")
     if any((x < 0).any() for key, x in tensors.items() if re.match(r"lin\d", key)):
-        raise InputError(f"{source.name}: linear weights are negative, which no distance has")
+        raise InputError(f"{source.name} has negative linear weights, expected at least 0")
     config = LPIPSConfig()
     whole = "net.slice1.0.weight" in tensors
     return Conversion(fill(LPIPS, config, source, make_table(config, whole), IGNORED))
 
 
 def make_table(config: LPIPSConfig, whole: bool) -> list[Row]:
-    """The table of an LPIPS; ``whole`` with the names of its own state dict, else torchvision's."""
+    """The table of an LPIPS, with the names of its own state dict (``whole``) or torchvision's."""
     table, i, layer = [], 0, 0
     for stage, (_, depth) in enumerate(config.stages):
         layer += stage > 0  # The pooling.

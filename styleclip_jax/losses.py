@@ -18,7 +18,7 @@ from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.lpips import LPIPS
 
-# What tells how different two images look.
+# Networks for a perceptual distance.
 Perceptual = LPIPS | CLIP
 Preprocess = Literal["styleclip", "clip"]
 
@@ -235,9 +235,9 @@ def identity_loss(
 def perceptual_features(
     network: Perceptual, images: Float[Array, "batch height height 3"]
 ) -> Array | list[Array]:
-    """What :func:`perceptual_distance` compares of square images in [-1, 1].
+    """Features of square images in [-1, 1] for :func:`perceptual_distance`.
 
-    LPIPS sees them at 256 pixels at most, as StyleGAN2's projector and PTI show them.
+    LPIPS sees images of at most 256 pixels, as in StyleGAN2's projector and PTI.
     """
     if isinstance(network, CLIP):
         return network.encode_image(clip_pixels(images, network.config.image_size, "clip"))
@@ -249,7 +249,7 @@ def perceptual_features(
 def perceptual_distance(
     network: Perceptual, features: Array | list[Array], others: Array | list[Array]
 ) -> Float[Array, " batch"]:
-    """LPIPS, or one minus the cosine of CLIP's features, of :func:`perceptual_features`."""
+    """LPIPS, or one minus the cosine of CLIP's features, from :func:`perceptual_features`."""
     if isinstance(network, CLIP):
         return similarity_loss(features, others)
     return lpips.distance(features, others)

@@ -88,7 +88,7 @@ def test_photos_are_inverted_and_the_one_that_cannot_be_read_is_named(run, pictu
         ((), "--image is missing"),
         (("--image=nowhere.png",), "nowhere.png"),
         (("--image={pictures}", "--align=false", "--faces=all"), "--faces has no effect"),
-        (("--image={pictures}", "--tune_steps=3"), "--tune_steps goes with --tune"),
+        (("--image={pictures}", "--tune_steps=3"), "--tune_steps has no effect without --tune"),
         (("--faces=all",), "--image is missing"),
     ],
 )

@@ -1,9 +1,9 @@
-"""Inversion: images to latents whose images look like them, and that can still be edited.
+"""Inversion: finds latents that reproduce images and can be edited.
 
-An encoder answers at once (e4e, arXiv 2102.02766). Optimization refines its answer and stays near
-it, because latents far from it are hard to edit. Without an encoder the optimization starts from
-the mean latent and looks for one latent for all layers, as StyleGAN2's projector does (arXiv
-1912.04958, appendix D). Noise maps are not optimized: an edit would not have them.
+An encoder predicts the latents (e4e, arXiv 2102.02766). Optimization refines them but keeps them
+close, because latents far from the prediction are hard to edit. Without an encoder the optimization
+starts from the mean latent and uses one latent for all layers, like StyleGAN2's projector (arXiv
+1912.04958, appendix D). Noise maps are not optimized, because edits would not have them.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ from styleclip_jax.models.stylegan2 import Generator
 
 _ADAM = optax.scale_by_adam()
 _DEVIATION_SAMPLES = 1000
-# Of the random latents that the projector tries around the current one, in standard deviations of
-# the space W, and the part of the steps in which they come down to zero.
+# Noise of the projector's latents, in standard deviations of W, and the share of the steps in which
+# it decreases to zero.
 _LATENT_NOISE, _NOISE_STEPS = 0.05, 0.75
-# Mean latents of an encoder and of its generator differ by an estimate's error; those of two
-# domains, by about their length.
+# The mean latents of an encoder and its generator differ by estimation error; those of different
+# domains differ by about their length.
 _SAME_MEAN = 0.5
-# So that an image that is reproduced exactly has a finite PSNR.
+# So that the PSNR of an exact reproduction is finite.
 _LEAST_ERROR = 1e-10
 
 Number = float | Num[Array, ""]
@@ -62,13 +62,13 @@ class InvertConfig:
     """Settings of :func:`invert`; a pytree whose numbers are leaves.
 
     Attributes:
-        steps: Number of steps that refine the encoder's answer; 0: the answer itself.
+        steps: Number of steps that refine the encoder's latents. 0: no refinement.
         learning_rate: Adam's peak learning rate.
         pixel_lambda: Weight of the mean squared error of pixels.
-        perceptual_lambda: Weight of the perceptual distance, where a network for it is given.
-        id_lambda: Weight of the identity loss, where an ArcFace is given.
-        latent_lambda: Weight of the squared distance to the encoder's answer, summed over all
-            entries; larger values keep the latent easier to edit.
+        perceptual_lambda: Weight of the perceptual distance, if a network for it is given.
+        id_lambda: Weight of the identity loss, if an ArcFace is given.
+        latent_lambda: Weight of the squared distance to the encoder's latents, summed over all
+            entries; larger values give latents that are easier to edit.
         guide_resolution: Compare images at this lower resolution of the generator's skip output,
             for a fraction of the cost. None: full resolution.
     """
@@ -88,19 +88,19 @@ class InvertConfig:
                 raise InputError(f"{field.name} is {number}, expected a number of at least 0")
 
 
-# What suits the models that come with the package, whose latents have a larger scale.
+# Settings for the models that ship with the package, whose latents have a larger scale.
 AVATARS_INVERT_CONFIG = InvertConfig(learning_rate=0.05, latent_lambda=1e-4)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inversion:
-    """What :func:`invert` returns.
+    """The result of :func:`invert`.
 
     Attributes:
         latents: W+ latents.
         images: Their images (B, R, R, 3) in about [-1, 1].
-        errors: By name one number per image, see :func:`reconstruction_errors`.
+        errors: One number per image, by name; see :func:`reconstruction_errors`.
         losses: (steps, B), the loss of every image before every step.
     """
 
@@ -111,7 +111,7 @@ class Inversion:
 
 
 class _Problem(NamedTuple):
-    """What stays the same over all steps."""
+    """Constants of all steps."""
 
     generator: Generator
     perceptual: Perceptual | None
@@ -150,12 +150,12 @@ def invert(
 
     Args:
         generator: Synthesizes the images.
-        images: In [-1, 1], aligned as the generator's training data, of its resolution.
-        encoder: Gives the first answer; None: start from the mean latent.
+        images: Images in [-1, 1], aligned like the generator's training data, at its resolution.
+        encoder: Predicts the start latents. None: start from the mean latent.
         config: The settings.
-        perceptual: An LPIPS, or a CLIP in its place; None: pixels alone.
-        arcface: For faces, compares identities too.
-        key: Decides the latent noise of inversions without an encoder; None: ``jax.random.key(0)``.
+        perceptual: An LPIPS, or a CLIP instead. None: only pixels are compared.
+        arcface: The identity network, for faces.
+        key: Key of the latent noise without an encoder. None: ``jax.random.key(0)``.
         on_progress: On a CPU, called after every step with the number of steps taken.
 
     Raises:
@@ -166,8 +166,8 @@ def invert(
     resolution = architecture.resolution
     if images.ndim != 4 or images.shape[1:] != (resolution, resolution, 3):
         raise InputError(
-            f"images have shape {images.shape}, this generator needs"
-            f" (images, {resolution}, {resolution}, 3)"
+            f"images have shape {images.shape}, expected (batch, {resolution}, {resolution}, 3) for"
+            " this generator"
         )
     if config.guide_resolution not in (None, *architecture.resolutions):
         raise InputError(
@@ -191,14 +191,14 @@ def invert(
     synthesized = _synthesize(generator, latents)
     errors = reconstruction_errors(synthesized, images, perceptual, arcface)
     if not jnp.isfinite(losses).all() or not jnp.isfinite(synthesized).all():
-        raise FloatingPointError("the inversion is not finite; a lower learning_rate may help")
+        raise FloatingPointError("the inversion is not finite; try a lower learning_rate")
     return Inversion(latents, synthesized, errors, losses)
 
 
 def encode(
     generator: Generator, encoder: E4E, images: Float[Array, "batch resolution resolution 3"]
 ) -> Float[Array, "batch layers w_dim"]:
-    """The encoder's answer, after all its rounds.
+    """The encoder's latents, after all its rounds.
 
     Raises:
         InputError: The encoder is for another generator.
@@ -208,28 +208,28 @@ def encode(
 
 
 def check_encoder(generator: Generator, encoder: E4E) -> None:
-    """Raises InputError where the encoder's latents are another generator's."""
+    """Raises InputError if the encoder is for another generator."""
     found = encoder.config.num_layers, encoder.config.w_dim
     expected = generator.num_layers, generator.config.w_dim
     if found != expected:
         raise InputError(
-            f"the encoder is for another generator: it makes {found[0]} latents of width"
-            f" {found[1]}, this generator of {generator.config.resolution} pixels needs"
-            f" {expected[0]} of width {expected[1]}"
+            f"the encoder is for another generator: it predicts {found[0]} latents of width"
+            f" {found[1]}, expected {expected[0]} of width {expected[1]} for this generator of"
+            f" {generator.config.resolution} pixels"
         )
     ours, theirs = generator.mean_w[...], encoder.mean_latent[...].mean(0)
     longer = jnp.maximum(jnp.linalg.norm(ours), jnp.linalg.norm(theirs))
     if jnp.linalg.norm(theirs) > 0 and jnp.linalg.norm(ours - theirs) > _SAME_MEAN * longer:
         raise InputError(
-            "the encoder is for another generator: their mean latents differ; an encoder goes with"
-            " the generator that it was trained for, which its file holds too"
+            "the encoder is for another generator: their mean latents differ; use the generator"
+            " that it was trained for, which its file also contains"
         )
 
 
 def encoder_pixels(
     images: Float[Array, "batch size size 3"], config: E4EConfig
 ) -> Float[Array, "batch {config.image_height} {config.image_width} 3"]:
-    """What an encoder sees of square images: the middle rows, where it is wider than high."""
+    """The encoder's input from square images: only the middle rows if it is wider than high."""
     height = images.shape[1] * config.image_height // config.image_width
     top = (images.shape[1] - height) // 2
     return area_resize(images[:, top : top + height], config.image_height, config.image_width)
@@ -367,7 +367,7 @@ def reconstruction_errors(
     perceptual: Perceptual | None = None,
     arcface: ArcFace | None = None,
 ) -> dict[str, Float[Array, " batch"]]:
-    """How well images reproduce others, all in [-1, 1].
+    """Errors of reconstructed images, all in [-1, 1].
 
     Returns:
         One number per image: ``mse`` of the clipped images, ``psnr`` in dB, and where there are

@@ -1,7 +1,7 @@
 """Pivotal tuning (PTI, Roich et al., arXiv 2106.05744): tunes a generator for given images.
 
 The latents of an inversion stay fixed; the generator's weights are trained until it synthesizes the
-images from them. Edits of these latents then keep details that no latent describes.
+images from them. Edits of these latents then preserve details that latents do not describe.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.losses import Perceptual, perceptual_distance, perceptual_features
 from styleclip_jax.models.stylegan2 import Generator
 
-# No latent comes from the mapping network any more.
+# The mapping network is no longer used.
 _TRAINABLE = nnx.All(nnx.PathContains("synthesis"), nnx.Param)
 
 
@@ -29,8 +29,8 @@ class TuneConfig:
     """Settings of :func:`tune_generator`; the defaults are the official ones.
 
     Attributes:
-        steps: The most steps.
-        learning_rate: Adam's.
+        steps: Maximum number of steps.
+        learning_rate: Learning rate of Adam.
         pixel_lambda: Weight of the mean squared error of pixels.
         perceptual_lambda: Weight of the perceptual distance.
         stop_distance: Stop when the mean perceptual distance of all images is at most this.
@@ -53,10 +53,10 @@ class TuneConfig:
 
 
 class TuneResult(NamedTuple):
-    """What :func:`tune_generator` returns.
+    """The result of :func:`tune_generator`.
 
     Attributes:
-        generator: A new generator; the given one stays as it is.
+        generator: A new generator; the given one is not modified.
         distances: (steps, batch_size), the perceptual distances before every step.
     """
 
@@ -76,7 +76,7 @@ def tune_generator(
     """Tunes a generator's synthesis network for images.
 
     Args:
-        generator: The generator, whose weights stay as they are.
+        generator: The generator; it is not modified.
         latents: The images' W+ latents, from :func:`styleclip_jax.invert`.
         images: In [-1, 1].
         perceptual: An LPIPS, or a CLIP in its place.

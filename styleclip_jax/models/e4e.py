@@ -108,7 +108,7 @@ class E4EConfig:
 
     @property
     def pyramid(self) -> tuple[int, ...]:
-        """Per layer how many feature maps from the last its head reads: 0, 1 or 2."""
+        """The feature map of every layer's head, counted from the last: 0, 1 or 2."""
         return tuple(
             (i >= self.middle_layer) + (i >= self.fine_layer) for i in range(self.num_layers)
         )
@@ -116,7 +116,7 @@ class E4EConfig:
 
 @functools.cache
 def aligned_corners_matrix(source: int, target: int) -> Float[np.ndarray, "target source"]:
-    """Linear interpolation of one axis that maps its ends to its ends (``align_corners=True``)."""
+    """Linear interpolation of one axis with aligned corners (``align_corners=True``)."""
     positions = np.linspace(0, source - 1, target)
     weights = 1 - np.abs(positions[:, None] - np.arange(source))
     return np.maximum(weights, 0).astype(np.float32)
@@ -161,7 +161,7 @@ class StyleHead(nnx.Module):
 
 
 class E4E(nnx.Module):
-    """Maps images to W+ latents whose images look like them and can be edited.
+    """Maps images to W+ latents that reproduce them and can be edited.
 
     Args:
         config: The architecture.
@@ -198,9 +198,9 @@ class E4E(nnx.Module):
         """One round of encoding.
 
         Args:
-            images: In [-1, 1], of the configuration's size. With six channels, an image and beside
-                it what a generator synthesizes of ``latents``.
-            latents: What the answer is added to; None: the mean latent.
+            images: Images in [-1, 1] of the configured size. With six channels, an image followed
+                by the generator's image of ``latents``.
+            latents: Latents to which the prediction is added. None: the mean latent.
 
         Returns:
             W+ latents, float32.
@@ -212,8 +212,8 @@ class E4E(nnx.Module):
         expected = (config.image_height, config.image_width, config.in_channels)
         if images.shape[1:] != expected:
             raise InputError(
-                f"images have shape {images.shape}, this encoder needs"
-                f" (images, {', '.join(map(str, expected))})"
+                f"images have shape {images.shape}, expected"
+                f" (batch, {', '.join(map(str, expected))}) for this encoder"
             )
         x = self.stem(images.astype(self.dtype))
         maps, blocks = [], iter(self.blocks)

@@ -49,7 +49,7 @@ class LPIPSConfig:
 
 
 class LPIPS(nnx.Module):
-    """Measures how different two images look.
+    """The perceptual distance between images.
 
     Args:
         config: The architecture.
@@ -73,10 +73,10 @@ class LPIPS(nnx.Module):
     def features(
         self, images: Float[Array, "batch height width 3"]
     ) -> list[Float[Array, "batch _ _ _"]]:
-        """The feature maps, scaled so that :func:`distance` compares them.
+        """Feature maps, scaled for :func:`distance`.
 
         Args:
-            images: In [-1, 1], at least 16 pixels high and wide.
+            images: Images in [-1, 1], at least 16 pixels high and wide.
 
         Returns:
             One float32 array per stage.
@@ -100,7 +100,7 @@ class LPIPS(nnx.Module):
         images: Float[Array, "batch height width 3"],
         others: Float[Array, "batch height width 3"],
     ) -> Float[Array, " batch"]:
-        """The distance of each pair of images in [-1, 1]; zero for the same image."""
+        """The distance between each pair of images in [-1, 1]; zero for equal images."""
         return distance(self.features(images), self.features(others))
 
 
@@ -108,7 +108,7 @@ def distance(
     features: Sequence[Float[Array, "batch _ _ _"]],
     others: Sequence[Float[Array, "batch _ _ _"]],
 ) -> Float[Array, " batch"]:
-    """The distances of images, of their :meth:`LPIPS.features`."""
+    """Distances between images, from their :meth:`LPIPS.features`."""
     maps = [
         jnp.square(one - other).sum(-1).mean((1, 2))
         for one, other in zip(features, others, strict=True)

@@ -37,13 +37,13 @@ from styleclip_jax.sharding import spread
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 4
-# Steps where no encoder says where to start.
+# Steps without an encoder.
 _STEPS_WITHOUT_ENCODER = 500
 _REFINEMENT = ("refine_steps", "refine_learning_rate", "latent_lambda")
-# In the results of invert.py: the tuned generator, and what the images are.
+# In the results of invert.py: the tuned generator and the metrics.
 TUNED, METRICS = "generator", "metrics.json"
 
-# The flags count as those of the script that calls define_flags.
+# --help lists the flags with those of the script that calls define_flags.
 flags.disclaim_key_flags()
 
 
@@ -52,8 +52,8 @@ class Face(NamedTuple):
 
     Attributes:
         path: The photo's file.
-        photo: The photo as it is stored.
-        transform: Pastes the face back; None where the photo was aligned already.
+        photo: The photo as stored.
+        transform: Position of the face, to paste it back. None: the photo was already aligned.
     """
 
     path: Path
@@ -65,10 +65,10 @@ class Photos(NamedTuple):
     """Images to edit.
 
     Attributes:
-        faces: Where each comes from.
-        originals: The photos in white squares, to look at, in [-1, 1].
-        aligned: The aligned faces, likewise.
-        failures: How many files could not be used.
+        faces: The photo and position of each image.
+        originals: The photos padded to white squares, in [-1, 1], for sheets.
+        aligned: The aligned faces, in [-1, 1].
+        failures: Number of files that could not be used.
     """
 
     faces: list[Face]
@@ -78,14 +78,14 @@ class Photos(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """What an inversion uses beside the generator."""
+    """The networks of an inversion, except the generator."""
 
     encoder: E4E | None
     perceptual: Perceptual | None
     arcface: ArcFace | None
 
 
-# A run-time type checker would stand between the script and its flags.
+# absl finds the calling script in the stack, where a run-time type checker would be in between.
 @no_type_check
 def define_flags() -> None:
     """Defines the flags of photos and of their inversion."""
@@ -100,81 +100,80 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "align",
         True,
-        "Find the faces and align them as FFHQ does. --align=false: the images are aligned already."
-        " Default for the avatars that come with the package: false.",
+        "Find faces and align them as in FFHQ. --align=false: the images are already aligned."
+        " Default for the avatars: false.",
     )
     flags.DEFINE_enum(
-        "faces", "largest", ["largest", "all"], "Which faces of a photo: the largest one or all."
+        "faces", "largest", ["largest", "all"], "Faces of a photo to edit: the largest one or all."
     )
     flags.DEFINE_string(
         "encoder",
         None,
-        "The network that finds the latents of a photo: the directory that python -m ckpt_convert"
-        " e4e wrote. Default: for the avatars one that comes with the package; with --generator"
-        " none, and optimization starts from the mean image.",
+        "Encoder that finds the latents of a photo: a directory written by python -m ckpt_convert"
+        " e4e. Default for the avatars: an encoder that ships with the package; otherwise none,"
+        " so that optimization starts from the mean image.",
     )
     flags.DEFINE_string(
         "lpips",
         None,
-        "The network that tells how different two images look: the directory that python -m"
-        " ckpt_convert lpips wrote. Default: the CLIP of --clip in its place, if there is one.",
+        "Perceptual distance between images: a directory written by python -m ckpt_convert lpips."
+        " Default: the CLIP of --clip instead, if there is one.",
     )
     flags.DEFINE_integer(
         "refine_steps",
         defaults.steps,
-        "Steps that bring the encoder's answer closer to the photo; 0: none. Default without an"
+        "Optimization steps that refine the encoder's latents. 0: none. Default without an"
         f" encoder: {_STEPS_WITHOUT_ENCODER}.",
         lower_bound=0,
     )
     flags.DEFINE_float(
         "refine_learning_rate",
         defaults.learning_rate,
-        "Size of these steps. Default for the avatars:"
+        "Step size of the refinement. Default for the avatars:"
         f" {avatars.get('learning_rate', defaults.learning_rate)}.",
     )
     flags.DEFINE_float(
         "latent_lambda",
         defaults.latent_lambda,
-        "How much these steps are held to the encoder's answer: larger values make better edits,"
-        " smaller ones a better likeness. Default for the avatars:"
+        "Weight of the distance to the encoder's latents: larger values give better edits, smaller"
+        " values a better likeness. Default for the avatars:"
         f" {avatars.get('latent_lambda', defaults.latent_lambda)}.",
     )
 
 
 @no_type_check
 def define_edit_flags() -> None:
-    """Defines the flags of scripts that edit photos, beside those of `define_flags`."""
+    """Defines further flags of scripts that edit photos."""
     flags.DEFINE_string(
         "inversion",
         None,
-        "In place of --image: the results of invert.py, whose photos are edited, with the generator"
-        " that --tune has made, if any.",
+        "Results directory of invert.py, instead of --image: edits its photos, with its tuned"
+        " generator if there is one.",
     )
-    flags.DEFINE_bool("paste_back", False, "Also put the edited faces back into their photos.")
+    flags.DEFINE_bool("paste_back", False, "Also paste the edited faces back into their photos.")
     flags.DEFINE_enum(
         "blend",
         "face",
         ["face", "crop"],
-        "With --paste_back: change the photo only where the edit changed the face, or in the whole"
-        " crop.",
+        "With --paste_back: replace only pixels that the edit changed, or the whole crop.",
     )
 
 
 def check_flags() -> None:
-    """Sets the avatars' defaults; raises InputError where flags contradict each other."""
+    """Sets the avatars' defaults; raises InputError if flags contradict each other."""
     names = ["align", "faces", "encoder", "lpips", *_REFINEMENT]
     edits = "inversion" in FLAGS
     given = [f"--{name}" for name in names if FLAGS[name].present]
     if given and not FLAGS.image:
-        raise InputError(f"{', '.join(given)}: go with --image, which is not given")
+        raise InputError(f"{', '.join(given)} has no effect without --image; add --image")
     if edits and FLAGS.inversion and FLAGS.image:
-        raise InputError("--image and --inversion both give photos; leave out one or the other")
+        raise InputError("--image and --inversion are both given, expected one; remove the other")
     if edits and FLAGS.latents and (FLAGS.image or FLAGS.inversion):
-        raise InputError("--latents and photos both give the images to edit; leave out one")
+        raise InputError("--latents and photos are both given, expected one; remove the other")
     if edits and FLAGS.paste_back and not (FLAGS.image or FLAGS.inversion):
-        raise InputError("--paste_back goes with --image or --inversion; neither is given")
+        raise InputError("--paste_back has no effect without photos; add --image or --inversion")
     if edits and FLAGS["blend"].present and not FLAGS.paste_back:
-        raise InputError("--blend goes with --paste_back, which is not given")
+        raise InputError("--blend has no effect without --paste_back; add --paste_back")
     if not FLAGS.generator:
         FLAGS.set_default("align", False)
         FLAGS.set_default("refine_learning_rate", AVATARS_INVERT_CONFIG.learning_rate)
@@ -182,24 +181,25 @@ def check_flags() -> None:
     elif not FLAGS.encoder:
         FLAGS.set_default("refine_steps", _STEPS_WITHOUT_ENCODER)
     if FLAGS["faces"].present and not FLAGS.align:
-        raise InputError("--faces has no effect with --align=false; leave out --faces")
+        raise InputError("--faces has no effect with --align=false; remove --faces")
     if edits and FLAGS.image and FLAGS.paste_back and not FLAGS.align:
         raise InputError(
-            "--paste_back has no effect with --align=false: the edited image is the whole photo"
+            "--paste_back has no effect with --align=false, because the edited image is the whole"
+            " photo; remove --paste_back"
         )
 
 
 def generator_path() -> str | Path | None:
-    """Where the generator is: that of ``--generator``, or the tuned one of ``--inversion``."""
+    """The path of the generator: the tuned one of ``--inversion``, or ``--generator``."""
     tuned = expand_user(FLAGS.inversion) / TUNED if FLAGS.inversion else None
     return tuned if tuned and tuned.exists() else FLAGS.generator
 
 
 def load_networks(generator: Generator) -> Networks:
-    """Loads the networks that the flags name.
+    """Loads the networks given by the flags.
 
     Raises:
-        InputError: One cannot be loaded, or the encoder is for another generator.
+        InputError: A network cannot be loaded, or the encoder is for another generator.
     """
     encoder = perceptual = arcface = None
     if FLAGS.encoder or not FLAGS.generator:
@@ -211,27 +211,27 @@ def load_networks(generator: Generator) -> Networks:
     elif clip or not FLAGS.generator:
         perceptual = load_clip(clip, FLAGS.dtype)
     else:
-        print("note: without --lpips only pixels are compared; give --lpips too", file=sys.stderr)
+        print("note: only pixels are compared; give --lpips for a better likeness", file=sys.stderr)
     if "arcface" in FLAGS and FLAGS.arcface:
         arcface = load_arcface(FLAGS.arcface, FLAGS.dtype)
     return Networks(encoder, perceptual, arcface)
 
 
 def has_bars(networks: Networks) -> bool:
-    """Whether images that are aligned already get black bars, as those of cars."""
+    """Whether aligned images are padded with black bars, as for cars."""
     encoder = networks.encoder
     return encoder is not None and encoder.config.image_height < encoder.config.image_width
 
 
 def read_photos(size: int, letterbox: bool = False) -> Photos:
-    """Reads the photos of ``--image``, and aligns their faces.
+    """Reads the photos of ``--image`` and aligns their faces.
 
-    A file that cannot be used is reported on stderr, and the others are still read.
+    Files that cannot be used are reported on stderr; the others are still read.
 
     Args:
         size: Height and width of the aligned faces.
-        letterbox: Whether ``--align=false`` makes images square by black bars instead of by cutting
-            off their ends, as for cars.
+        letterbox: With ``--align=false``, pad images to squares with black bars instead of cropping
+            them, as for cars.
 
     Raises:
         InputError: No file can be used.
@@ -250,7 +250,7 @@ def read_photos(size: int, letterbox: bool = False) -> Photos:
             print("error:", " ".join(message.split()), file=sys.stderr)
             failures.append(path)
     if not faces:
-        raise InputError(f"none of the {len(files)} images can be used")
+        raise InputError(f"none of the {len(files)} images can be used; see the errors above")
     originals = [_thumbnail(face.photo, size) for face in faces]
     return Photos(faces, np.stack(originals), np.stack(aligned), len(failures))
 
@@ -287,7 +287,7 @@ def invert_photos(
     """Inverts images in batches of one size, with a progress bar."""
     count = len(aligned)
     batch = min(count, BATCH_SIZE)
-    # The last image fills what is left of the last batch.
+    # The last image is repeated to fill the last batch.
     batches = np.minimum(np.arange(-(-count // batch) * batch), count - 1).reshape(-1, batch)
     parts = []
     total = len(batches) * config.steps
@@ -316,7 +316,7 @@ def invert_photos(
 
 
 def start_from_photos(generator: Generator) -> tuple[Photos, Inversion]:
-    """Reads the photos of ``--image`` and inverts them, as the flags say."""
+    """Reads the photos of ``--image`` and inverts them."""
     networks = load_networks(generator)
     photos = read_photos(generator.config.resolution, has_bars(networks))
     config = InvertConfig(
@@ -333,8 +333,8 @@ def photos_to_edit(
     """The photos of ``--image`` or ``--inversion``, if any, and their latents.
 
     Returns:
-        The photos, their latents, and what metrics.json says about the inversion, whose images are
-        written to ``directory``.
+        The photos, their latents, and the entries for metrics.json of the inversion, whose images
+        are written to ``directory``.
     """
     if FLAGS.inversion:
         return *read_inversion(generator), {}
@@ -348,7 +348,7 @@ def read_inversion(generator: Generator) -> tuple[Photos, Latents]:
     """Reads the photos of ``--inversion`` and their latents.
 
     Raises:
-        InputError: It is no complete directory of invert.py, or its photos are gone.
+        InputError: The directory is not a complete result of invert.py, or photos are missing.
     """
     directory = expand_user(FLAGS.inversion)
     try:
@@ -362,7 +362,10 @@ def read_inversion(generator: Generator) -> tuple[Photos, Latents]:
             for image in images
         ]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{directory} holds no results of invert.py") from None
+        raise InputError(
+            f"{directory} has no results of invert.py, or their photos were moved; run invert.py"
+            " again"
+        ) from None
     size = generator.config.resolution
     latents = load_latents(directory / "latents.npy", generator)
     aligned = [read_image(directory / "aligned" / image_name(i)) for i in range(len(faces))]
@@ -371,7 +374,7 @@ def read_inversion(generator: Generator) -> tuple[Photos, Latents]:
 
 
 def write_inversion(directory: Path, photos: Photos, inversion: Inversion) -> list[dict[str, Any]]:
-    """Writes aligned and reconstructed images and their latents; returns measurements per image."""
+    """Writes aligned images, reconstructions and latents; returns measurements per image."""
     write_images(directory / "aligned", photos.aligned)
     write_images(directory / "reconstructed", inversion.images)
     save_latents(directory / "latents.npy", inversion.latents)
@@ -387,19 +390,20 @@ def write_inversion(directory: Path, photos: Photos, inversion: Inversion) -> li
 
 
 def paste_faces(directory: Path, faces: Sequence[Face], edited: Path, unedited: Path) -> None:
-    """Writes the photos with all their edited faces, as ``--blend`` says.
+    """Writes the photos with all their edited faces, blended as given by ``--blend``.
 
     Args:
-        directory: Where to.
+        directory: The directory for the photos.
         faces: The faces.
         edited: The directory of their images after the edit.
-        unedited: That of their images before it.
+        unedited: The directory of their images before the edit.
     """
     results: dict[Path, Image.Image] = {}
     for i, face in enumerate(faces):
         if face.transform is None:
             raise InputError(
-                f"--paste_back: {face.path} was not aligned, so the edited image is the whole photo"
+                f"--paste_back has no effect, because {face.path} was not aligned and the edited"
+                " image is the whole photo; remove --paste_back"
             )
         results[face.path] = paste_back(
             results.get(face.path, face.photo),
@@ -412,6 +416,6 @@ def paste_faces(directory: Path, faces: Sequence[Face], edited: Path, unedited: 
 
 
 def exit_if_some_failed(photos: Photos | None) -> None:
-    """Ends the script with exit code 1 where files could not be used."""
+    """Exits with code 1 if files could not be used."""
     if photos and photos.failures:
         sys.exit(1)

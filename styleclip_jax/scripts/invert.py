@@ -1,8 +1,8 @@
 r"""Finds the latents of photos, so that the other scripts can edit them.
 
-The face is found and aligned, an encoder gives its latents, and some steps of optimization bring
-the image closer to the photo. Results go to a new directory: a sheet of all photos, aligned and
-reconstructed, every image, latents.npy and metrics.json.
+Finds and aligns the face, predicts its latents with an encoder and refines them by optimization.
+Results go to a new directory: a sheet of all photos, aligned and reconstructed, every image,
+latents.npy and metrics.json.
 
 Examples:
   python invert.py --image=avatar.png
@@ -37,48 +37,48 @@ photos.define_flags()
 flags.DEFINE_string(
     "results_dir",
     "results",
-    "New directory for the results; where it exists, results-2 and so on is taken.",
+    "New directory for the results. If it exists, results-2, results-3 and so on is used.",
 )
 flags.DEFINE_string(
     "generator",
     None,
-    "The network that synthesizes the images: the directory that python -m ckpt_convert stylegan2"
-    " wrote. Default: the avatars that come with the package.",
+    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
+    " stylegan2. Default: the avatars that ship with the package.",
 )
 flags.DEFINE_string(
     "arcface",
     None,
-    "The network that recognizes a person, for a better likeness of faces: the directory that"
-    " python -m ckpt_convert arcface wrote.",
+    "Face recognition network, for a better likeness of faces: a directory written by python -m"
+    " ckpt_convert arcface.",
 )
 flags.DEFINE_enum(
     "dtype",
     "float32",
     ["float32", "bfloat16"],
-    "Precision of the arithmetic: bfloat16 is faster on GPUs and TPUs, float32 more exact.",
+    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
 )
 flags.DEFINE_integer(
-    "seed", 0, "Of the inversion without an encoder.", lower_bound=0, upper_bound=2**32 - 1
+    "seed", 0, "Seed of inversion without an encoder.", lower_bound=0, upper_bound=2**32 - 1
 )
 flags.DEFINE_bool(
     "tune",
     False,
-    "Tune the generator until it synthesizes exactly these photos (pivotal tuning), and save it"
-    " beside the latents; the other scripts use it with --inversion.",
+    "Tune the generator until it reproduces the photos exactly (pivotal tuning), and save it with"
+    " the latents; other scripts use it with --inversion.",
 )
-flags.DEFINE_integer("tune_steps", TuneConfig.steps, "With --tune: the most steps.", lower_bound=1)
+flags.DEFINE_integer("tune_steps", TuneConfig.steps, "With --tune: maximum steps.", lower_bound=1)
 
 
 def main(_: Sequence[str]) -> None:
-    """Inverts all photos, and writes the results."""
+    """Inverts all photos and writes the results."""
     if not FLAGS.image:
         raise InputError("--image is missing; give a photo, a directory or a glob")
     if FLAGS["tune_steps"].present and not FLAGS.tune:
-        raise InputError("--tune_steps goes with --tune, which is not given")
+        raise InputError("--tune_steps has no effect without --tune; add --tune")
     photos.check_flags()
     if FLAGS.tune and FLAGS.generator and not FLAGS.lpips:
-        raise InputError("--tune needs --lpips, a perceptual distance")
-    # Python must not end while a step, which an interruption may have left behind, still runs.
+        raise InputError("--tune needs a perceptual distance; add --lpips")
+    # After an interruption, Python must not exit while a step is still running.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with run_directory(FLAGS.results_dir) as directory:
         generator = load_generator(FLAGS.generator, FLAGS.dtype)
@@ -103,7 +103,7 @@ def main(_: Sequence[str]) -> None:
         rows = [column[:SHEET_ROWS] for column in columns]
         write_image(directory / "inversion.png", sheet(rows, labels))
         write_metrics(directory / photos.METRICS, metrics, command_line.script_flags(__name__))
-    print(f"wrote {directory / 'inversion.png'} and all results beside it")
+    print(f"wrote {directory / 'inversion.png'} and all other results next to it")
     photos.exit_if_some_failed(given)
 
 
@@ -114,7 +114,7 @@ def tune(
     assert networks.perceptual is not None
     config = TuneConfig(steps=FLAGS.tune_steps)
     if not FLAGS.lpips:
-        # CLIP's distances have another scale.
+        # CLIP's distances have a different scale.
         config = TuneConfig(steps=FLAGS.tune_steps, stop_distance=0.0)
     with tqdm(total=config.steps, desc="tuning", unit="step", disable=None) as bar:
         result = tune_generator(

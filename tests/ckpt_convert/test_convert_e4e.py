@@ -91,7 +91,7 @@ def test_options_that_do_not_fit_are_refused(options, message, source):
 
 
 def test_other_files_are_refused(source):
-    with pytest.raises(InputError, match=r"no e4e encoder.*'a'"):
+    with pytest.raises(InputError, match=r"not an e4e encoder.*'a'"):
         e4e.convert(source({"a": np.zeros(1)}))
     tensors = names(E4EConfig(num_layers=LAYERS))
     del tensors["latent_avg"]

@@ -157,7 +157,7 @@ def test_an_encoder_of_another_domain_is_refused(generator, images):
 
 
 def test_images_of_another_size_are_refused(generator):
-    with pytest.raises(InputError, match=r"needs \(images, 32, 32, 3\)"):
+    with pytest.raises(InputError, match=r"expected \(batch, 32, 32, 3\)"):
         invert(generator, jnp.zeros((1, 64, 64, 3)))
 
 

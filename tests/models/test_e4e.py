@@ -75,7 +75,7 @@ def test_interpolation_keeps_the_corners():
 
 @pytest.mark.parametrize("shape", [(1, 16, 32, 3), (1, 32, 32, 6)])
 def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(InputError, match=r"needs \(images, 32, 32, 3\)"):
+    with pytest.raises(InputError, match=r"expected \(batch, 32, 32, 3\)"):
         small_encoder()(jnp.zeros(shape))
 
 
