@@ -36,7 +36,7 @@ def invert_all(
     drawings: Float[np.ndarray, "count size size 3"],
     config: InvertConfig,
 ) -> tuple[Float[np.ndarray, "count size size 3"], Float[np.ndarray, " count"]]:
-    """The reconstructions of drawings, and their PSNR; the count divides by the batch size."""
+    """Reconstructions of rendered avatars and their PSNR; BATCH_SIZE must divide their number."""
     images, psnr = [], []
     for start in range(0, len(drawings), BATCH_SIZE):
         batch = jnp.asarray(drawings[start : start + BATCH_SIZE])
@@ -50,14 +50,14 @@ def invert_all(
 def agreement(
     labels: Int[np.ndarray, "count slots"], others: Int[np.ndarray, "count slots"]
 ) -> dict[str, float]:
-    """Share of images in which both readings agree, slot by slot, on average and in all slots."""
+    """Share of images with equal labels, for every slot, on average and in all slots."""
     same = labels == others
     shares = {slot: float(same[:, i].mean()) for i, slot in enumerate(LABELS)}
     return {**shares, "mean": float(same.mean()), "all": float(same.all(1).mean())}
 
 
 def main(_: Sequence[str]) -> None:
-    """Measures and writes everything down."""
+    """Evaluates the encoder and writes the results."""
     out = pathlib.Path(FLAGS.out)
     generator, clip = load_generator(FLAGS.generator), load_clip()
     encoder = load_encoder(FLAGS.encoder)
@@ -81,12 +81,12 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data", None, "Drawings that no training saw.", required=True)
+    flags.DEFINE_string("data", None, "Rendered avatars for testing.", required=True)
     flags.DEFINE_string("classifier", None, "Weights of the attribute classifier.", required=True)
-    flags.DEFINE_string("out", None, "Directory of metrics and the sheet.", required=True)
+    flags.DEFINE_string("out", None, "Directory for metrics and the sheet.", required=True)
     flags.DEFINE_string("generator", None, "Generator; default: the one in the package.")
     flags.DEFINE_string("encoder", None, "Encoder; default: the one in the package.")
-    flags.DEFINE_integer("count", 512, "How many drawings.", lower_bound=BATCH_SIZE)
+    flags.DEFINE_integer("count", 512, "Number of avatars.", lower_bound=BATCH_SIZE)
     for name in (
         "learning_rate",
         "pixel_lambda",
@@ -94,7 +94,9 @@ if __name__ == "__main__":
         "id_lambda",
         "latent_lambda",
     ):
-        flags.DEFINE_float(name, getattr(AVATARS_INVERT_CONFIG, name), f"Of the inversion: {name}.")
+        flags.DEFINE_float(
+            name, getattr(AVATARS_INVERT_CONFIG, name), f"Setting of the inversion: {name}."
+        )
     flags.DEFINE_integer("steps", AVATARS_INVERT_CONFIG.steps, "Refinement steps.")
     flags.DEFINE_integer("guide_resolution", None, "Compare images at this resolution.")
     run(main)

@@ -2,13 +2,13 @@
 
 An e4e encoder in a small configuration learns from two kinds of images:
 
-* Drawings. Their attributes tell which latent the generator synthesizes them from. What something
-  covers gets the first value of its attribute, so that every answer is one certain avatar.
-* Images that the generator synthesizes from latents in the neighbourhood of avatars, and their
-  latents; among them are images of half-finished edits.
+* Rendered avatars. Their attributes determine the latents that the generator synthesizes them from.
+  Covered attributes have their first value, so that the target is unique.
+* Images that the generator synthesizes from perturbed latents of avatars, including images of
+  unfinished edits, with these latents.
 
-The loss compares the latents and, because a latent can be close and the image still wrong, what the
-generator synthesizes of the answer with the input: pixels, and features of the annotator.
+The loss compares the latents and, because a close latent can still give a wrong image, the
+generator's reconstruction with the input: pixels and features of the annotator.
 
 The training is checkpointed every few minutes and resumes from the last checkpoint.
 """
@@ -143,11 +143,11 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("data", None, "Images and attributes, written by avatars.dataset.")
-    flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished encoder.")
+    flags.DEFINE_string("out", None, "Directory for checkpoints and the final encoder.")
     flags.DEFINE_string("generator", None, "Generator to invert; default: the package's.")
     flags.DEFINE_string("annotator", None, "Weights of a classifier whose features are compared.")
     flags.DEFINE_integer("steps", 5000, "Training steps.")
-    flags.DEFINE_integer("batch_size", 32, "Images per step, half of them drawings.")
+    flags.DEFINE_integer("batch_size", 32, "Images per step, half of them rendered.")
     flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of Adam.")
     flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.")
     flags.mark_flags_as_required(["data", "out", "annotator"])
