@@ -1,8 +1,7 @@
-"""Measures the avatars encoder: `python -m avatars.evaluate_encoder --data D --classifier C ...`.
+"""Evaluates the avatars encoder: `python -m avatars.evaluate_encoder --data D --classifier C ...`.
 
-Inverts drawings that no training saw, by the encoder alone and with refinement, and compares what
-the attribute classifier reads in the originals and in what the generator synthesizes. Writes
-`metrics.json` and a sheet of some of the drawings.
+Inverts rendered avatars of a test set, with and without refinement, and compares the classifier's
+labels of the originals and the reconstructions. Writes `metrics.json` and a sheet.
 """
 
 import json
