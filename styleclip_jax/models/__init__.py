@@ -2,6 +2,7 @@
 
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.directions import Directions, DirectionsConfig
 from styleclip_jax.models.mapper import (
     FullStyleSpaceMapper,
     LevelsMapper,
@@ -16,6 +17,8 @@ __all__ = [
     "ArcFace",
     "ArcFaceConfig",
     "CLIPConfig",
+    "Directions",
+    "DirectionsConfig",
     "FullStyleSpaceMapper",
     "Generator",
     "GeneratorConfig",
