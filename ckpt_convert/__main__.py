@@ -10,11 +10,12 @@ Examples:
   python -m ckpt_convert arcface model_ir_se50.pth checkpoints/arcface
   python -m ckpt_convert mapper afro.pt checkpoints/afro
   python -m ckpt_convert latents train_faces.pt train_faces.npy
+  python -m ckpt_convert directions fs3.npy checkpoints/ffhq-directions
 
 {known}
 
 The format of a file is told from its content, not its name: PyTorch's zip and legacy formats,
-TorchScript archives, safetensors, NVIDIA's pickles, Hugging Face directories. No code that a file
+TorchScript archives, safetensors, NVIDIA's pickles, NumPy's arrays, Hugging Face directories. No code that a file
 may contain is ever run.
 """
 
@@ -30,11 +31,11 @@ import jax
 from absl import logging
 from etils import epath
 
-from ckpt_convert import arcface, clip, formats, latents, mapper, sources, stylegan2
+from ckpt_convert import arcface, clip, directions, formats, latents, mapper, sources, stylegan2
 from ckpt_convert.mapping import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
 from styleclip_jax.errors import InputError, is_out_of_memory
-from styleclip_jax.io.checkpoints import save_model, to_path
+from styleclip_jax.io.checkpoints import load_generator, save_model, to_path
 
 MODELS = {
     "stylegan2": (stylegan2.convert, "a generator: rosinality's .pt or NVIDIA's .pkl"),
@@ -61,6 +62,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     helps = {name: text for name, (_, text) in MODELS.items()}
+    helps["directions"] = "directions of the official StyleCLIP code, fs3.npy"
     helps["latents"] = "latents: a tensor to .npy, a list of StyleSpace tensors to .npz"
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=f"Converts {text}.")
@@ -84,6 +86,17 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="a Hugging Face directory, or OpenAI's bpe_simple_vocab_16e6.txt.gz, also as an "
         "address; by default that of SOURCE, if it is a directory with a tokenizer or a known name",
     )
+    commands.choices["directions"].add_argument(
+        "--generator",
+        metavar="PATH",
+        help="checkpoint directory of the generator that the directions are for; needed unless it "
+        "has the widths of the official ones of 1024 pixels",
+    )
+    commands.choices["directions"].add_argument(
+        "--scales",
+        metavar="PATH",
+        help="S_mean_std of the official code; by default, scales are measured on --generator",
+    )
     return parser.parse_args(arguments)
 
 
@@ -103,13 +116,24 @@ def convert(options: argparse.Namespace) -> None:
     if options.command == "latents":
         latents.save(destination, latents.convert(source))
     else:
-        conversion = MODELS[options.command][0](source)
+        conversion = _convert_model(options, source)
         if options.command == "clip":
             conversion = _with_tokenizer(conversion, tokenizer)
         _save(destination, conversion)
         for note in conversion.notes:
             print(f"note: {note}")
     print(f"wrote {destination}")
+
+
+def _convert_model(options: argparse.Namespace, source: formats.SourceFile) -> Conversion:
+    if options.command != "directions":
+        return MODELS[options.command][0](source)
+    scales = options.scales and formats.read(
+        sources.find("directions", options.scales, options.cache)
+    )
+    return directions.convert(
+        source, scales, options.generator and load_generator(options.generator)
+    )
 
 
 def _save(destination: epath.Path, conversion: Conversion) -> None:
