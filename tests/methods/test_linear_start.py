@@ -94,7 +94,9 @@ def test_the_distance_to_the_first_latents_counts_in_the_choice(generator, clip,
 
 
 def test_directions_fit_the_latents(generator, clip, latents, texts):
-    with pytest.raises(InputError, match=r"directions have shape \(1, 3\), expected \(1, 16\) or \(3,"):
+    with pytest.raises(
+        InputError, match=r"directions have shape \(1, 3\), expected \(1, 16\) or \(3,"
+    ):
         edit_latents(generator, clip, latents, texts, directions=jnp.zeros((1, 3)))
     styles = generator.styles(sample_latents(generator, 2, seed=0))
     config = OptimizeConfig(space="stylespace")
