@@ -9,6 +9,8 @@ step_R                a step of latent optimization, with CLIP ViT-B/32
 step_R_guide_S        the same, with CLIP looking at S pixels
 mapper_step_R         a step of a LevelsMapper's training: Ranger, CLIP ViT-B/32, identity loss
 mapper_apply_R        an edit with a mapper
+directions_R          an edit along the direction of a text; the text is encoded before
+text_direction        the direction of a text: two texts of one sentence by ViT-B/32's text tower
 
 Examples:
   python benchmarks/speed.py
@@ -28,10 +30,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 from flax import nnx
 
 from styleclip_jax.losses import clip_loss
+from styleclip_jax.methods.directions import edit_with_direction
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
     MapperTrainConfig,
@@ -39,8 +43,10 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_train_step,
 )
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
+from styleclip_jax.methods.relevance import build_directions, unit_rows
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.directions import DirectionsConfig, channel_widths
 from styleclip_jax.models.mapper import LevelsMapper, MapperConfig
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
 from styleclip_jax.sharding import replicate
@@ -56,6 +62,9 @@ MEASUREMENTS = (
     "mapper_step_1024",
     "mapper_apply_256",
     "mapper_apply_1024",
+    "directions_256",
+    "directions_1024",
+    "text_direction",
 )
 flags.DEFINE_list("measure", list(MEASUREMENTS), "What to measure; the resolutions may be others.")
 flags.DEFINE_integer("repeats", 5, "Timed repetitions after one that is not timed.")
@@ -174,6 +183,30 @@ def mapper_apply(resolution: int) -> Measured:
     return Measured(seconds, apply_mapper.lower(*arguments))
 
 
+def directions(resolution: int) -> Measured:
+    """Edits images along a direction, every time another one."""
+    generator, latents = random_generator(resolution, FLAGS.batch_size)
+    config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 512)
+    relevance = np.random.default_rng(0).normal(size=(config.channels, 512)).astype(np.float32)
+    made = build_directions(config, unit_rows(relevance), np.ones(config.channels, np.float32))
+    texts = iter(jax.random.normal(jax.random.key(5), (FLAGS.repeats + 1, 512)) / 512**0.5)
+    arguments: Any = (generator, made, latents)
+    seconds = median_seconds(
+        lambda: edit_with_direction(*arguments, next(texts), 4.0, 0.05), FLAGS.repeats
+    )
+    edit = jax.jit(lambda *x: edit_with_direction(*x, 4.0, 0.05))
+    return Measured(seconds, edit.lower(*arguments, jnp.ones(512)))
+
+
+def text_direction() -> Measured:
+    """Encodes two texts; the tokenizer, which takes less than a millisecond, is left out."""
+    clip, _ = random_clip()
+    tokens = jnp.zeros((2, clip.config.context_length), jnp.int32).at[:, 5].set(49407)
+    encode = jax.jit(CLIP.encode_text)
+    seconds = median_seconds(lambda: encode(clip, tokens), FLAGS.repeats)
+    return Measured(seconds, encode.lower(clip, tokens))
+
+
 def steps_between_reports() -> int:
     """An accelerator is asked rarely, as in a real run."""
     return 1 if jax.default_backend() == "cpu" else 20
@@ -202,6 +235,8 @@ def random_mapper(generator: Generator) -> LevelsMapper:
 
 def measurement(name: str) -> Callable[[], Measured]:
     """What is behind a name, for example ``step_1024_guide_256``."""
+    if name == "text_direction":
+        return text_direction
     guide = None
     if "_guide_" in name:
         name, guide = name.split("_guide_")
@@ -211,6 +246,7 @@ def measurement(name: str) -> Callable[[], Measured]:
         "step": functools.partial(step, guide_resolution=int(guide) if guide else None),
         "mapper_step": mapper_step,
         "mapper_apply": mapper_apply,
+        "directions": directions,
     }
     return functools.partial(kinds[kind], int(resolution))
 
