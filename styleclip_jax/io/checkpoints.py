@@ -24,6 +24,7 @@ from styleclip_jax.io.checksums import CHECKSUMS, verify_checksums, write_checks
 from styleclip_jax.io.files import expand_user, parse_json
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.delta_mapper import DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.directions import Directions, DirectionsConfig
 from styleclip_jax.models.mapper import MAPPER_TYPES, Mapper, MapperConfig
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
@@ -39,13 +40,14 @@ FLAGS_FILE = "config/flags.json"
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
-_MAPPERS = tuple(MAPPER_TYPES.values())
+_MAPPERS = (*MAPPER_TYPES.values(), DeltaMapper)
 _CONFIGS = {
     Generator: GeneratorConfig,
     CLIP: CLIPConfig,
     ArcFace: ArcFaceConfig,
     Directions: DirectionsConfig,
-} | {mapper: MapperConfig for mapper in _MAPPERS}
+    DeltaMapper: DeltaMapperConfig,
+} | dict.fromkeys(MAPPER_TYPES.values(), MapperConfig)
 
 
 def flatten(model: nnx.Module) -> dict[str, jax.Array]:
@@ -90,7 +92,7 @@ def build(
 
 def save_model(
     path: epath.PathLike,
-    model: Generator | CLIP | ArcFace | Mapper | Directions,
+    model: Generator | CLIP | ArcFace | Mapper | DeltaMapper | Directions,
     tokenizer_files: Mapping[str, bytes] | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
@@ -158,7 +160,7 @@ def load_arcface(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> ArcFac
     return _load(path, (ArcFace,), dtype)
 
 
-def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:
+def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper | DeltaMapper:
     """Reads a latent mapper of any type.
 
     Args:

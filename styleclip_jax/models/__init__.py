@@ -2,6 +2,7 @@
 
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.delta_mapper import DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.directions import Directions, DirectionsConfig
 from styleclip_jax.models.mapper import (
     FullStyleSpaceMapper,
@@ -17,6 +18,8 @@ __all__ = [
     "ArcFace",
     "ArcFaceConfig",
     "CLIPConfig",
+    "DeltaMapper",
+    "DeltaMapperConfig",
     "Directions",
     "DirectionsConfig",
     "FullStyleSpaceMapper",
