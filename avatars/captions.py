@@ -31,8 +31,8 @@ from avatars.attributes import LABELS, NAMES, SLOTS, UNKNOWN, observe
 
 T = TypeVar("T")
 
-LANGUAGES = ("en",)
-MAX_WORDS = 24
+LANGUAGES = ("en", "uk")
+MAX_WORDS = 26  # Of a caption, punctuation marks included.
 KINDS = ("adjectives", "people", "nouns", "worn", "clauses", "sentences")
 # What a colour can be told together with.
 CARRIERS = {"hair_color": ("hair", "facial_hair"), "clothes_color": ("clothes", "headwear")}
@@ -43,7 +43,7 @@ _THING = ("what", "with_what", "get_what", "in_what")
 _PERSON = ("who", "of_whom", "whom")
 _PRONOUN = ("he", "him", "his", "to_him")
 # The endings of a soft stem, such as "синій", for those of a hard one.
-_SOFT = {"а": "я", "у": "ю", "е": "є", "ою": "ьою", "ого": "ього", "ому": "ьому"}
+_SOFT = {"а": "я", "у": "ю", "е": "є", "ою": "ьою", "ої": "ьої", "ого": "ього", "ому": "ьому"}
 _COUNT_WEIGHTS = (0.28, 0.28, 0.2, 0.12, 0.07, 0.05)
 
 
@@ -145,7 +145,7 @@ def inflect(word: str, ending: str) -> str:
     if not ending:
         return word
     if word.endswith("ій"):
-        return word[:-2] + _SOFT.get(ending, ending.replace("и", "і"))
+        return word[:-2] + _SOFT.get(ending, ending.replace("и", "і", 1))
     return word[:-2] + ending
 
 
@@ -324,10 +324,12 @@ def _tell(statements: list[Statement], language: Language, rng: np.random.Genera
 
 
 def _readable(text: str, pronouns: str) -> str:
-    """Puts in pronouns, and mends commas and articles."""
+    """Puts in pronouns, and mends commas, prepositions and articles."""
     cases = _forms(pronouns, _PRONOUN)
     text = re.sub(r"<(\w+)>", lambda place: cases[place[1]], text)
-    text = re.sub(r"[ ,]*, *", ", ", text)
+    text = re.sub(r"[ ,]*, *", ", ", text).strip(" ,")
+    # What Ukrainians find easier to say.
+    text = re.sub(r"\bз (?=[зсцчшщж])", "із ", re.sub(r"\bв (?=[вф])", "у ", text))
     return re.sub(r"\ba (?=[aeiou])", "an ", re.sub(r"\ban (?=[^aeiou])", "a ", text))
 
 
@@ -369,7 +371,7 @@ def about(
 def describe(
     labels: Int8[np.ndarray, " slots"], rng: np.random.Generator, language: str = "en"
 ) -> tuple[str, Meaning]:
-    """Writes one caption of at most `MAX_WORDS` words in lower case.
+    """Writes one caption of at most `MAX_WORDS` words and punctuation marks in lower case.
 
     Args:
         labels: what can be seen of one picture, a row of `avatars.attributes.observe`; nothing is
@@ -387,9 +389,13 @@ def describe(
     }
     spoken = load_language(language)
     statements = _statements(facts, spoken, rng)
-    while len((text := _tell(statements, spoken, rng)).split()) > MAX_WORDS:
+    while _length(text := _tell(statements, spoken, rng)) > MAX_WORDS:
         statements.pop()
     return text, {slot: truth for x in statements for slot, truth in x.meaning.items()}
+
+
+def _length(text: str) -> int:
+    return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def caption(

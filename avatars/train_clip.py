@@ -415,7 +415,7 @@ if __name__ == "__main__":
         "generator", None, "Make half of every batch by edits with this generator; see above."
     )
     flags.DEFINE_string("annotator", None, "Weights of a classifier, which says what edits show.")
-    flags.DEFINE_float("ukrainian", 0.0, "Share of Ukrainian texts.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float("ukrainian", 0.2, "Share of Ukrainian texts.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Pictures, and captions, per step.")
     flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate of AdamW.")
