@@ -15,6 +15,9 @@ features learn the geometry that `losses.direction_loss` relies on: from an imag
 with what a text asks for, they move along the direction of the text, by a certain amount; to the
 same image with something else, they do not move along it.
 
+With `--lock_images` only the text tower learns, from images and triples without edits: other words
+for what the images of a hardened CLIP already tell apart (locked-image tuning, arXiv 2111.07991).
+
 Checkpointed every few minutes; the same command resumes, with new edits.
 """
 
@@ -76,8 +79,10 @@ RISE_WEIGHT, STILL_WEIGHT = 20.0, 20.0
 NEUTRAL_SHARE = 0.04
 
 
-def train_tokenizer(num_captions: int = 50_000, merges: int = 1500) -> dict[str, bytes]:
+def train_tokenizer(num_captions: int = 30_000, merges: int = 3000) -> dict[str, bytes]:
     """A CLIP tokenizer whose merges are learned from captions: `vocab.json` and `merges.txt`.
+
+    There are `num_captions` of each language, so that both get their share of the merges.
 
     As in OpenAI's vocabulary, every byte is a token, alone and at the end of a word, so no text is
     unknown; the end-of-text token has the highest id.
@@ -292,8 +297,14 @@ def _unit(x: Array) -> Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@partial(jax.jit, static_argnames=("optimizer", "attribute_weight"), donate_argnames="state")
-def clip_step(state, generator, batch, triples, key, *, optimizer, attribute_weight):
+@partial(
+    jax.jit,
+    static_argnames=("optimizer", "attribute_weight", "lock_images"),
+    donate_argnames="state",
+)
+def clip_step(
+    state, generator, batch, triples, key, *, optimizer, attribute_weight, lock_images=False
+):
     """One update of the CLIP and the auxiliary classifier."""
     networks, opt_state = state
     images, labels, tokens, fits, told = batch
@@ -302,6 +313,8 @@ def clip_step(state, generator, batch, triples, key, *, optimizer, attribute_wei
 
     def loss_fn(networks):
         clip, heads = networks
+        if lock_images:
+            clip.visual = jax.tree.map(jax.lax.stop_gradient, clip.visual)
         loss, features, text_features = contrastive_loss(clip, pixels, tokens, fits)
         total = loss + attribute_weight * (
             attribute_loss(heads, features, labels)
@@ -313,6 +326,9 @@ def clip_step(state, generator, batch, triples, key, *, optimizer, attribute_wei
 
     gradients, loss = jax.grad(loss_fn, has_aux=True)(networks)
     updates, opt_state = optimizer.update(gradients, opt_state, networks)
+    if lock_images:
+        # Without gradients there still is weight decay.
+        updates[0].visual = jax.tree.map(jnp.zeros_like, updates[0].visual)
     return (optax.apply_updates(networks, updates), opt_state), loss
 
 
@@ -330,15 +346,23 @@ def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe_batch(
-    labels: Int[np.ndarray, "batch slots"], rng: np.random.Generator, ukrainian: float
+    labels: Int[np.ndarray, "batch slots"],
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+    ukrainian: float,
 ) -> tuple[list[str], list[Meaning]]:
     """One caption per image, a share of `ukrainian` of them Ukrainian, and what they tell."""
     described = []
     for row in labels:
         language = choose_language(rng, ukrainian)
         tells_nothing = rng.random() < NEUTRAL_SHARE
+        draw = partial(describe, row, rng, language)
+        # One caption of thousands is too long.
+        texts = iter(draw, None)
         described.append(
-            (neutral(rng, language), {}) if tells_nothing else describe(row, rng, language)
+            (neutral(rng, language), {})
+            if tells_nothing
+            else next(x for x in texts if tokenizer.fits(x[0]))
         )
     return [text for text, _ in described], [meaning for _, meaning in described]
 
@@ -364,7 +388,9 @@ def main(_: Sequence[str]) -> None:
     key = jax.random.key(FLAGS.seed)
     synthesizer, edits, edited = None, None, 0
     if FLAGS.generator:
-        synthesizer, edited = checkpoints.load_generator(FLAGS.generator), FLAGS.batch_size // 2
+        synthesizer = checkpoints.load_generator(FLAGS.generator)
+    if FLAGS.generator and not FLAGS.lock_images:
+        edited = FLAGS.batch_size // 2
         annotator = load_classifier(FLAGS.annotator)
         edits = RunningEdits(synthesizer, annotator, tokenizer, edited, FLAGS.seed, FLAGS.ukrainian)
 
@@ -376,8 +402,9 @@ def main(_: Sequence[str]) -> None:
             running = edits.advance(state[0][0], step)
             shown = np.concatenate([shown, running.images])
             shown_labels = np.concatenate([shown_labels, running.labels])
+        if synthesizer is not None:
             triples = choose_triples(tokenizer, generator, FLAGS.ukrainian)
-        texts, meanings = describe_batch(shown_labels, generator, FLAGS.ukrainian)
+        texts, meanings = describe_batch(shown_labels, tokenizer, generator, FLAGS.ukrainian)
         told = truths(meanings)
         if edits:
             texts += running.targets.texts
@@ -390,6 +417,7 @@ def main(_: Sequence[str]) -> None:
             jax.random.fold_in(key, step),
             optimizer=optimizer,
             attribute_weight=FLAGS.attribute_weight,
+            lock_images=FLAGS.lock_images,
         )
 
     # Modules are pytrees, which optax's types do not say.
@@ -415,6 +443,7 @@ if __name__ == "__main__":
         "generator", None, "Make half of every batch by edits with this generator; see above."
     )
     flags.DEFINE_string("annotator", None, "Weights of a classifier, which says what edits show.")
+    flags.DEFINE_bool("lock_images", False, "Train the text tower only; see above.")
     flags.DEFINE_float("ukrainian", 0.2, "Share of Ukrainian texts.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Pictures, and captions, per step.")
