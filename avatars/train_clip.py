@@ -314,7 +314,7 @@ def clip_step(
     def loss_fn(networks):
         clip, heads = networks
         if lock_images:
-            clip.visual = jax.tree.map(jax.lax.stop_gradient, clip.visual)
+            clip.vision = jax.tree.map(jax.lax.stop_gradient, clip.vision)
         loss, features, text_features = contrastive_loss(clip, pixels, tokens, fits)
         total = loss + attribute_weight * (
             attribute_loss(heads, features, labels)
@@ -328,7 +328,7 @@ def clip_step(
     updates, opt_state = optimizer.update(gradients, opt_state, networks)
     if lock_images:
         # Without gradients there still is weight decay.
-        updates[0].visual = jax.tree.map(jnp.zeros_like, updates[0].visual)
+        updates[0].vision = jax.tree.map(jnp.zeros_like, updates[0].vision)
     return (optax.apply_updates(networks, updates), opt_state), loss
 
 
