@@ -37,11 +37,18 @@ def generator():
     return np.random.default_rng(0)
 
 
+class ShortTexts:
+    """Stands for a tokenizer with a context that some captions do not fit."""
+
+    def fits(self, text):
+        return len(text) < 60
+
+
 def test_captions_fit_their_own_pictures(generator):
     labels = observe(sample(50, seed=0))
-    texts, meanings = describe_batch(labels, generator, 0.3)
+    texts, meanings = describe_batch(labels, ShortTexts(), generator, 0.3)
     fit = fits(truths(meanings), labels)
-    assert len(texts) == 50
+    assert len(texts) == 50 and max(map(len, texts)) < 60
     assert (fit.diagonal() == 1).all() and 0 < np.nanmean(fit) < 1
 
 
@@ -49,7 +56,7 @@ def test_the_share_of_ukrainian_captions_is_as_asked(generator):
     labels = observe(sample(200, seed=0))
     cyrillic = re.compile("[\u0400-\u04ff]")
     for share in (0, 0.2, 1):
-        texts, _ = describe_batch(labels, generator, share)
+        texts, _ = describe_batch(labels, ShortTexts(), generator, share)
         assert np.mean([bool(cyrillic.search(x)) for x in texts]) == pytest.approx(share, abs=0.1)
 
 
