@@ -20,7 +20,7 @@ from styleclip_jax.models.lpips import LPIPS
 
 # What tells how different two images look.
 Perceptual = LPIPS | CLIP
-Preprocess = Literal["styleclip", "clip"]
+Preprocess = Literal["styleclip", "clip", "bicubic"]
 
 # Mean and standard deviation per channel, in [0, 1], with which OpenAI's CLIP was trained.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -54,6 +54,20 @@ def adaptive_pool_matrix(source: int, target: int) -> np.ndarray:
     return (inside / (ends - starts)[:, None]).astype(np.float32)
 
 
+@functools.cache
+def bicubic_matrix(source: int, target: int) -> np.ndarray:
+    """The (target, source) matrix of one axis of Pillow's bicubic resize.
+
+    Keys' kernel with a = -0.5, widened where the image becomes smaller.
+    """
+    widening = max(source / target, 1.0)
+    centers = (np.arange(target) + 0.5) * source / target
+    x = np.abs(np.arange(source) + 0.5 - centers[:, None]) / widening
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def _resize(images: Array, matrix: np.ndarray) -> Array:
     # Losses stay in float32, also where an accelerator would rather multiply in shorter formats.
     highest = jax.lax.Precision.HIGHEST
@@ -83,8 +97,12 @@ def clip_pixels(
         image_size: Input size of the CLIP.
         preprocess: ``"styleclip"`` only resizes, as the official ``criteria/clip_loss.py`` does, so
             that published settings give published results; ``"clip"`` also normalizes with the
-            statistics that CLIP was trained with.
+            statistics that CLIP was trained with; ``"bicubic"`` does all that CLIP's own
+            preprocessing does: clips to [-1, 1], resizes by bicubic interpolation and normalizes.
     """
+    if preprocess == "bicubic":
+        matrix = bicubic_matrix(images.shape[1], image_size)
+        return clip_normalize(_resize(jnp.clip(images, -1, 1), matrix), preprocess)
     return clip_normalize(clip_resize(images, image_size), preprocess)
 
 
