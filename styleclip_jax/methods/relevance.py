@@ -117,7 +117,7 @@ def channel_statistics(
     seed: int = SAMPLES_SEED,
     truncation: float = TRUNCATION,
 ) -> ChannelStatistics:
-    """Mean and standard deviation of the channels over random images, as the official code has them.
+    """Mean and standard deviation of the channels over random images, as officially defined.
 
     Styles are affine in w, so that mean and covariance of w say all.
 

@@ -1,0 +1,86 @@
+"""Strips of images over strengths: all images edited in batches, written, and timed."""
+
+import operator
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from styleclip_jax.io.images import sheet, write_image
+from styleclip_jax.io.latents import save_latents
+from styleclip_jax.latents import Latents
+from styleclip_jax.runs.results import write_images
+
+BATCH_SIZE = 8
+SHEET_ROWS = 16
+SHEET = "before_after.png"
+
+# From latents and a strength to images and edited latents.
+Edit = Callable[[Latents, float], tuple[Float[Array, "batch height width 3"], Latents]]
+
+
+def write_strip(
+    directory: Path, edit: Edit, latents: Latents, strengths: Sequence[float]
+) -> dict[str, float]:
+    """Edits all images with every strength, and writes images, latents and a sheet of the first.
+
+    Strength 0, the image before, is always there.
+
+    Returns:
+        The seconds that an image took, by the labels of the sheet. Where the program was not
+        compiled before, the first strength's are with the compilation.
+    """
+    batches = batch_indices(len(jax.tree.leaves(latents)[0]))
+    columns, seconds = {}, {}
+    for strength in sorted({0.0, *strengths}):
+        label = f"strength {strength:g}" if strength else "before"
+        place = directory / label.replace(" ", "_")
+        columns[label], seconds[label] = _write_column(edit, latents, batches, strength, place)
+    write_image(directory / SHEET, sheet([*columns.values()], [*columns]))
+    return seconds
+
+
+def first_batch(latents: Latents) -> Latents:
+    """The first batch that :func:`write_strip` edits, to compile a program with."""
+    batches = batch_indices(len(jax.tree.leaves(latents)[0]))
+    return jax.tree.map(operator.itemgetter(batches[0]), latents)
+
+
+def batch_indices(size: int) -> Int[np.ndarray, "batches batch"]:
+    """Which latents make the batches, all of one size, so that one program does for all of them.
+
+    The last latent fills what is left of the last batch.
+    """
+    batch = min(size, BATCH_SIZE)
+    return np.minimum(np.arange(-(-size // batch) * batch), size - 1).reshape(-1, batch)
+
+
+def _write_column(
+    edit: Edit,
+    latents: Latents,
+    batches: Int[np.ndarray, "batches batch"],
+    strength: float,
+    directory: Path,
+) -> tuple[Float[np.ndarray, "rows height width 3"], float]:
+    """Returns the first images, for the sheet, and the seconds that an image took."""
+    size = len(jax.tree.leaves(latents)[0])
+    rows, parts, seconds = [], [], 0.0
+    for indices in batches:
+        batch = jax.tree.map(operator.itemgetter(indices), latents)
+        begun = time.perf_counter()
+        images, edited = jax.block_until_ready(edit(batch, strength))
+        seconds += time.perf_counter() - begun
+        new = min(len(indices), size - indices[0])
+        # The device holds no more than one batch of images.
+        images = np.asarray(images)[:new]
+        if not np.isfinite(images).all():
+            raise FloatingPointError(f"images are not finite with --strength={strength}")
+        write_images(directory, images, first=int(indices[0]))
+        rows += [*images[: max(SHEET_ROWS - len(rows), 0)]]
+        parts.append(jax.tree.map(operator.itemgetter(slice(new)), edited))
+    save_latents(directory / "latents", jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
+    return np.stack(rows), seconds / batches.size
