@@ -25,7 +25,13 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.losses import Preprocess, clip_pixels
 from styleclip_jax.models.clip import CLIP
-from styleclip_jax.models.directions import Directions, DirectionsConfig, Space, conv_entries
+from styleclip_jax.models.directions import (
+    Directions,
+    DirectionsConfig,
+    Space,
+    channel_widths,
+    conv_entries,
+)
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 from styleclip_jax.sharding import replicate, spread
 
@@ -95,15 +101,14 @@ def directions_config(
     generator: Generator, clip: CLIP, config: RelevanceConfig
 ) -> DirectionsConfig:
     """What directions of a generator and a CLIP look like."""
-    dims, resolutions = generator.config.style_dims, generator.config.resolutions
+    resolutions = generator.config.resolutions
     guide = config.guide_resolution or generator.config.resolution
     if guide not in resolutions:
         raise InputError(f"guide_resolution is {guide}, expected one of {resolutions}")
+    layers = 2 * resolutions.index(guide) + 1
     return DirectionsConfig(
-        style_dims=dims,
-        w_dim=generator.config.w_dim,
+        widths=channel_widths(generator.config, config.space)[:layers],
         embed_dim=clip.config.embed_dim,
-        layers=2 * resolutions.index(guide) + 1,
         space=config.space,
         generator=fingerprint(generator),
         clip=fingerprint(clip),
@@ -146,7 +151,7 @@ def channel_statistics(
     def layer_styles(w: Array) -> list[np.ndarray]:
         w_plus = jnp.broadcast_to(w[:, None], (len(w), generator.num_layers, w.shape[1]))
         styles = jax.jit(Generator.styles)(generator, w_plus.astype(jnp.float32))
-        entries = conv_entries(config.style_dims)[: config.layers]
+        entries = conv_entries(generator.config.style_dims)[: len(config.widths)]
         return [np.asarray(styles[i], np.float64) for i in entries]
 
     bias = np.concatenate(layer_styles(jnp.zeros((1, len(mean)))), axis=1)[0]

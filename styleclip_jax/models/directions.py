@@ -11,13 +11,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.mapper import MAX_LAYERS
-from styleclip_jax.models.stylegan2 import Buffer, Generator
+from styleclip_jax.models.stylegan2 import Buffer, Generator, GeneratorConfig
 
 Space = Literal["stylespace", "w"]
 
@@ -27,22 +28,19 @@ class DirectionsConfig:
     """What :class:`Directions` belong to.
 
     Attributes:
-        style_dims: Widths of the generator's StyleSpace entries.
-        w_dim: Length of the generator's w vectors.
+        widths: Widths of the styles of the generator's convolutions, from the first one on; later
+            ones may be left out. Of ``space="w"``: the width of w alone.
         embed_dim: Width of CLIP's space.
-        layers: Number of convolutions whose style channels are covered, from the first one on.
         space: ``"stylespace"``: a channel is an entry of a convolution's style, as in the paper;
-            later convolutions and all ToRGB layers are never changed. ``"w"``: a channel is an
-            entry of w, the same in all layers.
+            the styles of ToRGB layers and of convolutions left out are never changed. ``"w"``: a
+            channel is an entry of w, the same in all layers.
         scaled: Whether the channels' standard deviations are known; see :class:`Directions`.
         generator: Fingerprint of the generator; None: unknown, as in published files.
         clip: Fingerprint of the CLIP, likewise.
     """
 
-    style_dims: Sequence[int]
-    w_dim: int
+    widths: Sequence[int]
     embed_dim: int
-    layers: int
     space: Space = "stylespace"
     scaled: bool = True
     generator: str | None = None
@@ -50,25 +48,25 @@ class DirectionsConfig:
 
     def __post_init__(self) -> None:
         # JSON knows no tuples, and the configuration has to stay hashable.
-        object.__setattr__(self, "style_dims", tuple(self.style_dims))
-        if not 1 < len(self.style_dims) <= MAX_LAYERS or min(self.style_dims) < 1:
-            raise ValueError(f"style_dims are {self.style_dims}, expected those of a generator")
-        for name in ("w_dim", "embed_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not 1 <= len(self.widths) <= MAX_LAYERS or min(self.widths) < 1:
+            raise ValueError(f"widths are {self.widths}, expected those of a generator's styles")
+        if self.embed_dim < 1:
+            raise ValueError(f"embed_dim is {self.embed_dim}, expected at least 1")
         if self.space not in ("stylespace", "w"):
             raise ValueError(f"space is {self.space!r}, expected stylespace or w")
-        if not 1 <= self.layers <= len(conv_entries(self.style_dims)):
-            raise ValueError(
-                f"layers is {self.layers}, expected the number of convolutions or less"
-            )
 
     @property
     def channels(self) -> int:
         """Number of channels."""
-        if self.space == "w":
-            return self.w_dim
-        return sum(self.style_dims[i] for i in conv_entries(self.style_dims)[: self.layers])
+        return sum(self.widths)
+
+
+def channel_widths(config: GeneratorConfig, space: Space) -> tuple[int, ...]:
+    """All widths of a generator, as :class:`DirectionsConfig` has them."""
+    if space == "w":
+        return (config.w_dim,)
+    return tuple(config.style_dims[i] for i in conv_entries(config.style_dims))
 
 
 def conv_entries(style_dims: Sequence[int]) -> tuple[int, ...]:
@@ -99,26 +97,22 @@ class Directions(nnx.Module):
 
     def check_generator(self, generator: Generator) -> None:
         """Raises InputError unless a generator has the shape that the directions are for."""
-        config = generator.config
-        if (config.style_dims, config.w_dim) != (self.config.style_dims, self.config.w_dim):
+        widths = channel_widths(generator.config, self.config.space)
+        if widths[: len(self.config.widths)] != self.config.widths:
             raise InputError(
-                f"the directions are for a generator with StyleSpace widths"
-                f" {list(self.config.style_dims)} and w of {self.config.w_dim}, this one has"
-                f" {list(config.style_dims)} and {config.w_dim}"
+                f"the directions are for a generator with {self.config.space} widths"
+                f" {list(self.config.widths)}, this one has {list(widths)}"
             )
 
     def style_change(
         self, generator: Generator, change: Float[Array, " channels"]
     ) -> tuple[Float[Array, "1 _"], ...]:
         """The change of StyleSpace coordinates that a change of the channels makes."""
-        dims = self.config.style_dims
         if self.config.space == "w":
             w = jnp.broadcast_to(change, (1, generator.num_layers, len(change)))
             moved, still = generator.styles(w), generator.styles(jnp.zeros_like(w))
             return jax.tree.map(jnp.subtract, moved, still)
-        entries = [jnp.zeros((1, width)) for width in dims]
-        start = 0
-        for i in conv_entries(dims)[: self.config.layers]:
-            entries[i] = change[None, start : start + dims[i]]
-            start += dims[i]
-        return tuple(entries)
+        dims, widths = generator.config.style_dims, self.config.widths
+        parts = jnp.split(change[None], np.cumsum(widths)[:-1], axis=1)
+        convs = dict(zip(conv_entries(dims), parts, strict=False))
+        return tuple(convs.get(i, jnp.zeros((1, width))) for i, width in enumerate(dims))
