@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import fingerprint, load_directions, load_tokenizer, save_model
+from styleclip_jax.io.checkpoints import fingerprint, load_clip, load_directions, save_model
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
+from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.methods import directions as module
 from styleclip_jax.methods.directions import (
     automatic_threshold,
@@ -143,11 +144,7 @@ def test_the_automatic_threshold_is_the_largest_that_keeps_enough(directions, ch
 
 
 @pytest.mark.parametrize("templates", [(), IMAGENET_TEMPLATES])
-def test_a_text_direction_is_the_unit_difference_of_unit_features(
-    clip, long_text_clip_path, templates
-):
-    from styleclip_jax.io.checkpoints import load_clip
-
+def test_a_text_direction_is_the_unit_difference_of_unit_features(long_text_clip_path, templates):
     clip, tokenizer = load_clip(long_text_clip_path), load_tokenizer(long_text_clip_path)
 
     def features(text: str) -> np.ndarray:
