@@ -18,8 +18,8 @@ Examples:
 {known}
 
 The format of a file is told from its content, not its name: PyTorch's zip and legacy formats,
-TorchScript archives, safetensors, NVIDIA's pickles, NumPy's arrays, Hugging Face directories. No code that a file
-may contain is ever run.
+TorchScript archives, safetensors, NVIDIA's pickles, .npy, Hugging Face directories. No code that a
+file may contain is ever run.
 """
 
 import argparse

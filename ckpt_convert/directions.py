@@ -82,7 +82,7 @@ def _read_scales(
             or not (np.isfinite(layer) & (layer >= 0)).all()
         ):
             raise InputError(
-                f"{source.name}: expected S_mean_std, with {width} standard deviations of layer {i},"
-                f" but {describe(source)}"
+                f"{source.name}: expected S_mean_std, with {width} standard deviations of layer"
+                f" {i}, but {describe(source)}"
             )
     return np.concatenate([layer for layer in layers if layer is not None]).astype(np.float32)

@@ -49,7 +49,8 @@ class SourceFile(NamedTuple):
 
     Attributes:
         name: What to call it in messages.
-        kind: Its format: "pytorch", "torchscript", "pytorch legacy", "pickle", "safetensors" or "npy".
+        kind: Its format: "pytorch", "torchscript", "pytorch legacy", "pickle", "safetensors" or
+            "npy".
         tensors: The arrays by path: dictionary keys, list positions and attributes joined by
             dots. A file that holds one bare tensor has the path "".
         values: The numbers, strings (the first 1000 characters) and None by path.

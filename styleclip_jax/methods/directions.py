@@ -24,6 +24,24 @@ from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 
 # The official sliders' defaults; they go from -10 to 10 and from 0.08 to 0.3.
 STRENGTH, THRESHOLD = 4.1, 0.15
+
+
+class DirectionDefaults(NamedTuple):
+    """Settings that suit a generator.
+
+    Attributes:
+        strength: See :func:`edit_with_direction`.
+        threshold: Likewise; None: automatic, by
+        min_channels: See :func:`automatic_threshold`.
+    """
+
+    strength: float = STRENGTH
+    threshold: float | None = None
+    min_channels: int = 20
+
+
+# For the avatars that come with the package, whose channels are entries of w.
+AVATARS_DIRECTIONS = DirectionDefaults(strength=5.0, threshold=0.3)
 # From the most disentangled edit to the least.
 _AUTOMATIC_THRESHOLDS = np.arange(0.29, 0.095, -0.01, dtype=np.float32)
 

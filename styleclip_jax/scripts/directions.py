@@ -33,7 +33,8 @@ from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.methods.directions import (
-    STRENGTH,
+    AVATARS_DIRECTIONS,
+    DirectionDefaults,
     automatic_threshold,
     check_fingerprints,
     edit_with_direction,
@@ -47,9 +48,14 @@ from styleclip_jax.runs.results import run_directory, write_metrics
 from styleclip_jax.runs.strip import SHEET, SHEET_ROWS, first_batch, write_strip
 
 FLAGS = flags.FLAGS
+DEFAULTS = DirectionDefaults()
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
-AVATARS: dict[str, Any] = {"strength": [4.0], "min_channels": 1, "neutral": AVATARS_NEUTRAL}
+AVATARS: dict[str, Any] = {
+    "strength": [AVATARS_DIRECTIONS.strength],
+    "threshold": AVATARS_DIRECTIONS.threshold,
+    "neutral": AVATARS_NEUTRAL,
+}
 
 flags.DEFINE_multi_string(
     "description",
@@ -61,7 +67,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string("neutral", NEUTRAL, "What all images show, before and after.")
 flags.DEFINE_multi_float(
     "strength",
-    [STRENGTH],
+    [DEFAULTS.strength],
     "How much to edit, from -10 to 10; negative values edit the other way round. Repeat the flag"
     " for a strip of images from the lowest to the highest.",
 )
@@ -79,7 +85,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer(
     "min_channels",
-    20,
+    DEFAULTS.min_channels,
     "Without --threshold: the largest threshold of 0.10 to 0.29 that keeps more channels than this."
     " 20 suits faces, 100 other images.",
     lower_bound=0,
@@ -194,7 +200,8 @@ def check_flags() -> None:
         )
     if not FLAGS.generator:
         for name, value in AVATARS.items():
-            FLAGS.set_default(name, value)
+            if name != "threshold" or not FLAGS["min_channels"].present:
+                FLAGS.set_default(name, value)
 
 
 def use_templates() -> bool:
