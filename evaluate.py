@@ -111,9 +111,9 @@ flags.DEFINE_multi_string(
     "method",
     ["optimization"],
     f"What edits: {', '.join(METHODS)}; repeat the flag to compare several. stylespace is"
-    " optimization in StyleSpace; directions edits along the directions of texts; swap writes the wanted attribute into the latents of the avatars,"
-    " the most that their generator can do. Settings of an optimization follow after commas, as in"
-    " optimization,guidance=direction,views=4.",
+    " optimization in StyleSpace; directions edits as directions.py does; swap writes the wanted"
+    " attribute into the latents of the avatars, the most that their generator can do. Settings"
+    " follow after commas, as in optimization,guidance=direction,views=4.",
 )
 flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
 

@@ -9,12 +9,13 @@ Examples:
   python directions.py --description="a person with purple hair" --strength=-4 --strength=4 \
       --threshold=0.15
   python directions.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
-      --directions=checkpoints/ffhq-directions --neutral="a face" \
+      --directions=checkpoints/ffhq-directions \
       --description="a face with purple hair" --latents=faces.npy
   python directions.py --generator=checkpoints/cars --clip=checkpoints/vit-b-32 --method=stylemc \
       --description="a sports car" --neutral="a car"
 """
 
+import dataclasses
 import math
 import statistics
 import sys
@@ -25,17 +26,19 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 from absl import flags
+from tqdm import tqdm
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import load_clip, load_directions, load_generator
+from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_directions, load_generator
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
-from styleclip_jax.io.text import load_tokenizer
-from styleclip_jax.latents import sample_latents
+from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
+from styleclip_jax.latents import Latents, sample_latents
 from styleclip_jax.methods.directions import (
     AVATARS_DIRECTIONS,
     DirectionDefaults,
     automatic_threshold,
+    channel_weights,
     check_fingerprints,
     edit_with_direction,
     text_direction,
@@ -45,9 +48,10 @@ from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.runs import command_line
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
-from styleclip_jax.runs.strip import SHEET, SHEET_ROWS, first_batch, write_strip
+from styleclip_jax.runs.strip import SHEET, SHEET_ROWS, Edit, first_batch, write_strip
 
 FLAGS = flags.FLAGS
+STYLEMC: Any = StyleMCConfig()
 DEFAULTS = DirectionDefaults()
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
@@ -56,6 +60,7 @@ AVATARS: dict[str, Any] = {
     "threshold": AVATARS_DIRECTIONS.threshold,
     "neutral": AVATARS_NEUTRAL,
 }
+AVATARS_STYLEMC: dict[str, Any] = {"guide_resolution": 64, "preprocess": "styleclip"}
 
 flags.DEFINE_multi_string(
     "description",
@@ -95,6 +100,45 @@ flags.DEFINE_bool(
     None,
     f"Average the features of every text over {len(IMAGENET_TEMPLATES)} sentences such as 'a photo"
     " of a ...'. Default: for every CLIP but the one that comes with the package.",
+)
+flags.DEFINE_enum(
+    "method",
+    "relevance",
+    ["relevance", "stylemc"],
+    "relevance: from what --directions know of the channels. stylemc: learn the change of every"
+    " text from random images, in minutes; needs no --directions, and changes at strength 1 what"
+    " was learned.",
+)
+flags.DEFINE_integer(
+    "steps", STYLEMC.steps, "With --method=stylemc: number of gradient steps.", lower_bound=1
+)
+flags.DEFINE_float(
+    "learning_rate", STYLEMC.learning_rate, "With --method=stylemc: length of a step in StyleSpace."
+)
+flags.DEFINE_integer(
+    "batch_size",
+    STYLEMC.batch_size,
+    "With --method=stylemc: random images of a step.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "id_lambda",
+    STYLEMC.id_lambda,
+    "With --method=stylemc: how much the person's identity is held; needs --arcface.",
+)
+flags.DEFINE_integer(
+    "guide_resolution",
+    STYLEMC.guide_resolution,
+    "With --method=stylemc: the resolution of the images that CLIP sees, at most the generator's.",
+)
+flags.DEFINE_enum(
+    "preprocess",
+    STYLEMC.preprocess,
+    ["styleclip", "clip", "bicubic"],
+    "With --method=stylemc: what CLIP sees; see make_directions.py.",
+)
+flags.DEFINE_string(
+    "arcface", None, "With --id_lambda: checkpoint directory of a face recognition network."
 )
 flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
 
@@ -143,12 +187,37 @@ def main(_: Sequence[str]) -> None:
     check_flags()
     generator = load_generator(FLAGS.generator, FLAGS.dtype)
     clip, tokenizer = load_clip(FLAGS.clip, FLAGS.dtype), load_tokenizer(FLAGS.clip)
+    if FLAGS.latents:
+        latents = load_latents(FLAGS.latents, generator)
+    else:
+        latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+    templates = IMAGENET_TEMPLATES if use_templates() else ()
+    make_edit = learned_edit if FLAGS.method == "stylemc" else relevance_edit
+    edit, metrics = make_edit(generator, clip, tokenizer, templates)
+
+    begun = time.perf_counter()
+    jax.block_until_ready(edit(first_batch(latents), 0.0))
+    metrics["compile_seconds"] = time.perf_counter() - begun
+    with run_directory(FLAGS.results_dir) as directory:
+        seconds = write_strip(directory, edit, latents, FLAGS.strength)
+        metrics["seconds_per_image"] = seconds
+        write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
+    count = len(jax.tree.leaves(latents)[0])
+    if count > SHEET_ROWS:
+        print(f"{SHEET} shows the first {SHEET_ROWS} of {count} images")
+    milliseconds = 1000 * statistics.median(seconds.values())
+    print(f"wrote {directory / SHEET}, {milliseconds:.0f} ms per image")
+
+
+def relevance_edit(
+    generator: Generator, clip: CLIP, tokenizer: Tokenizer, templates: Sequence[str]
+) -> tuple[Edit, dict[str, Any]]:
+    """The edit that the texts ask for, by the channels' relevance, and what to record of it."""
     directions = load_directions(FLAGS.directions)
     check_fingerprints(directions, generator, clip)
     if directions.scales is None:
         print("note: measuring the channels' scales, which these directions lack", file=sys.stderr)
         directions = with_scales(directions, generator)
-    templates = IMAGENET_TEMPLATES if use_templates() else ()
     dt = jnp.stack(
         [
             text_direction(clip, tokenizer, text, FLAGS.neutral, templates)
@@ -158,34 +227,41 @@ def main(_: Sequence[str]) -> None:
     threshold = FLAGS.threshold
     if threshold is None:
         threshold = float(automatic_threshold(directions, dt, FLAGS.min_channels))
-    if FLAGS.latents:
-        latents = load_latents(FLAGS.latents, generator)
-    else:
-        latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
 
-    def edit(latents: Any, strength: float) -> Any:
-        return edit_with_direction(generator, directions, latents, dt, strength, threshold)
+    def edit(latents: Latents, strength: float) -> Any:
+        edited = edit_with_direction(generator, directions, latents, dt, strength, threshold)
+        return edited.images, edited.styles
 
-    begun = time.perf_counter()
-    changed = int(edit(first_batch(latents), 0.0).changed)
-    compile_seconds = time.perf_counter() - begun
     channels = directions.config.channels
+    changed = int(jnp.count_nonzero(channel_weights(directions, dt, threshold)))
     print(f"{changed} of {channels} channels change (--threshold={threshold:.2f})")
-    with run_directory(FLAGS.results_dir) as directory:
-        seconds = write_strip(directory, lambda *x: edit(*x)[:2], latents, FLAGS.strength)
-        metrics = {
-            "threshold": threshold,
-            "channels": channels,
-            "changed_channels": changed,
-            "compile_seconds": compile_seconds,
-            "seconds_per_image": seconds,
-        }
-        write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
-    count = len(jax.tree.leaves(latents)[0])
-    if count > SHEET_ROWS:
-        print(f"{SHEET} shows the first {SHEET_ROWS} of {count} images")
-    milliseconds = 1000 * statistics.median(seconds.values())
-    print(f"wrote {directory / SHEET}, {milliseconds:.0f} ms per image")
+    return edit, {"threshold": threshold, "channels": channels, "changed_channels": changed}
+
+
+def learned_edit(
+    generator: Generator, clip: CLIP, tokenizer: Tokenizer, templates: Sequence[str]
+) -> tuple[Edit, dict[str, Any]]:
+    """The edit that is learned from the texts, and what to record of it."""
+    config = command_line.config_from_flags(StyleMCConfig)
+    arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
+    changes = []
+    for text in FLAGS.description:
+        features = encode_texts(clip, tokenizer, [text], templates)
+        with tqdm(total=config.steps, desc=text, unit="step", disable=None) as bar:
+
+            def report(step: int, loss: float, bar: tqdm = bar) -> None:
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{loss:.3f}")
+
+            changes.append(
+                learn_style_change(generator, clip, features, config, arcface, on_step=report)
+            )
+    change = jax.tree.map(lambda *parts: sum(parts), *changes)
+
+    def edit(latents: Latents, strength: float) -> Any:
+        return apply_style_change(generator, latents, change, strength)
+
+    return edit, {}
 
 
 def check_flags() -> None:
@@ -193,11 +269,24 @@ def check_flags() -> None:
     command_line.refuse_random_images("latents", "num_images", "seed", "truncation")
     if FLAGS["min_channels"].present and FLAGS.threshold is not None:
         raise InputError("--min_channels has no effect with --threshold; leave one of them out")
-    if not FLAGS.directions and (FLAGS.generator or FLAGS.clip):
+    for_stylemc = (*(f.name for f in dataclasses.fields(STYLEMC) if f.name != "seed"), "arcface")
+    unused = ("directions", "threshold", "min_channels")
+    if FLAGS.method == "relevance":
+        unused = for_stylemc
+    if given := [f"--{name}" for name in unused if FLAGS[name].present]:
+        raise InputError(f"{given[0]} has no effect with --method={FLAGS.method}; leave it out")
+    if FLAGS.arcface and not FLAGS.id_lambda:
+        raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.1")
+    if FLAGS.method == "relevance" and not FLAGS.directions and (FLAGS.generator or FLAGS.clip):
         raise InputError(
             "the directions that come with the package are for its generator and CLIP; give"
-            " --directions too, which make_directions.py writes"
+            " --directions too, which make_directions.py writes, or take --method=stylemc"
         )
+    if FLAGS.method == "stylemc":
+        FLAGS.set_default("strength", [1.0])
+        for name, value in ({} if FLAGS.generator else AVATARS_STYLEMC).items():
+            FLAGS.set_default(name, value)
+        return
     if not FLAGS.generator:
         for name, value in AVATARS.items():
             if name != "threshold" or not FLAGS["min_channels"].present:
