@@ -1,8 +1,8 @@
 """A change of style channels learned for one text, in minutes and without preprocessing.
 
 StyleMC (Kocasari et al., WACV 2022, arXiv 2112.08493): one change for all images, by gradient
-descent on the mean loss over random images, which CLIP sees at a low resolution. For generators that
-have no directions.
+descent on the mean loss over random images, which CLIP sees at a low resolution. For generators
+that have no directions.
 """
 
 import dataclasses

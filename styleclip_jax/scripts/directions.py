@@ -45,6 +45,8 @@ from styleclip_jax.methods.directions import (
 )
 from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.methods.relevance import with_scales
+from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
+from styleclip_jax.models import CLIP, Generator
 from styleclip_jax.runs import command_line
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
