@@ -43,7 +43,7 @@ class DirectionDefaults(NamedTuple):
 # For the avatars that come with the package, whose channels are entries of w.
 AVATARS_DIRECTIONS = DirectionDefaults(strength=5.0, threshold=0.3)
 # From the most disentangled edit to the least.
-_AUTOMATIC_THRESHOLDS = np.arange(0.29, 0.095, -0.01, dtype=np.float32)
+_AUTOMATIC_THRESHOLDS = (np.arange(29, 9, -1) / 100).astype(np.float32)
 
 
 class DirectionEdit(NamedTuple):

@@ -45,7 +45,13 @@ DEFAULTS = RelevanceConfig()
 SECONDS_BETWEEN_SAVES = 60.0
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
-AVATARS: dict[str, Any] = {"preprocess": "styleclip", "guide_resolution": 64}
+AVATARS: dict[str, Any] = {
+    "space": "w",
+    "range": 2.0,
+    "num_images": 48,
+    "preprocess": "styleclip",
+    "guide_resolution": 64,
+}
 
 flags.DEFINE_string("directions", None, "New directory for the result.", required=True)
 flags.DEFINE_string(

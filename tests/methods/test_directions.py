@@ -35,6 +35,12 @@ def make_directions(generator, layers=None, seed=0, **fields) -> Directions:
     return build_directions(config, relevance, scales)
 
 
+def with_config(directions: Directions, config: DirectionsConfig) -> Directions:
+    assert directions.scales is not None
+    arrays = (np.asarray(x[...]) for x in (directions.relevance, directions.scales))
+    return build_directions(config, *arrays)
+
+
 def direction(seed=0) -> jax.Array:
     dt = np.random.default_rng(seed).normal(size=EMBED).astype(np.float32)
     return jnp.asarray(dt / np.linalg.norm(dt))
@@ -105,10 +111,11 @@ def test_each_image_may_have_its_own_strength(generator, directions, w_plus):
 
 
 def test_other_texts_and_settings_compile_nothing(generator, directions, w_plus):
+    program: Any = module._edit
     edit_with_direction(generator, directions, w_plus, direction())
-    programs = module._edit._cache_size()
+    programs = program._cache_size()
     edit_with_direction(generator, directions, w_plus, direction(1), -3.0, 0.11)
-    assert module._edit._cache_size() == programs
+    assert program._cache_size() == programs
 
 
 def test_edits_have_gradients(generator, directions, w_plus):
@@ -161,14 +168,15 @@ def test_a_text_direction_is_the_unit_difference_of_unit_features(long_text_clip
 
 
 def test_directions_of_other_models_are_refused(generator, clip, random_model):
-    known = make_directions(generator, generator=fingerprint(generator), clip=fingerprint(clip))
+    fingerprints = {"generator": fingerprint(generator), "clip": fingerprint(clip)}
+    config = dataclasses.replace(make_directions(generator).config, **fingerprints)
+    known = with_config(make_directions(generator), config)
     check_fingerprints(known, generator, clip)
     check_fingerprints(make_directions(generator), generator, clip)
     for other in ("generator", "clip"):
-        config = dataclasses.replace(known.config, **{other: "0" * 64})
-        relevance, scales = np.asarray(known.relevance[...]), np.asarray(known.scales[...])
+        foreign = with_config(known, dataclasses.replace(config, **{other: "0" * 64}))
         with pytest.raises(InputError, match=f"(?i)made for another {other}"):
-            check_fingerprints(build_directions(config, relevance, scales), generator, clip)
+            check_fingerprints(foreign, generator, clip)
     wider = random_model(
         type(generator), dataclasses.replace(generator.config, channel_max=16), seed=1
     )

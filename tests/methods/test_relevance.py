@@ -96,7 +96,7 @@ def test_the_jacobian_is_jaxs(generator, clip, space):
 
     jacobian = jax.jit(jax.jacrev(features, argnums=1))
     zero = jnp.zeros(described.channels)
-    rows = sum(unit_rows(np.asarray(jacobian(w, zero)).T) for w in latents)
+    rows = np.sum([unit_rows(np.asarray(jacobian(w, zero)).T) for w in latents], axis=0)
     checked = slice(None) if space == "w" else slice(sum(described.widths[:2]))
     np.testing.assert_allclose(total[checked], rows[checked], atol=1e-3)
 
@@ -144,9 +144,9 @@ def test_convolutions_above_the_guiding_resolution_are_left_out(generator, clip)
 def test_pixels_are_resized_as_pillow_does():
     image = np.random.default_rng(0).uniform(-1, 1, (100, 100)).astype(np.float32)
     for size in (32, 150):
-        expected = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
         matrix = bicubic_matrix(100, size)
-        np.testing.assert_allclose(matrix @ image @ matrix.T, expected, atol=1e-5)
+        np.testing.assert_allclose(matrix @ image @ matrix.T, np.asarray(resized), atol=1e-5)
 
 
 def test_rows_of_zeros_stay_finite():
