@@ -32,7 +32,7 @@ from styleclip_jax.models.directions import (
     channel_widths,
     conv_entries,
 )
-from styleclip_jax.models.stylegan2 import Generator, StyleSpace
+from styleclip_jax.models.stylegan2 import Generator
 from styleclip_jax.sharding import replicate, spread
 
 # Official: code_mean and code_std of manipulate.py, GetCode.py.
@@ -304,7 +304,7 @@ def _differences(
 ) -> Float[Array, "batch embed"]:
     """The unit change of CLIP's features while a channel of each image goes from end to end."""
 
-    def at_end(latents: Array, channel: Array, end: Array) -> StyleSpace:
+    def at_end(latents: Array, channel: Array, end: Array) -> tuple[Array, ...]:
         values, put = _channels(generator, latents, space)
         return put(values.at[channel].set(end))
 
@@ -355,10 +355,10 @@ def _features(generator, clip, styles, preprocess, resolution) -> Float[Array, "
 
 def _channels(
     generator: Generator, latents: Float[Array, "layers w_dim"], space: Space
-) -> tuple[Float[Array, " channels"], Callable[[Array], StyleSpace]]:
+) -> tuple[Float[Array, " channels"], Callable[[Array], tuple[Array, ...]]]:
     """All channels of an image, and the styles, (C_i,) each, of changed ones."""
 
-    def styles_of(w_plus: Array) -> StyleSpace:
+    def styles_of(w_plus: Array) -> tuple[Array, ...]:
         return jax.tree.map(lambda s: s[0], generator.styles(w_plus[None]))
 
     if space == "w":
@@ -367,7 +367,7 @@ def _channels(
     entries = conv_entries(generator.config.style_dims)
     ends = np.cumsum([len(styles[i]) for i in entries])
 
-    def put(values: Array) -> StyleSpace:
+    def put(values: Array) -> tuple[Array, ...]:
         convs = dict(zip(entries, jnp.split(values, ends[:-1]), strict=True))
         return tuple(convs.get(i, style) for i, style in enumerate(styles))
 

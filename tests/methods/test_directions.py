@@ -42,7 +42,7 @@ def with_config(directions: Directions, config: DirectionsConfig) -> Directions:
 
 
 def direction(seed=0) -> jax.Array:
-    dt = np.random.default_rng(seed).normal(size=EMBED).astype(np.float32)
+    dt = np.random.default_rng(100 + seed).normal(size=EMBED).astype(np.float32)
     return jnp.asarray(dt / np.linalg.norm(dt))
 
 
