@@ -161,7 +161,6 @@ def test_rows_of_zeros_stay_finite():
         ({"method": "guess"}, "method is 'guess'"),
         ({"num_images": 0}, "num_images is 0"),
         ({"range": -1.0}, "range is -1"),
-        ({"preprocess": "none"}, "preprocess is 'none'"),
     ],
 )
 def test_wrong_settings_are_refused(fields, message):
