@@ -1,8 +1,8 @@
 """Counts what the directions of FFHQ cost, and estimates the time on an accelerator.
 
 Nothing is computed: XLA counts the floating point operations of one synthesis with CLIP and of one
-product with the Jacobian. The time is that of as many operations in large matrix products, times the
-ratio that benchmarks/speed.py has measured for such programs (ratio_to_matrix_product).
+product with the Jacobian. The time is that of as many operations in large matrix products, times
+the ratio that benchmarks/speed.py measures for such programs (ratio_to_matrix_product).
 
 Examples:
   python benchmarks/relevance.py

@@ -138,7 +138,7 @@ def edit_with_direction(
         largest = np.abs(directions.relevance[...] @ jnp.atleast_2d(dt).T).max(initial=0)
         raise InputError(
             f"no channel reaches the threshold {float(threshold):g}; the largest value that keeps"
-            f" one is {_floor(largest)}"
+            f" one is {np.floor(1000 * float(largest)) / 1000:.3f}"
         )
     return edit
 
@@ -158,11 +158,6 @@ def check_fingerprints(directions: Directions, generator: Generator, clip: CLIP)
                 f"the directions were made for another {name.replace('clip', 'CLIP')} of the same"
                 " shape; give that one, or make directions for this one with make_directions.py"
             )
-
-
-def _floor(value: float) -> str:
-    """A number with three digits that is not larger."""
-    return f"{np.floor(1000 * float(value)) / 1000:.3f}"
 
 
 @jax.jit

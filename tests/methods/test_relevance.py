@@ -158,7 +158,6 @@ def test_rows_of_zeros_stay_finite():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "guess"}, "method is 'guess'"),
         ({"num_images": 0}, "num_images is 0"),
         ({"range": -1.0}, "range is -1"),
     ],
