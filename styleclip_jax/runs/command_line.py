@@ -121,7 +121,7 @@ def differences(config: Any, defaults: Any) -> dict[str, Any]:
 def describe_flags(values: Mapping[str, Any]) -> str:
     """Flags as one writes them."""
     return ", ".join(
-        f"--{name}={','.join(value) if isinstance(value, list) else value}"
+        f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in values.items()
     )
 

@@ -48,8 +48,9 @@ from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 from styleclip_jax.models import CLIP, Generator
 from styleclip_jax.runs import command_line
+from styleclip_jax.runs.command_line import run_directory
 from styleclip_jax.runs.objective_flags import NEUTRAL
-from styleclip_jax.runs.results import run_directory, write_metrics
+from styleclip_jax.runs.results import write_metrics
 from styleclip_jax.runs.strip import SHEET, SHEET_ROWS, Edit, first_batch, write_strip
 
 FLAGS = flags.FLAGS
