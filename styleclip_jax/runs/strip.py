@@ -1,8 +1,9 @@
 """Strips of images over strengths: all images edited in batches, written, and timed."""
 
 import operator
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -25,23 +26,29 @@ Edit = Callable[[Latents, float], tuple[Float[Array, "batch height width 3"], La
 
 def write_strip(
     directory: Path, edit: Edit, latents: Latents, strengths: Sequence[float]
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """Edits all images with every strength, and writes images, latents and a sheet of the first.
 
     Strength 0, the image before, is always there.
 
     Returns:
-        The seconds that an image took, by the labels of the sheet. Where the program was not
-        compiled before, the first strength's are with the compilation.
+        Measurements by the labels of the sheet: ``seconds_per_image``, with the compilation where
+        the program was not compiled before.
     """
     batches = batch_indices(len(jax.tree.leaves(latents)[0]))
-    columns, seconds = {}, {}
+    columns, measured = {}, {}
     for strength in sorted({0.0, *strengths}):
-        label = f"strength {strength:g}" if strength else "before"
+        label = f"strength {strength}" if strength else "before"
         place = directory / label.replace(" ", "_")
-        columns[label], seconds[label] = _write_column(edit, latents, batches, strength, place)
+        columns[label], seconds = _write_column(edit, latents, batches, strength, place)
+        measured[label] = {"seconds_per_image": seconds}
     write_image(directory / SHEET, sheet([*columns.values()], [*columns]))
-    return seconds
+    return measured
+
+
+def median_milliseconds(measured: Mapping[str, Mapping[str, float]]) -> float:
+    """Of an image, from what :func:`write_strip` has measured."""
+    return 1000 * statistics.median(row["seconds_per_image"] for row in measured.values())
 
 
 def first_batch(latents: Latents) -> Latents:

@@ -17,7 +17,6 @@ Examples:
 
 import dataclasses
 import math
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -51,7 +50,14 @@ from styleclip_jax.runs import command_line
 from styleclip_jax.runs.command_line import run_directory
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import write_metrics
-from styleclip_jax.runs.strip import SHEET, SHEET_ROWS, Edit, first_batch, write_strip
+from styleclip_jax.runs.strip import (
+    SHEET,
+    SHEET_ROWS,
+    Edit,
+    first_batch,
+    median_milliseconds,
+    write_strip,
+)
 
 FLAGS = flags.FLAGS
 STYLEMC: Any = StyleMCConfig()
@@ -202,13 +208,12 @@ def main(_: Sequence[str]) -> None:
     jax.block_until_ready(edit(first_batch(latents), 0.0))
     metrics["compile_seconds"] = time.perf_counter() - begun
     with run_directory(FLAGS.results_dir) as directory:
-        seconds = write_strip(directory, edit, latents, FLAGS.strength)
-        metrics["seconds_per_image"] = seconds
+        metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength)
         write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
     count = len(jax.tree.leaves(latents)[0])
     if count > SHEET_ROWS:
         print(f"{SHEET} shows the first {SHEET_ROWS} of {count} images")
-    milliseconds = 1000 * statistics.median(seconds.values())
+    milliseconds = median_milliseconds(metrics["strengths"])
     print(f"wrote {directory / SHEET}, {milliseconds:.0f} ms per image")
 
 

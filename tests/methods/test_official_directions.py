@@ -10,6 +10,7 @@ from ckpt_convert import clip as clip_conversion
 from ckpt_convert import stylegan2
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
+from styleclip_jax.io.text import Tokenizer
 from styleclip_jax.methods.directions import edit_with_direction, text_direction
 from styleclip_jax.methods.relevance import build_directions, unit_rows
 from styleclip_jax.models import DirectionsConfig
@@ -28,8 +29,8 @@ def official(name, convert):
     return convert(SourceFile(name, "pytorch", weights, {}, {})).model
 
 
-class GoldenTokenizer:
-    """Knows the sentences of the golden texts."""
+class GoldenTokenizer(Tokenizer):
+    """Knows the sentences of the golden texts, and no others."""
 
     def __init__(self):
         self.tokens = {
