@@ -11,7 +11,7 @@ from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.methods.directions import edit_with_direction, text_direction
-from styleclip_jax.methods.relevance import build_directions
+from styleclip_jax.methods.relevance import build_directions, relevance_steps
 from styleclip_jax.models import Directions, DirectionsConfig, LevelsMapper, MapperConfig
 from styleclip_jax.models.directions import channel_widths
 
@@ -19,11 +19,12 @@ from styleclip_jax.models.directions import channel_widths
 @pytest.fixture
 def directions(generator, long_text_clip_path, tmp_path) -> Directions:
     """Random ones, saved as ``directions``."""
-    known = {
-        "generator": fingerprint(generator),
-        "clip": fingerprint(load_clip(long_text_clip_path)),
-    }
-    config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 16, **known)
+    config = DirectionsConfig(
+        channel_widths(generator.config, "stylespace"),
+        16,
+        generator=fingerprint(generator),
+        clip=fingerprint(load_clip(long_text_clip_path)),
+    )
     relevance = np.random.default_rng(0).normal(size=(config.channels, 16)).astype(np.float32)
     relevance /= np.linalg.norm(relevance, axis=1, keepdims=True)
     made = build_directions(config, relevance, np.full(config.channels, 0.5, np.float32))
@@ -171,15 +172,13 @@ def make(run_script, generator_path, clip_path, tmp_path):
 
 def test_a_run_that_was_stopped_gives_the_same_directions(make, tmp_path, monkeypatch):
     assert make().code == 0
-    steps = "styleclip_jax.scripts.make_directions.relevance_steps"
-    from styleclip_jax.methods.relevance import relevance_steps
 
     def stopped(*arguments):
         yield next(relevance_steps(*arguments))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, stopped)
+        patched.setattr("styleclip_jax.scripts.make_directions.relevance_steps", stopped)
         outcome = make(name="again")
     assert (outcome.code, outcome.err) == (1, "error: interrupted\n")
     assert not (tmp_path / "again").exists()

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.mapper import MAX_LAYERS
-from styleclip_jax.models.stylegan2 import Buffer, Generator, GeneratorConfig
+from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
+from styleclip_jax.models.variables import Buffer
 
 Space = Literal["stylespace", "w"]
 

@@ -46,9 +46,15 @@ def write_strip(
     return measured
 
 
-def median_milliseconds(measured: Mapping[str, Mapping[str, float]]) -> float:
-    """Of an image, from what :func:`write_strip` has measured."""
-    return 1000 * statistics.median(row["seconds_per_image"] for row in measured.values())
+def print_strip(
+    directory: Path, latents: Latents, measured: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Says where the sheet is, what is not on it, and how long an image took."""
+    count = len(jax.tree.leaves(latents)[0])
+    if count > SHEET_ROWS:
+        print(f"{SHEET} shows the first {SHEET_ROWS} of {count} images")
+    seconds = statistics.median(row["seconds_per_image"] for row in measured.values())
+    print(f"wrote {directory / SHEET}, {1000 * seconds:.0f} ms per image")
 
 
 def first_batch(latents: Latents) -> Latents:

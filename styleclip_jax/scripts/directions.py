@@ -47,15 +47,11 @@ from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 from styleclip_jax.models import CLIP, Generator
 from styleclip_jax.runs import command_line
-from styleclip_jax.runs.command_line import run_directory
 from styleclip_jax.runs.objective_flags import NEUTRAL
-from styleclip_jax.runs.results import write_metrics
-from styleclip_jax.runs.strip import (
-    SHEET,
-    SHEET_ROWS,
+from styleclip_jax.runs.results import run_directory, write_metrics
+from styleclip_jax.runs.strip import Edit, first_batch, print_strip, write_strip
     Edit,
     first_batch,
-    median_milliseconds,
     write_strip,
 )
 
@@ -210,11 +206,7 @@ def main(_: Sequence[str]) -> None:
     with run_directory(FLAGS.results_dir) as directory:
         metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength)
         write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
-    count = len(jax.tree.leaves(latents)[0])
-    if count > SHEET_ROWS:
-        print(f"{SHEET} shows the first {SHEET_ROWS} of {count} images")
-    milliseconds = median_milliseconds(metrics["strengths"])
-    print(f"wrote {directory / SHEET}, {milliseconds:.0f} ms per image")
+    print_strip(directory, latents, metrics["strengths"])
 
 
 def relevance_edit(
