@@ -51,7 +51,7 @@ from styleclip_jax.methods.relevance import build_directions, unit_rows
 from styleclip_jax.methods.tuning import TuneConfig, tune_generator
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
-from styleclip_jax.models.directions import DirectionsConfig, channel_widths
+from styleclip_jax.models.directions import Directions, DirectionsConfig, channel_widths
 from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
 from styleclip_jax.models.mapper import LevelsMapper, MapperConfig
@@ -261,12 +261,12 @@ def directions(resolution: int) -> Measured:
     relevance = np.random.default_rng(0).normal(size=(config.channels, 512)).astype(np.float32)
     made = build_directions(config, unit_rows(relevance), np.ones(config.channels, np.float32))
     texts = iter(jax.random.normal(jax.random.key(5), (FLAGS.repeats + 1, 512)) / 512**0.5)
-    arguments: Any = (generator, made, latents)
-    seconds = median_seconds(
-        lambda: edit_with_direction(*arguments, next(texts), 4.0, 0.05), FLAGS.repeats
-    )
-    edit = jax.jit(lambda *x: edit_with_direction(*x, 4.0, 0.05))
-    return Measured(seconds, edit.lower(*arguments, jnp.ones(512)))
+
+    def edit(generator: Generator, made: Directions, latents: jax.Array, text: jax.Array) -> Any:
+        return edit_with_direction(generator, made, latents, text, 4.0, 0.05)
+
+    seconds = median_seconds(lambda: edit(generator, made, latents, next(texts)), FLAGS.repeats)
+    return Measured(seconds, jax.jit(edit).lower(generator, made, latents, jnp.ones(512)))
 
 
 def text_direction() -> Measured:

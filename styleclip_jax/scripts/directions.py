@@ -50,10 +50,6 @@ from styleclip_jax.runs import command_line
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
 from styleclip_jax.runs.strip import Edit, first_batch, print_strip, write_strip
-    Edit,
-    first_batch,
-    write_strip,
-)
 
 FLAGS = flags.FLAGS
 STYLEMC: Any = StyleMCConfig()
