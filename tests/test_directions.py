@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_gives_the_same_directions(make, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("styleclip_jax.scripts.make_directions.relevance_steps", stopped)
+        patched.setattr("styleclip_jax.methods.relevance.relevance_steps", stopped)
         outcome = make(name="again")
     assert (outcome.code, outcome.err) == (1, "error: interrupted\n")
     assert not (tmp_path / "again").exists()

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def print_strip(
     print(f"wrote {directory / SHEET}, {1000 * seconds:.0f} ms per image")
 
 
-def first_batch(latents: Latents) -> Latents:
+def first_batch(latents: Any) -> Any:
     """The first batch that :func:`write_strip` edits, to compile a program with."""
     batches = batch_indices(len(jax.tree.leaves(latents)[0]))
     return jax.tree.map(operator.itemgetter(batches[0]), latents)
