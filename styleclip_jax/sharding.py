@@ -33,11 +33,6 @@ def replicate(tree: Tree) -> Tree:
     return jax.device_put(tree, _local_sharding(PartitionSpec()))
 
 
-def spread(tree: Tree) -> Tree:
-    """Puts equal parts of the leading axis of arrays on all local devices, which must divide it."""
-    return jax.device_put(tree, _local_sharding(PartitionSpec(DEVICES)))
-
-
 def shard(latents: Tree) -> Tree:
     """Splits the leading axis of arrays, on host or device, into (local devices, share of each).
 

@@ -26,24 +26,36 @@ Edit = Callable[[Latents, float], tuple[Float[Array, "batch height width 3"], La
 
 
 def write_strip(
-    directory: Path, edit: Edit, latents: Latents, strengths: Sequence[float]
+    directory: Path,
+    edit: Edit,
+    latents: Latents,
+    strengths: Sequence[float],
+    columns: Mapping[str, Float[np.ndarray, "count height width 3"]] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Edits all images with every strength, and writes images, latents and a sheet of the first.
 
     Strength 0, the image before, is always there.
+
+    Args:
+        directory: Where to write.
+        edit: The edit.
+        latents: Of the images.
+        strengths: The strengths.
+        columns: Images that stand left of the strip, by their labels.
 
     Returns:
         Measurements by the labels of the sheet: ``seconds_per_image``, with the compilation where
         the program was not compiled before.
     """
     batches = batch_indices(len(jax.tree.leaves(latents)[0]))
-    columns, measured = {}, {}
+    sheet_columns = {label: images[:SHEET_ROWS] for label, images in (columns or {}).items()}
+    measured = {}
     for strength in sorted({0.0, *strengths}):
         label = f"strength {strength}" if strength else "before"
         place = directory / label.replace(" ", "_")
-        columns[label], seconds = _write_column(edit, latents, batches, strength, place)
+        sheet_columns[label], seconds = _write_column(edit, latents, batches, strength, place)
         measured[label] = {"seconds_per_image": seconds}
-    write_image(directory / SHEET, sheet([*columns.values()], [*columns]))
+    write_image(directory / SHEET, sheet([*sheet_columns.values()], [*sheet_columns]))
     return measured
 
 

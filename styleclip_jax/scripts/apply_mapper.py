@@ -14,31 +14,21 @@ Examples:
 
 import functools
 import math
-import operator
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NoReturn
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jaxtyping import Float, Int
 
 from styleclip_jax.io.checkpoints import load_generator, load_mapper
-from styleclip_jax.io.images import sheet, write_image
-from styleclip_jax.io.latents import load_latents, save_latents
-from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.io.latents import load_latents
+from styleclip_jax.latents import sample_latents
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.runs import command_line, photos
-from styleclip_jax.runs.results import run_directory, write_images, write_metrics
+from styleclip_jax.runs.results import run_directory, write_metrics
+from styleclip_jax.runs.strip import first_batch, print_strip, write_strip
 
 FLAGS = flags.FLAGS
-
-BATCH_SIZE = 8
-SHEET_ROWS = 16
 
 flags.DEFINE_multi_string(
     "mapper",
@@ -106,76 +96,19 @@ def main(_: Sequence[str]) -> None:
             latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
 
         begun = time.perf_counter()
-        size = len(jax.tree.leaves(latents)[0])
-        batches = batch_indices(size)
-        first = jax.tree.map(operator.itemgetter(batches[0]), latents)
-        program = apply_mapper.lower(generator, mappers, first, 0.0).compile()
+        program = apply_mapper.lower(generator, mappers, first_batch(latents), 0.0).compile()
         edit = functools.partial(program, generator, mappers)
-        metrics |= {"compile_seconds": time.perf_counter() - begun, "strengths": {}}
+        metrics["compile_seconds"] = time.perf_counter() - begun
 
-        columns = {}
-        if given:
-            rows = slice(SHEET_ROWS)
-            columns = {"original": given.originals[rows], "aligned": given.aligned[rows]}
-        # Strength 0 is the image before.
-        for strength in sorted({0.0, *FLAGS.strength}):
-            label = f"strength {strength}" if strength else "before"
-            place = directory / label.replace(" ", "_")
-            columns[label], seconds = apply(edit, latents, batches, strength, place)
-            metrics["strengths"][label] = {"seconds_per_image": seconds}
+        columns = {"original": given.originals, "aligned": given.aligned} if given else {}
+        metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength, columns)
         if given and FLAGS.paste_back:
             for strength in FLAGS.strength:
                 place = directory / f"strength_{strength}"
                 photos.paste_faces(place / "photos", given.faces, place, directory / "before")
-        write_image(directory / "before_after.png", sheet([*columns.values()], [*columns]))
         write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
-    if size > SHEET_ROWS:
-        print(f"before_after.png shows the first {SHEET_ROWS} of {size} images")
-    milliseconds = 1000 * statistics.median(
-        measured["seconds_per_image"] for measured in metrics["strengths"].values()
-    )
-    print(f"wrote {directory / 'before_after.png'}, {milliseconds:.0f} ms per image")
+    print_strip(directory, latents, metrics["strengths"])
     photos.exit_if_some_failed(given)
-
-
-def batch_indices(size: int) -> np.ndarray:
-    """Which latents make the batches, all of one size, so that one program does for all of them.
-
-    The last latent fills what is left of the last batch.
-    """
-    batch = min(size, BATCH_SIZE)
-    return np.minimum(np.arange(-(-size // batch) * batch), size - 1).reshape(-1, batch)
-
-
-def apply(
-    edit: Callable,
-    latents: Latents,
-    batches: Int[np.ndarray, "batches batch"],
-    strength: float,
-    directory: Path,
-) -> tuple[Float[np.ndarray, "rows height width 3"], float]:
-    """Edits all images, and writes them and their latents, one batch after the other.
-
-    Returns:
-        The first images, for the sheet, and the seconds that an image took.
-    """
-    size = len(jax.tree.leaves(latents)[0])
-    rows, parts, seconds = [], [], 0.0
-    for indices in batches:
-        batch = jax.tree.map(operator.itemgetter(indices), latents)
-        begun = time.perf_counter()
-        images, edited = jax.block_until_ready(edit(batch, strength))
-        seconds += time.perf_counter() - begun
-        new = min(len(indices), size - indices[0])
-        # The device holds no more than one batch of images.
-        images = np.asarray(images)[:new]
-        if not np.isfinite(images).all():
-            raise FloatingPointError(f"images are not finite with --strength={strength}")
-        write_images(directory, images, first=int(indices[0]))
-        rows += [*images[: max(SHEET_ROWS - len(rows), 0)]]
-        parts.append(jax.tree.map(operator.itemgetter(slice(new)), edited))
-    save_latents(directory / "latents", jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
-    return np.stack(rows), seconds / batches.size
 
 
 def start() -> NoReturn:
