@@ -19,6 +19,13 @@ from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss, id_loss
+from styleclip_jax.methods.delta_editing import DeltaEdit, edit_with_delta_mapper
+from styleclip_jax.methods.delta_training import (
+    DeltaTrainConfig,
+    make_delta_evaluation,
+    make_delta_train_step,
+    see_styles,
+)
 from styleclip_jax.methods.directions import (
     DirectionEdit,
     automatic_threshold,
@@ -57,6 +64,8 @@ __all__ = [
     "AVATARS_GENERATE_CONFIG",
     "AVATARS_NEUTRAL",
     "AlignedFace",
+    "DeltaEdit",
+    "DeltaTrainConfig",
     "DirectionEdit",
     "EditResult",
     "FaceTransform",
@@ -75,6 +84,7 @@ __all__ = [
     "check_fingerprints",
     "clip_loss",
     "edit_latents",
+    "edit_with_delta_mapper",
     "edit_with_direction",
     "enable_compilation_cache",
     "encode_texts",
@@ -92,6 +102,8 @@ __all__ = [
     "load_lpips",
     "load_mapper",
     "load_tokenizer",
+    "make_delta_evaluation",
+    "make_delta_train_step",
     "make_mapper_evaluation",
     "make_mapper_train_step",
     "models",
@@ -104,6 +116,7 @@ __all__ = [
     "sample_latents",
     "save_latents",
     "save_model",
+    "see_styles",
     "sheet",
     "synthesize",
     "text_direction",

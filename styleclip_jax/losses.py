@@ -121,6 +121,15 @@ def clip_normalize(
     return images if preprocess == "styleclip" else ((images + 1) / 2 - CLIP_MEAN) / CLIP_STD
 
 
+def image_features(
+    clip: CLIP,
+    images: Float[Array, "batch height height 3"],
+    preprocess: Preprocess = "styleclip",
+) -> Float[Array, "batch embed"]:
+    """CLIP's features of images in [-1, 1], of unit length; see :func:`clip_pixels`."""
+    return _unit(clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess)))
+
+
 def clip_loss(
     clip: CLIP,
     images: Float[Array, "batch height height 3"],

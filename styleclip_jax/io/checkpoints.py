@@ -24,6 +24,7 @@ from styleclip_jax.io.checksums import CHECKSUMS, verify_checksums, write_checks
 from styleclip_jax.io.files import expand_user, parse_json
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.delta_mapper import DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.directions import Directions, DirectionsConfig
 from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
@@ -41,7 +42,7 @@ FLAGS_FILE = "config/flags.json"
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
-_MAPPERS = tuple(MAPPER_TYPES.values())
+_MAPPERS = (*MAPPER_TYPES.values(), DeltaMapper)
 _CONFIGS = {
     Generator: GeneratorConfig,
     CLIP: CLIPConfig,
@@ -49,7 +50,8 @@ _CONFIGS = {
     E4E: E4EConfig,
     LPIPS: LPIPSConfig,
     Directions: DirectionsConfig,
-} | {mapper: MapperConfig for mapper in _MAPPERS}
+    DeltaMapper: DeltaMapperConfig,
+} | dict.fromkeys(MAPPER_TYPES.values(), MapperConfig)
 
 
 def flatten(model: nnx.Module) -> dict[str, jax.Array]:
@@ -94,7 +96,7 @@ def build(
 
 def save_model(
     path: epath.PathLike,
-    model: Generator | CLIP | ArcFace | E4E | LPIPS | Mapper | Directions,
+    model: Generator | CLIP | ArcFace | E4E | LPIPS | Mapper | DeltaMapper | Directions,
     tokenizer_files: Mapping[str, bytes] | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
@@ -172,7 +174,7 @@ def load_lpips(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> LPIPS:
     return _load(path, (LPIPS,), dtype)
 
 
-def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:
+def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper | DeltaMapper:
     """Reads a latent mapper of any type.
 
     Args:
