@@ -46,6 +46,7 @@ from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize
 from styleclip_jax.losses import id_loss
 from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
+from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
 from styleclip_jax.methods.directions import (
     AVATARS_DIRECTIONS,
     DirectionDefaults,
@@ -67,7 +68,7 @@ from styleclip_jax.methods.optimization import (
     edit_latents,
 )
 from styleclip_jax.methods.relevance import with_scales
-from styleclip_jax.models import CLIP, ArcFace, Generator
+from styleclip_jax.models import CLIP, ArcFace, DeltaMapper, Generator
 from styleclip_jax.runs import command_line
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
@@ -77,7 +78,7 @@ FLAGS = flags.FLAGS
 
 LABELS_FILE = "labels.npz"
 SHEET_ROWS = 8
-METHODS = ("optimization", "stylespace", "mapper", "directions", "swap")
+METHODS = ("optimization", "stylespace", "mapper", "delta", "directions", "swap")
 # What edits of faces tend to change along with what they should.
 FACE_ANCHORS = (
     "a face with long hair",
@@ -111,9 +112,10 @@ flags.DEFINE_multi_string(
     "method",
     ["optimization"],
     f"What edits: {', '.join(METHODS)}; repeat the flag to compare several. stylespace is"
-    " optimization in StyleSpace; directions edits as directions.py does; swap writes the wanted"
-    " attribute into the latents of the avatars, the most that their generator can do. Settings"
-    " follow after commas, as in optimization,guidance=direction,views=4.",
+    " optimization in StyleSpace; delta is a mapper for any text; directions edits as directions.py"
+    " does; swap writes the wanted attribute into the latents of the avatars, the most that their"
+    " generator can do. Settings follow after commas, as in"
+    " optimization,guidance=direction,views=4.",
 )
 flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
 
@@ -171,6 +173,12 @@ flags.DEFINE_multi_string(
     "mapper",
     [],
     "For --method=mapper: a mapper for every text, in the order of --texts and --description.",
+)
+flags.DEFINE_string(
+    "delta_mapper",
+    "any_text",
+    "For --method=delta: a mapper for any text, trained by train_mapper.py"
+    " --mapper_type=DeltaMapper, or the name of one that comes with the package.",
 )
 flags.DEFINE_string(
     "directions",
@@ -350,6 +358,7 @@ def make_method(name: str, models: Models) -> Method:
         "optimization": make_optimization,
         "stylespace": make_optimization,
         "mapper": make_mapper,
+        "delta": make_delta,
         "directions": make_directions,
         "swap": make_swap,
     }
@@ -366,6 +375,8 @@ def default_settings(kind: str) -> dict[str, Any]:
     if kind == "directions":
         defaults = AVATARS_DIRECTIONS if for_avatars() else DirectionDefaults()
         return defaults._asdict()
+    if kind == "delta":
+        return {"strength": 1.0}
     if kind == "swap":
         return {}
     settings = dataclasses.asdict(AVATARS_CONFIG if for_avatars() else OptimizeConfig())
@@ -426,6 +437,23 @@ def make_mapper(models: Models, settings: Mapping[str, Any]) -> Callable:
     def edit(latents: Latents, task: Task, text: str) -> Array:
         mapper = mappers[task.mapper]
         return apply_mapper(models.generator, mapper, latents, settings["strength"])[0]
+
+    return edit
+
+
+def make_delta(models: Models, settings: Mapping[str, Any]) -> Callable:
+    """A mapper for any text."""
+    mapper = load_mapper(FLAGS.delta_mapper)
+    if not isinstance(mapper, DeltaMapper):
+        raise InputError(f"--delta_mapper={FLAGS.delta_mapper} has learned one text only")
+    clip, tokenizer = models.clips[0]
+    templates = IMAGENET_TEMPLATES if FLAGS.templates else ()
+    neutral = FLAGS.neutral or (AVATARS_NEUTRAL if for_avatars() else NEUTRAL)
+
+    def edit(latents: Latents, task: Task, text: str) -> Array:
+        dt = text_direction(clip, tokenizer, text, neutral, templates)
+        strength = settings["strength"]
+        return edit_with_delta_mapper(models.generator, mapper, clip, latents, dt, strength).images
 
     return edit
 

@@ -1,5 +1,7 @@
 r"""Edits images with a mapper that train_mapper.py trained, in one pass.
 
+A mapper knows one text, or is one for any text (DeltaMapper) and needs --description.
+
 Results go to a new directory: a sheet of all images before and after, every image, the latents and
 metrics.json.
 
@@ -10,21 +12,39 @@ Examples:
   python apply_mapper.py --mapper=runs/beard --strength=-0.1 --strength=0.05 --strength=0.1
   python apply_mapper.py --generator=checkpoints/ffhq --mapper=checkpoints/afro \
       --mapper=checkpoints/surprised --latents=faces.npy
+  python apply_mapper.py --mapper=any_text --description="a person with blue hair"
+  python apply_mapper.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
+      --mapper=checkpoints/deltaedit --description="a face with a smile" --neutral="a face" \
+      --directions=checkpoints/ffhq-directions
 """
 
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import flags
 
-from styleclip_jax.io.checkpoints import load_generator, load_mapper
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import (
+    load_clip,
+    load_directions,
+    load_generator,
+    load_mapper,
+)
 from styleclip_jax.io.latents import load_latents
-from styleclip_jax.latents import sample_latents
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
+from styleclip_jax.io.text import load_tokenizer
+from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.methods.delta_editing import THRESHOLD, edit_with_delta_mapper
+from styleclip_jax.methods.directions import check_fingerprints, text_direction
 from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
+from styleclip_jax.models import DeltaMapper, Generator
+from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.runs import command_line, photos
+from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
 from styleclip_jax.runs.strip import first_batch, print_strip, write_strip
 
@@ -37,11 +57,42 @@ flags.DEFINE_multi_string(
     " one that comes with the package. Repeat the flag to apply several at once.",
     required=True,
 )
+flags.DEFINE_string("description", None, "With a mapper for any text: what the images should show.")
+flags.DEFINE_string(
+    "neutral",
+    None,
+    "With --description: what all images show, before and after. Default:"
+    f" {NEUTRAL!r}, for the avatars {AVATARS_NEUTRAL!r}.",
+)
+flags.DEFINE_string(
+    "clip",
+    None,
+    "With --description: checkpoint directory of the CLIP that the mapper was trained with."
+    " Default: the one that comes with the package.",
+)
+flags.DEFINE_bool(
+    "templates",
+    None,
+    f"With --description: average the features of texts over {len(IMAGENET_TEMPLATES)} sentences"
+    " such as 'a photo of a ...'. Default: for every CLIP but the one that comes with the package.",
+)
+flags.DEFINE_string(
+    "directions",
+    None,
+    "With --description: a directory that make_directions.py or python -m ckpt_convert directions"
+    " wrote; style channels that have little to do with the text then stay as they are.",
+)
+flags.DEFINE_float(
+    "threshold",
+    THRESHOLD,
+    "With --directions: how much a style channel has to do with the text to be changed.",
+    lower_bound=0,
+)
 flags.DEFINE_multi_float(
     "strength",
     [0.1],
-    "How much to edit. Negative values edit the other way round. Repeat the flag for a strip of"
-    " images from the lowest to the highest.",
+    "How much to edit; the default with --description is 1. Negative values edit the other way"
+    " round. Repeat the flag for a strip of images from the lowest to the highest.",
 )
 flags.register_validator(
     "strength",
@@ -87,6 +138,7 @@ def main(_: Sequence[str]) -> None:
     for name in ("image", "inversion", "latents"):
         command_line.refuse_random_images(name, "num_images", "seed", "truncation")
     mappers = [load_mapper(path) for path in FLAGS.mapper]
+    choose_defaults(mappers)
     generator = load_generator(photos.generator_path(), FLAGS.dtype)
     with run_directory(FLAGS.results_dir) as directory:
         given, latents, metrics = photos.photos_to_edit(generator, directory)
@@ -96,8 +148,7 @@ def main(_: Sequence[str]) -> None:
             latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
 
         begun = time.perf_counter()
-        program = apply_mapper.lower(generator, mappers, first_batch(latents), 0.0).compile()
-        edit = functools.partial(program, generator, mappers)
+        edit = compile_edit(generator, mappers, first_batch(latents))
         metrics["compile_seconds"] = time.perf_counter() - begun
 
         columns = {"original": given.originals, "aligned": given.aligned} if given else {}
@@ -109,6 +160,49 @@ def main(_: Sequence[str]) -> None:
         write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
     print_strip(directory, latents, metrics["strengths"])
     photos.exit_if_some_failed(given)
+
+
+def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
+    """Sets the flags that depend on the mapper; raises InputError where they do not fit it."""
+    for_any_text = any(isinstance(mapper, DeltaMapper) for mapper in mappers)
+    if for_any_text and len(mappers) > 1:
+        raise InputError("a mapper for any text cannot be added to others; give one --mapper")
+    if for_any_text and not FLAGS.description:
+        raise InputError(f"--mapper={FLAGS.mapper[0]} is for any text; give --description")
+    for name in ("description", "neutral", "clip", "templates", "directions"):
+        if FLAGS[name].present and not for_any_text:
+            raise InputError(
+                f"--{name} is for mappers for any text, and --mapper={FLAGS.mapper[0]} has learned"
+                f" one; leave out --{name}"
+            )
+    if FLAGS["threshold"].present and not FLAGS.directions:
+        raise InputError("--threshold has no effect without --directions; leave it out")
+    if for_any_text:
+        FLAGS.set_default("strength", [1.0])
+        FLAGS.set_default("neutral", NEUTRAL if photos.generator_path() else AVATARS_NEUTRAL)
+
+
+def compile_edit(
+    generator: Generator, mappers: Sequence[Mapper | DeltaMapper], latents: Latents
+) -> Callable:
+    """Compiles the edit of a batch: from latents and strength to images and edited latents."""
+    mapper = mappers[0]
+    if not isinstance(mapper, DeltaMapper):
+        program = apply_mapper.lower(generator, mappers, latents, 0.0).compile()
+        return functools.partial(program, generator, mappers)
+    clip, tokenizer = load_clip(FLAGS.clip, FLAGS.dtype), load_tokenizer(FLAGS.clip)
+    templates = bool(FLAGS.clip) if FLAGS.templates is None else FLAGS.templates
+    dt = text_direction(
+        clip, tokenizer, FLAGS.description, FLAGS.neutral, IMAGENET_TEMPLATES if templates else ()
+    )
+    selection = {}
+    if FLAGS.directions:
+        directions = load_directions(FLAGS.directions)
+        check_fingerprints(directions, generator, clip)
+        selection = {"directions": directions, "threshold": FLAGS.threshold}
+    models = generator, mapper, clip
+    program = edit_with_delta_mapper.lower(*models, latents, dt, 0.0, **selection).compile()
+    return lambda latents, strength: program(*models, latents, dt, strength, **selection)
 
 
 def start() -> NoReturn:
