@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -31,25 +30,32 @@ def write_strip(
     edit: Edit,
     latents: Latents,
     strengths: Sequence[float],
-    first_columns: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+    columns: Mapping[str, Float[np.ndarray, "count height width 3"]] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Edits all images with every strength, and writes images, latents and a sheet of the first.
 
-    Strength 0, the image before, is always there; ``first_columns`` of the sheet, by their labels,
-    come before it.
+    Strength 0, the image before, is always there.
+
+    Args:
+        directory: Where to write.
+        edit: The edit.
+        latents: Of the images.
+        strengths: The strengths.
+        columns: Images that stand left of the strip, by their labels.
 
     Returns:
         Measurements by the labels of the sheet: ``seconds_per_image``, with the compilation where
         the program was not compiled before.
     """
     batches = batch_indices(len(jax.tree.leaves(latents)[0]))
-    columns, measured = {**first_columns}, {}
+    sheet_columns = {label: images[:SHEET_ROWS] for label, images in (columns or {}).items()}
+    measured = {}
     for strength in sorted({0.0, *strengths}):
         label = f"strength {strength}" if strength else "before"
         place = directory / label.replace(" ", "_")
-        columns[label], seconds = _write_column(edit, latents, batches, strength, place)
+        sheet_columns[label], seconds = _write_column(edit, latents, batches, strength, place)
         measured[label] = {"seconds_per_image": seconds}
-    write_image(directory / SHEET, sheet([*columns.values()], [*columns]))
+    write_image(directory / SHEET, sheet([*sheet_columns.values()], [*sheet_columns]))
     return measured
 
 
@@ -82,7 +88,7 @@ def batch_indices(size: int) -> Int[np.ndarray, "batches batch"]:
 def _write_column(
     edit: Edit,
     latents: Latents,
-    batches: Int[np.ndarray, "_ _"],
+    batches: Int[np.ndarray, "batches batch"],
     strength: float,
     directory: Path,
 ) -> tuple[Float[np.ndarray, "rows height width 3"], float]:

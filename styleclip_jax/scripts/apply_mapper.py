@@ -46,7 +46,7 @@ from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.runs import command_line, photos
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
-from styleclip_jax.runs.strip import SHEET_ROWS, first_batch, print_strip, write_strip
+from styleclip_jax.runs.strip import first_batch, print_strip, write_strip
 
 FLAGS = flags.FLAGS
 
@@ -149,12 +149,9 @@ def main(_: Sequence[str]) -> None:
 
         begun = time.perf_counter()
         edit = compile_edit(generator, mappers, first_batch(latents))
-        metrics |= {"compile_seconds": time.perf_counter() - begun}
+        metrics["compile_seconds"] = time.perf_counter() - begun
 
-        columns = {}
-        if given:
-            rows = slice(SHEET_ROWS)
-            columns = {"original": given.originals[rows], "aligned": given.aligned[rows]}
+        columns = {"original": given.originals, "aligned": given.aligned} if given else {}
         metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength, columns)
         if given and FLAGS.paste_back:
             for strength in FLAGS.strength:
@@ -182,7 +179,7 @@ def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
         raise InputError("--threshold has no effect without --directions; leave it out")
     if for_any_text:
         FLAGS.set_default("strength", [1.0])
-        FLAGS.set_default("neutral", NEUTRAL if FLAGS.generator else AVATARS_NEUTRAL)
+        FLAGS.set_default("neutral", NEUTRAL if photos.generator_path() else AVATARS_NEUTRAL)
 
 
 def compile_edit(

@@ -10,7 +10,7 @@ Examples:
       --threshold=0.15
   python directions.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
       --directions=checkpoints/ffhq-directions \
-      --description="a face with purple hair" --latents=faces.npy
+      --description="a face with purple hair" --image=me.jpg --paste_back
   python directions.py --generator=checkpoints/cars --clip=checkpoints/vit-b-32 --method=stylemc \
       --description="a sports car" --neutral="a car"
 """
@@ -46,7 +46,7 @@ from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 from styleclip_jax.models import CLIP, Generator
-from styleclip_jax.runs import command_line
+from styleclip_jax.runs import command_line, photos
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
 from styleclip_jax.runs.strip import Edit, first_batch, print_strip, write_strip
@@ -164,6 +164,8 @@ flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
 )
 
+photos.define_flags()
+photos.define_edit_flags()
 flags.DEFINE_string(
     "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
 )
@@ -186,23 +188,30 @@ flags.DEFINE_float(
 def main(_: Sequence[str]) -> None:
     """Applies the texts with every strength to all images, and writes the results."""
     check_flags()
-    generator = load_generator(FLAGS.generator, FLAGS.dtype)
+    generator = load_generator(photos.generator_path(), FLAGS.dtype)
     clip, tokenizer = load_clip(FLAGS.clip, FLAGS.dtype), load_tokenizer(FLAGS.clip)
-    if FLAGS.latents:
-        latents = load_latents(FLAGS.latents, generator)
-    else:
-        latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
     templates = IMAGENET_TEMPLATES if use_templates() else ()
     make_edit = learned_edit if FLAGS.method == "stylemc" else relevance_edit
-    edit, metrics = make_edit(generator, clip, tokenizer, templates)
-
-    begun = time.perf_counter()
-    jax.block_until_ready(edit(first_batch(latents), 0.0))
-    metrics["compile_seconds"] = time.perf_counter() - begun
+    edit, described = make_edit(generator, clip, tokenizer, templates)
     with run_directory(FLAGS.results_dir) as directory:
-        metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength)
+        given, latents, metrics = photos.photos_to_edit(generator, directory)
+        if latents is None and FLAGS.latents:
+            latents = load_latents(FLAGS.latents, generator)
+        elif latents is None:
+            latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+
+        begun = time.perf_counter()
+        jax.block_until_ready(edit(first_batch(latents), 0.0))
+        metrics |= described | {"compile_seconds": time.perf_counter() - begun}
+        columns = {"original": given.originals, "aligned": given.aligned} if given else {}
+        metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength, columns)
+        if given and FLAGS.paste_back:
+            for strength in FLAGS.strength:
+                place = directory / f"strength_{strength}"
+                photos.paste_faces(place / "photos", given.faces, place, directory / "before")
         write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
     print_strip(directory, latents, metrics["strengths"])
+    photos.exit_if_some_failed(given)
 
 
 def relevance_edit(
@@ -210,7 +219,9 @@ def relevance_edit(
 ) -> tuple[Edit, dict[str, Any]]:
     """The edit that the texts ask for, by the channels' relevance, and what to record of it."""
     directions = load_directions(FLAGS.directions)
-    check_fingerprints(directions, generator, clip)
+    # Tuning changes a generator hardly, and its channels do what they did.
+    tuned = photos.generator_path() != FLAGS.generator
+    check_fingerprints(directions, load_generator(FLAGS.generator) if tuned else generator, clip)
     if directions.scales is None:
         print("note: measuring the channels' scales, which these directions lack", file=sys.stderr)
         directions = with_scales(directions, generator)
@@ -262,7 +273,9 @@ def learned_edit(
 
 def check_flags() -> None:
     """Sets the avatars' defaults; raises InputError where flags contradict each other."""
-    command_line.refuse_random_images("latents", "num_images", "seed", "truncation")
+    photos.check_flags()
+    for name in ("image", "inversion", "latents"):
+        command_line.refuse_random_images(name, "num_images", "seed", "truncation")
     if FLAGS["min_channels"].present and FLAGS.threshold is not None:
         raise InputError("--min_channels has no effect with --threshold; leave one of them out")
     for_stylemc = (*(f.name for f in dataclasses.fields(STYLEMC) if f.name != "seed"), "arcface")
