@@ -88,7 +88,7 @@ def batch_indices(size: int) -> Int[np.ndarray, "batches batch"]:
 def _write_column(
     edit: Edit,
     latents: Latents,
-    batches: Int[np.ndarray, "batches batch"],
+    batches: Int[np.ndarray, "_ _"],
     strength: float,
     directory: Path,
 ) -> tuple[Float[np.ndarray, "rows height width 3"], float]:
