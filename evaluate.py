@@ -32,7 +32,13 @@ from avatars.scores import edit_score, kept_by_slot, read_labels
 from avatars.texts import EDITS, Edit, select
 from styleclip_jax.errors import InputError
 from styleclip_jax.faces import face_descriptor
-from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_generator, load_mapper
+from styleclip_jax.io.checkpoints import (
+    load_arcface,
+    load_clip,
+    load_directions,
+    load_generator,
+    load_mapper,
+)
 from styleclip_jax.io.images import sheet, to_pil, write_image
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
@@ -40,6 +46,15 @@ from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize
 from styleclip_jax.losses import id_loss
 from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
+from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
+from styleclip_jax.methods.directions import (
+    AVATARS_DIRECTIONS,
+    DirectionDefaults,
+    automatic_threshold,
+    check_fingerprints,
+    edit_with_direction,
+    text_direction,
+)
 from styleclip_jax.methods.linear_start import (
     SampleFeatures,
     latent_directions,
@@ -52,7 +67,8 @@ from styleclip_jax.methods.optimization import (
     OptimizeConfig,
     edit_latents,
 )
-from styleclip_jax.models import CLIP, ArcFace, Generator
+from styleclip_jax.methods.relevance import with_scales
+from styleclip_jax.models import CLIP, ArcFace, DeltaMapper, Generator
 from styleclip_jax.runs import command_line
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
@@ -62,7 +78,7 @@ FLAGS = flags.FLAGS
 
 LABELS_FILE = "labels.npz"
 SHEET_ROWS = 8
-METHODS = ("optimization", "stylespace", "mapper", "swap")
+METHODS = ("optimization", "stylespace", "mapper", "delta", "directions", "swap")
 # Attributes that edits of faces tend to change unintentionally.
 FACE_ANCHORS = (
     "a face with long hair",
@@ -96,8 +112,9 @@ flags.DEFINE_multi_string(
     "method",
     ["optimization"],
     f"Method: {', '.join(METHODS)}; repeat the flag to compare several. stylespace is"
-    " optimization in StyleSpace; swap writes the wanted attribute into the latents of the avatars,"
-    " the most that their generator can do. Settings of an optimization follow after commas, as in"
+    " optimization in StyleSpace; delta is a mapper for any text; directions edits like"
+    " directions.py; swap writes the requested attribute into the latents of the avatars, the most"
+    " that their generator can do. Settings follow after commas, as in"
     " optimization,guidance=direction,views=4.",
 )
 flags.DEFINE_string(
@@ -162,6 +179,17 @@ flags.DEFINE_multi_string(
     "mapper",
     [],
     "For --method=mapper: a mapper for every text, in the order of --texts and --description.",
+)
+flags.DEFINE_string(
+    "delta_mapper",
+    "any_text",
+    "For --method=delta: a mapper for any text, trained by train_mapper.py"
+    " --mapper_type=DeltaMapper, or the name of one that comes with the package.",
+)
+flags.DEFINE_string(
+    "directions",
+    None,
+    "For --method=directions: the directory that make_directions.py wrote. Default: the avatars'.",
 )
 flags.DEFINE_enum(
     "dtype",
@@ -338,18 +366,25 @@ def make_method(name: str, models: Models) -> Method:
         "optimization": make_optimization,
         "stylespace": make_optimization,
         "mapper": make_mapper,
+        "delta": make_delta,
+        "directions": make_directions,
         "swap": make_swap,
     }
     if kind not in make:
         raise InputError(f"there is no method {kind!r}, expected one of {', '.join(make)}")
     settings = command_line.parse_settings(assignments, default_settings(kind))
-    return Method(name, settings, make[kind](models, settings), make[kind] is make_optimization)
+    return Method(name, settings, make[kind](models, settings), kind not in ("mapper", "swap"))
 
 
 def default_settings(kind: str) -> dict[str, Any]:
     """Default settings of a method."""
     if kind == "mapper":
         return {"strength": 0.1}
+    if kind == "directions":
+        defaults = AVATARS_DIRECTIONS if for_avatars() else DirectionDefaults()
+        return defaults._asdict()
+    if kind == "delta":
+        return {"strength": 1.0}
     if kind == "swap":
         return {}
     settings = dataclasses.asdict(AVATARS_CONFIG if for_avatars() else OptimizeConfig())
@@ -410,6 +445,46 @@ def make_mapper(models: Models, settings: Mapping[str, Any]) -> Callable:
     def edit(latents: Latents, task: Task, text: str) -> Array:
         mapper = mappers[task.mapper]
         return apply_mapper(models.generator, mapper, latents, settings["strength"])[0]
+
+    return edit
+
+
+def make_delta(models: Models, settings: Mapping[str, Any]) -> Callable:
+    """A mapper for any text."""
+    mapper = load_mapper(FLAGS.delta_mapper)
+    if not isinstance(mapper, DeltaMapper):
+        raise InputError(f"--delta_mapper={FLAGS.delta_mapper} has learned one text only")
+    clip, tokenizer = models.clips[0]
+    templates = IMAGENET_TEMPLATES if FLAGS.templates else ()
+    neutral = FLAGS.neutral or (AVATARS_NEUTRAL if for_avatars() else NEUTRAL)
+
+    def edit(latents: Latents, task: Task, text: str) -> Array:
+        dt = text_direction(clip, tokenizer, text, neutral, templates)
+        strength = settings["strength"]
+        return edit_with_delta_mapper(models.generator, mapper, clip, latents, dt, strength).images
+
+    return edit
+
+
+def make_directions(models: Models, settings: Mapping[str, Any]) -> Callable:
+    """The directions of the texts."""
+    directions = load_directions(FLAGS.directions)
+    clip, tokenizer = models.clips[0]
+    check_fingerprints(directions, models.generator, clip)
+    if directions.scales is None:
+        directions = with_scales(directions, models.generator)
+    templates = IMAGENET_TEMPLATES if FLAGS.templates else ()
+    neutral = FLAGS.neutral or (AVATARS_NEUTRAL if for_avatars() else NEUTRAL)
+
+    def edit(latents: Latents, task: Task, text: str) -> Array:
+        dt = text_direction(clip, tokenizer, text, neutral, templates)
+        threshold = settings["threshold"]
+        if threshold is None:
+            threshold = automatic_threshold(directions, dt, settings["min_channels"])
+        strength = settings["strength"]
+        return edit_with_direction(
+            models.generator, directions, latents, dt, strength, threshold
+        ).images
 
     return edit
 

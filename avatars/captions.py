@@ -1,876 +1,455 @@
-"""Describes avatars in English, in many ways, and never states what a picture does not show.
+"""Describes avatars in many ways, and never states what a picture does not show.
 
-Every value of every slot has adjectives ("a *bearded* person"), nouns ("a person with *a beard*")
-and clauses ("a person *who is smiling*"). A colour belongs to something: it is told together with
-its carrier ("long purple hair", "a red hat") or by a phrase of its own ("dressed in red").
-Avataaars have no gender, and neither have the captions.
+What people say stands in `phrases/LANGUAGE.toml`: for every value of every slot adjectives ("a
+*bearded* person"), people ("a *redhead*"), nouns ("a person with *a beard*"), what is worn ("a
+person wearing *glasses*"), clauses ("a person *who is smiling*"), and sentences that stand alone
+("*take off the hat*"). Some phrases are true of several values: they are listed as groups. Where
+people mean one of these values unless they say more ("glasses" are no sunglasses), that one is the
+group's `typical` value, and the phrase is neither right nor wrong of the others. Lists begin with
+what is common, which is drawn more often; the phrases of a `common` group come before the value's.
+
+In those files "~" is the place of adjectives in people, and of a colour elsewhere. A colour belongs
+to something: it is told together with its carrier ("long *purple* hair", "a *red* hat") or by a
+phrase of its own ("dressed in *red*"). Letters after "~" are the ending that the case asks for; and
+" / " separates the cases of people and things, of which languages may lack the last ones. "<his>"
+and the like are pronouns. Avataaars have no gender, and neither have the captions.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import dataclasses
+import functools
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping, Sequence, Set
+from importlib import resources
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int8
+from jaxtyping import Float, Int, Int8
 
-from avatars.attributes import LABELS, SLOTS, observe
+from avatars.attributes import LABELS, NAMES, SLOTS, UNKNOWN, observe
 
-MAX_WORDS = 24
+T = TypeVar("T")
 
+LANGUAGES = ("en", "uk")
+MAX_WORDS = 26  # Of a caption, punctuation marks included.
+KINDS = ("adjectives", "people", "nouns", "worn", "clauses", "sentences")
+# What a colour can be told together with.
+CARRIERS = {"hair_color": ("hair", "facial_hair"), "clothes_color": ("clothes", "headwear")}
 
-class Phrases(NamedTuple):
-    """The ways to state one value of one slot."""
-
-    adjectives: tuple[str, ...] = ()
-    nouns: tuple[str, ...] = ()
-    clauses: tuple[str, ...] = ()
-
-
-class Statement(NamedTuple):
-    """One phrase of a caption: its kind is a field of `Phrases`, and its slot the table's.
-
-    A colour is told together with what carries it, so `facts` may name two slots.
-    """
-
-    slot: str
-    facts: tuple[str, ...]
-    kind: str
-    text: str
-
-
-_HAIR_COLORS = {
-    "black": ("black", "jet black", "dark black"),
-    "brown": ("brown", "chestnut"),
-    "blond": ("blond", "blonde", "golden", "yellow", "fair"),
-    "red": ("red", "ginger", "orange"),
-    "gray": ("gray", "grey", "silver"),
-    "pink": ("pink", "bright pink"),
-    "purple": ("purple", "violet", "lilac"),
-    "blue": ("blue", "bright blue"),
-    "green": ("green", "bright green"),
-}
-_HAIR_ADJECTIVES = {
-    "brown": ("brunette",),
-    "blond": ("blond", "blonde"),
-    "red": ("redheaded", "red-headed", "ginger"),
-    "gray": ("gray-headed", "grey-headed"),
-}
-_CLOTHES_COLORS = {color: (color, f"bright {color}") for color in SLOTS["clothes_color"]} | {
-    "black": ("black",),
-    "white": ("white",),
-}
-_BACKGROUND_COLORS = {
-    "gray": ("gray", "grey"),
-    "blue": ("blue", "light blue"),
-    "green": ("green", "light green"),
-    "yellow": ("yellow", "light yellow"),
-    "pink": ("pink", "light pink"),
-    "purple": ("purple", "lilac", "light purple", "violet"),
-}
-COLOR_WORDS = {"hair_color": _HAIR_COLORS, "clothes_color": _CLOTHES_COLORS}
-
-
-def tell(template: str, word: str) -> str:
-    """Puts a word into a template, after the right article."""
-    if word[0] in "aeiou":
-        template = template.replace("a {}", "an {}")
-    return template.format(word)
-
-
-def _fill(templates: Iterable[str], words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(tell(template, word) for template in templates for word in words)
-
-
-PHRASES: dict[str, dict[str, Phrases]] = {
-    "hair": {
-        "short": Phrases(
-            ("short-haired",),
-            (
-                "short hair",
-                "a short haircut",
-                "a short hairstyle",
-                "cropped hair",
-                "a short cut",
-                "hair cut short",
-                "neat short hair",
-                "very short hair",
-            ),
-        ),
-        "long": Phrases(
-            ("long-haired",),
-            (
-                "long hair",
-                "long straight hair",
-                "straight long hair",
-                "very long hair",
-                "shoulder-length hair",
-                "long flowing hair",
-                "hair down to the shoulders",
-            ),
-        ),
-        "curly afro": Phrases(
-            ("curly-haired", "frizzy-haired"),
-            (
-                "curly hair",
-                "an afro",
-                "a curly afro",
-                "big curly hair",
-                "afro hair",
-                "a big afro",
-                "frizzy hair",
-                "an afro hairstyle",
-                "big frizzy hair",
-                "curls",
-                "big curls",
-            ),
-        ),
-        "bun": Phrases(
-            (),
-            (
-                "a bun",
-                "a hair bun",
-                "hair in a bun",
-                "hair tied in a bun",
-                "a topknot",
-                "a top knot",
-                "hair up in a bun",
-                "hair tied up",
-                "hair pulled up in a bun",
-            ),
-            ("who wears a bun", "with the hair in a bun"),
-        ),
-        "dreadlocks": Phrases(
-            ("dreadlocked",),
-            ("dreadlocks", "dreads", "long dreadlocks", "rasta hair", "locs", "rasta dreadlocks"),
-        ),
-        "bald": Phrases(
-            ("bald", "hairless", "bald-headed"),
-            ("a bald head", "no hair", "a shaved head", "a bald scalp", "a hairless head"),
-            ("without hair", "without any hair"),
-        ),
-    },
-    "hair_color": {
-        value: Phrases(
-            _fill(["{}-haired"], words) + _HAIR_ADJECTIVES.get(value, ()),
-            _fill(["{} hair", "{} colored hair", "hair dyed {}"], words),
-            _fill(["whose hair is {}"], words),
-        )
-        for value, words in _HAIR_COLORS.items()
-    },
-    "headwear": {
-        "none": Phrases(
-            ("bareheaded", "hatless"),
-            ("no hat", "no headwear"),
-            ("without a hat", "not wearing a hat", "without headwear", "with nothing on the head"),
-        ),
-        "hat": Phrases(
-            (),
-            (
-                "a hat",
-                "a big hat",
-                "a wide-brimmed hat",
-                "a sun hat",
-                "a brimmed hat",
-                "a fedora",
-                "a sunhat",
-                "a large hat",
-                "a cowboy hat",
-                "a straw hat",
-                "a hat with a wide brim",
-            ),
-            ("with a hat on", "who has a hat on"),
-        ),
-        "winter hat": Phrases(
-            (),
-            (
-                "a winter hat",
-                "a beanie",
-                "a wool cap",
-                "a knit cap",
-                "a woolly hat",
-                "a knit hat",
-                "a knitted hat",
-                "a woolen hat",
-                "a bobble hat",
-                "a ski hat",
-                "a warm hat",
-                "a knitted cap",
-                "a winter cap",
-                "a wool hat",
-                "a woolen cap",
-                "a beanie hat",
-            ),
-            ("with a beanie on", "who has a beanie on"),
-        ),
-        "turban": Phrases(
-            ("turbaned",), ("a turban", "a head wrap", "a headwrap"), ("with a turban on",)
-        ),
-        "hijab": Phrases(
-            ("veiled",),
-            (
-                "a hijab",
-                "a headscarf",
-                "a veil",
-                "a head scarf",
-                "a scarf around the head",
-                "a muslim headscarf",
-                "a scarf over the hair",
-            ),
-            ("who is veiled", "with a hijab on"),
-        ),
-    },
-    "glasses": {
-        "none": Phrases(
-            (),
-            ("no glasses", "no eyewear"),
-            ("without glasses", "not wearing glasses", "without eyewear", "who has no glasses on"),
-        ),
-        "glasses": Phrases(
-            ("bespectacled",),
-            (
-                "glasses",
-                "eyeglasses",
-                "spectacles",
-                "reading glasses",
-                "a pair of glasses",
-                "specs",
-                "prescription glasses",
-                "clear glasses",
-                "a pair of spectacles",
-                "nerdy glasses",
-            ),
-            ("with glasses on", "who has glasses on"),
-        ),
-        "sunglasses": Phrases(
-            (),
-            (
-                "sunglasses",
-                "shades",
-                "dark glasses",
-                "black sunglasses",
-                "a pair of sunglasses",
-                "dark shades",
-                "sunnies",
-                "tinted glasses",
-                "dark sunglasses",
-                "cool sunglasses",
-                "cool shades",
-                "a pair of shades",
-                "aviators",
-                "black shades",
-            ),
-            ("with sunglasses on", "who has sunglasses on", "with shades on"),
-        ),
-    },
-    "facial_hair": {
-        "none": Phrases(
-            ("clean-shaven", "beardless", "shaven", "smooth-shaven"),
-            ("no beard", "no facial hair", "a clean-shaven face", "a shaved face"),
-            ("without a beard", "without a moustache", "without facial hair"),
-        ),
-        "beard": Phrases(
-            ("bearded",),
-            (
-                "a beard",
-                "a full beard",
-                "a bushy beard",
-                "a thick beard",
-                "a big beard",
-                "a heavy beard",
-                "a trimmed beard",
-                "a dense beard",
-            ),
-            ("who has grown a beard", "who wears a beard"),
-        ),
-        "moustache": Phrases(
-            ("moustached", "mustachioed", "mustached", "moustachioed"),
-            (
-                "a moustache",
-                "a mustache",
-                "a handlebar moustache",
-                "a handlebar mustache",
-                "a curly moustache",
-                "a fancy moustache",
-                "a thick mustache",
-                "a big moustache",
-            ),
-            ("who has grown a moustache", "who wears a mustache"),
-        ),
-    },
-    "mouth": {
-        "smiling": Phrases(
-            (
-                "smiling",
-                "happy",
-                "cheerful",
-                "grinning",
-                "joyful",
-                "friendly",
-                "merry",
-                "beaming",
-                "smiley",
-                "delighted",
-                "glad",
-            ),
-            (
-                "a smile",
-                "a big smile",
-                "a grin",
-                "a happy face",
-                "a wide smile",
-                "a broad smile",
-                "a happy expression",
-                "a cheerful expression",
-                "a friendly smile",
-                "a smiling mouth",
-                "a happy smile",
-                "a smiling face",
-                "a broad grin",
-            ),
-            (
-                "who is smiling",
-                "who looks happy",
-                "looking happy",
-                "who smiles",
-                "who is happy",
-                "who is grinning",
-                "looking cheerful",
-                "who looks cheerful",
-                "smiling happily",
-            ),
-        ),
-        "serious": Phrases(
-            (
-                "serious",
-                "stern",
-                "expressionless",
-                "straight-faced",
-                "unsmiling",
-                "earnest",
-                "solemn",
-            ),
-            (
-                "a serious face",
-                "a neutral expression",
-                "a straight face",
-                "a serious expression",
-                "a blank expression",
-                "a poker face",
-                "a serious look",
-                "a neutral face",
-                "a stern face",
-                "a serious mouth",
-            ),
-            (
-                "who looks serious",
-                "looking serious",
-                "who is serious",
-                "who looks stern",
-                "who is not smiling",
-            ),
-        ),
-        "sad": Phrases(
-            (
-                "sad",
-                "unhappy",
-                "frowning",
-                "angry",
-                "grumpy",
-                "upset",
-                "gloomy",
-                "sorrowful",
-                "miserable",
-                "downcast",
-                "sullen",
-                "depressed",
-            ),
-            (
-                "a sad face",
-                "a frown",
-                "a sad expression",
-                "a sad mouth",
-                "a sad look",
-                "an unhappy face",
-                "a downturned mouth",
-                "an unhappy expression",
-                "a grumpy face",
-            ),
-            (
-                "who looks sad",
-                "looking unhappy",
-                "who is frowning",
-                "who is sad",
-                "who frowns",
-                "looking sad",
-                "who is unhappy",
-                "who looks upset",
-                "looking grumpy",
-            ),
-        ),
-        "open": Phrases(
-            ("screaming", "shouting", "open-mouthed", "yelling"),
-            (
-                "an open mouth",
-                "a wide open mouth",
-                "the mouth wide open",
-                "a screaming mouth",
-                "the mouth open",
-                "a gaping mouth",
-                "mouth open",
-            ),
-            (
-                "who is screaming",
-                "who is shouting",
-                "who is yelling",
-                "who screams",
-                "whose mouth is open",
-                "with mouth wide open",
-            ),
-        ),
-        "tongue": Phrases(
-            ("cheeky",),
-            (
-                "the tongue out",
-                "tongue out",
-                "a tongue sticking out",
-                "a visible tongue",
-                "the tongue hanging out",
-                "a protruding tongue",
-            ),
-            (
-                "sticking out the tongue",
-                "showing the tongue",
-                "sticking the tongue out",
-                "who sticks out the tongue",
-                "sticking out their tongue",
-                "poking the tongue out",
-                "who is sticking out their tongue",
-                "sticking his tongue out",
-                "showing a tongue",
-            ),
-        ),
-    },
-    "eyes": {
-        "open": Phrases(
-            (),
-            ("open eyes", "ordinary eyes", "normal eyes", "both eyes open", "regular eyes"),
-            ("who is awake",),
-        ),
-        "closed": Phrases(
-            ("sleeping", "sleepy", "dozing", "napping"),
-            (
-                "closed eyes",
-                "eyes closed",
-                "shut eyes",
-                "eyes shut",
-                "both eyes closed",
-                "the eyes closed",
-                "both eyes shut",
-                "closed eyelids",
-            ),
-            (
-                "who is asleep",
-                "who is sleeping",
-                "whose eyes are closed",
-                "who sleeps",
-                "closing their eyes",
-            ),
-        ),
-        "surprised": Phrases(
-            ("surprised", "astonished", "wide-eyed", "amazed", "startled", "stunned", "shocked"),
-            (
-                "surprised eyes",
-                "wide eyes",
-                "big round eyes",
-                "wide open eyes",
-                "bulging eyes",
-                "a surprised look",
-                "eyes wide open",
-                "a shocked look",
-                "a surprised expression",
-                "big surprised eyes",
-                "round eyes",
-            ),
-            (
-                "who looks surprised",
-                "looking surprised",
-                "who is surprised",
-                "who is amazed",
-                "who looks shocked",
-                "looking astonished",
-            ),
-        ),
-        "wink": Phrases(
-            ("winking",),
-            ("a wink", "one eye closed", "one closed eye", "one eye shut", "a winking eye"),
-            ("who is winking", "who winks", "giving a wink", "winking with one eye"),
-        ),
-        "hearts": Phrases(
-            ("lovestruck", "smitten", "infatuated", "enamored", "heart-eyed"),
-            (
-                "heart eyes",
-                "hearts for eyes",
-                "heart-shaped eyes",
-                "hearts in the eyes",
-                "hearts instead of eyes",
-                "eyes like hearts",
-                "hearts as eyes",
-                "red heart eyes",
-            ),
-            ("who is in love", "who looks in love", "who has fallen in love"),
-        ),
-    },
-    "skin": {
-        "pale": Phrases(
-            ("pale", "light-skinned", "fair-skinned", "pale-skinned", "white-skinned"),
-            (
-                "pale skin",
-                "light skin",
-                "fair skin",
-                "a pale complexion",
-                "a light complexion",
-                "a fair complexion",
-                "white skin",
-                "very pale skin",
-                "a pale face",
-            ),
-            ("whose skin is pale",),
-        ),
-        "tanned": Phrases(
-            ("tanned", "tan", "olive-skinned", "suntanned"),
-            (
-                "tanned skin",
-                "tan skin",
-                "olive skin",
-                "a tan",
-                "a suntan",
-                "a tanned complexion",
-                "suntanned skin",
-                "golden skin",
-                "a tanned face",
-            ),
-            ("whose skin is tanned",),
-        ),
-        "brown": Phrases(
-            ("brown-skinned",),
-            ("brown skin", "a brown complexion", "medium brown skin", "a brown face"),
-            ("whose skin is brown",),
-        ),
-        "dark": Phrases(
-            ("dark-skinned", "black-skinned", "black"),
-            (
-                "dark skin",
-                "very dark skin",
-                "black skin",
-                "dark brown skin",
-                "a dark complexion",
-                "a dark face",
-                "ebony skin",
-            ),
-            ("whose skin is dark",),
-        ),
-    },
-    "clothes": {
-        "t-shirt": Phrases(
-            (),
-            (
-                "a t-shirt",
-                "a shirt",
-                "a tee",
-                "a tee shirt",
-                "a tshirt",
-                "a plain t-shirt",
-                "a crew neck shirt",
-                "a casual shirt",
-            ),
-        ),
-        "hoodie": Phrases(
-            (),
-            (
-                "a hoodie",
-                "a sweatshirt",
-                "a hooded sweatshirt",
-                "a hooded sweater",
-                "a hoody",
-                "a sweater with a hood",
-                "a hooded top",
-                "a hooded pullover",
-            ),
-        ),
-        "blazer": Phrases(
-            (),
-            (
-                "a blazer",
-                "a jacket",
-                "a suit",
-                "a suit jacket",
-                "a formal jacket",
-                "formal clothes",
-                "business clothes",
-                "a business suit",
-                "formal wear",
-                "an open jacket",
-            ),
-        ),
-        "overall": Phrases(
-            (),
-            (
-                "overalls",
-                "an overall",
-                "dungarees",
-                "bib overalls",
-                "a pair of overalls",
-                "work overalls",
-                "a pair of dungarees",
-            ),
-        ),
-    },
-    "clothes_color": {
-        value: Phrases(
-            (),
-            _fill(["{} clothes", "{} clothing", "a {} outfit", "{} garments", "a {} top"], words),
-            _fill(["dressed in {}", "clad in {}", "whose clothes are {}"], words),
-        )
-        for value, words in _CLOTHES_COLORS.items()
-    },
-    "background": {
-        value: Phrases(
-            (),
-            _fill(["a {} background", "a {} backdrop"], words),
-            _fill(
-                [
-                    "on a {} background",
-                    "against a {} background",
-                    "in front of a {} background",
-                    "in front of a {} wall",
-                    "before a {} background",
-                    "on {} background",
-                    "against a {} backdrop",
-                    "against a {} wall",
-                    "with a {} background",
-                    "where the background is {}",
-                ],
-                words,
-            ),
-        )
-        for value, words in _BACKGROUND_COLORS.items()
-    },
-}
-
-# What wears which colour, and how to say both in one phrase.
-CARRIERS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
-    "hair_color": {
-        "hair": {
-            "short": ("short {} hair", "{} short hair"),
-            "long": ("long {} hair", "{} long hair"),
-            "curly afro": ("a {} afro", "curly {} hair", "{} curls", "{} curly hair"),
-            "bun": ("a {} bun", "{} hair in a bun"),
-            "dreadlocks": ("{} dreadlocks", "{} dreads"),
-        },
-        "facial_hair": {
-            "beard": ("a {} beard",),
-            "moustache": ("a {} moustache", "a {} mustache"),
-        },
-    },
-    "clothes_color": {
-        "clothes": {
-            "t-shirt": ("a {} t-shirt", "a {} shirt", "a {} tee"),
-            "hoodie": ("a {} hoodie", "a {} sweatshirt", "a {} hooded sweatshirt"),
-            "blazer": ("a {} blazer", "a {} jacket", "a {} suit"),
-            "overall": ("{} overalls", "{} dungarees"),
-        },
-        "headwear": {
-            "hat": ("a {} hat",),
-            "winter hat": ("a {} beanie", "a {} winter hat", "a {} knit cap", "a {} wool hat"),
-            "turban": ("a {} turban",),
-            "hijab": ("a {} hijab", "a {} headscarf"),
-        },
-    },
-}
-
-# Slots whose nouns can follow "wearing"; not so the absence of something.
-_WORN = ("headwear", "glasses", "clothes", "clothes_color")
-# Avatars have no gender or age; the words are there so that the text tower knows and ignores them.
-_NOUNS = (
-    *("person",) * 6,
-    *("face", "avatar", "character", "cartoon character", "human", "human being", "individual"),
-    *("man", "woman", "guy", "girl", "boy", "lady", "kid", "gentleman", "child", "dude"),
-)
-_PRONOUNS = ("someone", "somebody", "a person", "people", "one")
-_PICTURES = ("portrait", "cartoon", "drawing", "picture", "illustration", "image", "photo")
-_VIEWS = ("headshot", "close-up", "sketch", "selfie", "profile picture")
-# Instructions, as people give them to an editor; what follows is told as above.
-_PEOPLE = ("the person", "this person", "him", "her", "them", "the face", "the avatar")
-_GIVING = ("give {} {}", "give {} {}", "{} with {}", "make {} have {}", "show {} with {}")
-_ADDING = ("add {}", "put on {}", "with {}", "now with {}", "wearing {}", "put {} on")
-_MAKING = ("make {} {}", "make {} look {}", "turn {} {}", "{} should be {}", "{} is {}")
+# The forms of words that " / " separates, as templates name them: nominative, instrumental,
+# accusative, locative for things; nominative, genitive, accusative for people.
+_THING = ("what", "with_what", "get_what", "in_what")
+_PERSON = ("who", "of_whom", "whom")
+_PRONOUN = ("he", "him", "his", "to_him")
+# The endings of a soft stem, such as "синій", for those of a hard one.
+_SOFT = {"а": "я", "у": "ю", "е": "є", "ою": "ьою", "ої": "ьої", "ого": "ього", "ому": "ьому"}
 _COUNT_WEIGHTS = (0.28, 0.28, 0.2, 0.12, 0.07, 0.05)
 
 
-def _pick(options: Sequence[str], generator: np.random.Generator) -> str:
-    return options[int(generator.integers(len(options)))]
+class Truth(NamedTuple):
+    """Of which values of a slot a phrase is true, and of which neither true nor false."""
+
+    true: frozenset[str]
+    possible: frozenset[str] = frozenset()
 
 
-def _article(text: str) -> str:
-    return f"an {text}" if text[0] in "aeiou" else f"a {text}"
+# What a text tells: a truth per slot; it is true of everything in the other slots.
+Meaning = Mapping[str, Truth]
 
 
-def _join(texts: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
+class Phrase(NamedTuple):
+    """A way to state something about one slot."""
+
+    text: str
+    truth: Truth
 
 
-def _choose_slots(facts: dict[str, str], generator: np.random.Generator) -> list[str]:
-    """Draws one to six slots in random order; nobody often mentions what is not there."""
-    slots = list(generator.permutation([slot for slot in facts if facts[slot] != "none"]))
-    absent = [slot for slot in facts if facts[slot] == "none"]
-    if absent and generator.random() < 0.25:
-        slots.insert(0, _pick(absent, generator))
-    count = 1 + generator.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS)
-    return list(generator.permutation(slots[:count]))
+class Statement(NamedTuple):
+    """A phrase of a caption; a colour told with its carrier tells about two slots."""
+
+    slot: str
+    kind: str
+    text: str
+    meaning: Meaning
 
 
-def _color_statement(
-    slot: str, facts: dict[str, str], chosen: list[str], generator: np.random.Generator
-) -> Statement | None:
-    """States a colour together with its carrier; None where a phrase of its own is better."""
-    templates = {
-        carrier: by_value[facts[carrier]]
-        for carrier, by_value in CARRIERS[slot].items()
-        if facts.get(carrier) in by_value
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """The contents of a language's file.
+
+    Attributes:
+        people: Persons of whom nothing is told.
+        frames: What a caption does with a person and all that is told.
+        conjunctions: What stands before the last of several things.
+        pronouns: The person, in the forms of _PRONOUN.
+        connectives: By kind, how statements follow a person.
+        instructions: By kind, a text about one statement, as people write to an editor.
+        words: By slot and value, names of colours.
+        phrases: By slot, value and kind, all phrases that state the value.
+    """
+
+    people: list[str]
+    frames: list[str]
+    conjunctions: list[str]
+    pronouns: list[str]
+    connectives: dict[str, list[str]]
+    instructions: dict[str, list[str]]
+    words: dict[str, dict[str, list[str]]]
+    phrases: dict[str, dict[str, dict[str, list[Phrase]]]]
+
+
+@functools.cache
+def load_language(language: str) -> Language:
+    """Reads a language's file."""
+    file = resources.files("avatars") / "phrases" / f"{language}.toml"
+    contents = tomllib.loads(file.read_text(encoding="utf-8"))
+    fields = {field.name for field in dataclasses.fields(Language)} - {"phrases"}
+    phrases = {
+        slot: {value: _phrases(contents, slot, value) for value in values}
+        for slot, values in SLOTS.items()
     }
-    told = [carrier for carrier in templates if carrier in chosen]
-    # "Purple hair" would be wrong for a bald head with a purple beard.
-    only_carrier = slot == "hair_color" and "hair" not in templates and bool(templates)
-    if not told and not only_carrier:
-        return None
-    carrier = _pick(told or list(templates), generator)
-    word = _pick(COLOR_WORDS[slot][facts[slot]], generator)
-    text = tell(_pick(templates[carrier], generator), word)
-    return Statement(carrier, (carrier, slot), "nouns", text)
+    return Language(**{name: contents[name] for name in fields}, phrases=phrases)
 
 
-def _statements(facts: dict[str, str], generator: np.random.Generator) -> list[Statement]:
-    chosen = _choose_slots(facts, generator)
-    colored = {
-        statement.slot: statement
-        for slot in CARRIERS
-        if slot in chosen and (statement := _color_statement(slot, facts, chosen, generator))
-    }
-    carried = {slot for slot, carriers in CARRIERS.items() if carriers.keys() & colored.keys()}
-    statements = list(colored.values())
-    for slot in chosen:
-        if slot in colored or slot in carried:
-            continue
-        phrases = PHRASES[slot][facts[slot]]
-        kind = _pick([kind for kind, texts in phrases._asdict().items() if texts], generator)
-        statements.append(Statement(slot, (slot,), kind, _pick(getattr(phrases, kind), generator)))
-    return [statements[i] for i in generator.permutation(len(statements))]
+def _phrases(contents: dict[str, Any], slot: str, value: str) -> dict[str, list[Phrase]]:
+    """All phrases that state a value, by kind; kinds of which there are none are left out."""
+    groups = [group for group in contents["groups"] if group["slot"] == slot]
+    tables = [contents["colored"].get(slot, {}), contents.get(slot, {}).get(value, {})]
+    only = frozenset({value})
+    phrases = {}
+    for kind in KINDS:
+        own = [Phrase(text, Truth(only)) for table in tables for text in table.get(kind, ())]
+        typical, shared, common = [], [], False
+        for group in groups:
+            values, texts = frozenset(group["values"]), group.get(kind, ())
+            if group.get("typical") == value:
+                common |= group.get("common", False)
+                typical += [Phrase(text, Truth(only, values - only)) for text in texts]
+            elif "typical" not in group and value in values:
+                shared += [Phrase(text, Truth(values)) for text in texts]
+        pairs = itertools.zip_longest(*((typical, own) if common else (own, typical)))
+        turns = [phrase for pair in pairs for phrase in pair if phrase]
+        if turns + shared:
+            phrases[kind] = turns + shared
+    return phrases
 
 
-def _subject(adjectives: list[str], generator: np.random.Generator) -> str:
-    if len(adjectives) < 2 and generator.random() < 0.15:
-        return " ".join([_pick(_PRONOUNS, generator), *adjectives])
-    separator = _pick((" ", ", "), generator)
-    subject = _article(" ".join([separator.join(adjectives), _pick(_NOUNS, generator)]).strip())
-    if generator.random() < 0.25:
-        return f"{_article(_pick(_PICTURES + _VIEWS, generator))} of {subject}"
-    return subject
+def inflect(word: str, ending: str) -> str:
+    """Puts a Ukrainian adjective into another form: "синій" with "ого" is "синього".
+
+    Args:
+        word: The masculine nominative.
+        ending: That of a hard stem; without one the word stays as it is.
+    """
+    if not ending:
+        return word
+    if word.endswith("ій"):
+        return word[:-2] + _SOFT.get(ending, ending.replace("и", "і", 1))
+    return word[:-2] + ending
 
 
-def _sentence(statements: list[Statement], generator: np.random.Generator) -> str:
-    texts: dict[str, list[str]] = {"adjectives": [], "nouns": [], "worn": [], "clauses": []}
-    for slot, _, kind, text in statements:
-        worn = kind == "nouns" and slot in _WORN and not text.startswith("no ")
-        texts["worn" if worn and generator.random() < 0.6 else kind].append(text)
-    parts = list(texts["clauses"])
-    if texts["nouns"]:
-        verb = _pick(("with", "with", "with", "who has", "having", "that has"), generator)
-        parts.append(f"{verb} {_join(texts['nouns'])}")
-    if texts["worn"]:
-        verb = _pick(("wearing", "wearing", "in", "who wears", "who is wearing"), generator)
-        parts.append(f"{verb} {_join(texts['worn'])}")
-    parts = [parts[i] for i in generator.permutation(len(parts))]
-    parts.sort(key=lambda part: part.endswith(("background", "wall")))
-    return _pick((" ", " ", ", "), generator).join(
-        [_subject(texts["adjectives"], generator), *parts]
+def fill(text: str, words: Sequence[str] = (), separator: str = " ") -> str:
+    """Puts words in the place that "~" holds, or nothing."""
+    if not words:
+        return re.sub(r"~\w* ?", "", text).strip()
+    return re.sub(
+        r"~(\w*)", lambda place: separator.join(inflect(word, place[1]) for word in words), text
     )
 
 
-def _instruction(statement: Statement, generator: np.random.Generator) -> str:
+def _forms(text: str, names: Sequence[str]) -> dict[str, str]:
+    """The forms of a word by name; those that a language lacks are the first one."""
+    parts = text.split(" / ")
+    return {name: parts[i] if i < len(parts) else parts[0] for i, name in enumerate(names)}
+
+
+def _pick(options: Sequence[T], rng: np.random.Generator) -> T:
+    """Picks one of several options, the first ones more often."""
+    return options[int(len(options) * rng.random() ** 2)]
+
+
+def _pick_phrase(
+    phrases: Mapping[str, Sequence[Phrase]], rng: np.random.Generator
+) -> tuple[str, Phrase]:
+    """Picks a kind and one of its phrases."""
+    # Between every kind as often and every phrase as often.
+    weights = np.sqrt([len(found) for found in phrases.values()])
+    kind = list(phrases)[rng.choice(len(phrases), p=weights / weights.sum())]
+    return kind, _pick(phrases[kind], rng)
+
+
+def _choose_slots(facts: dict[str, str], rng: np.random.Generator) -> list[str]:
+    """Draws one to six slots in random order; nobody often mentions what is not there."""
+    slots = list(rng.permutation([slot for slot in facts if facts[slot] != "none"]))
+    absent = [slot for slot in facts if facts[slot] == "none"]
+    if absent and rng.random() < 0.25:
+        slots.insert(0, absent[rng.integers(len(absent))])
+    count = 1 + rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS)
+    return [str(slot) for slot in rng.permutation(slots[:count])]
+
+
+def _color_statement(
+    slot: str,
+    facts: dict[str, str],
+    chosen: list[str],
+    language: Language,
+    rng: np.random.Generator,
+) -> Statement | None:
+    """States a colour together with its carrier; None where a phrase of its own is better."""
+    carriers = {}
+    for carrier in CARRIERS[slot]:
+        phrases = language.phrases[carrier][facts[carrier]] if carrier in facts else {}
+        colored = {
+            kind: [phrase for phrase in phrases[kind] if "~" in phrase.text]
+            for kind in ("nouns", "worn")
+            if kind in phrases
+        }
+        if any(colored.values()):
+            carriers[carrier] = {kind: found for kind, found in colored.items() if found}
+    told = [carrier for carrier in carriers if carrier in chosen]
+    # "Purple hair" would be wrong for a bald head with a purple beard.
+    only_carrier = slot == "hair_color" and "hair" not in carriers and bool(carriers)
+    if not told and not only_carrier:
+        return None
+    options = told or list(carriers)
+    carrier = options[rng.integers(len(options))]
+    kind, phrase = _pick_phrase(carriers[carrier], rng)
+    text = fill(phrase.text, [_pick(language.words[slot][facts[slot]], rng)])
+    meaning = {carrier: phrase.truth, slot: Truth(frozenset({facts[slot]}))}
+    return Statement(carrier, kind, text, meaning)
+
+
+def _statement(
+    slot: str, value: str, language: Language, rng: np.random.Generator, but: Set[str] = frozenset()
+) -> Statement:
+    """States a value, not by a phrase of some kinds."""
+    phrases = language.phrases[slot][value]
+    kind, phrase = _pick_phrase({k: v for k, v in phrases.items() if k not in but}, rng)
+    text = phrase.text
+    if kind != "people":
+        words = language.words.get(slot, {}).get(value, [])
+        text = fill(text, [_pick(words, rng)] if words else [])
+    return Statement(slot, kind, text, {slot: phrase.truth})
+
+
+def _statements(
+    facts: dict[str, str], language: Language, rng: np.random.Generator
+) -> list[Statement]:
+    chosen = _choose_slots(facts, rng)
+    colored = {
+        statement.slot: statement
+        for slot in CARRIERS
+        if slot in chosen and (statement := _color_statement(slot, facts, chosen, language, rng))
+    }
+    carried = {slot for slot in CARRIERS if colored.keys() & {*CARRIERS[slot]}}
+    rest = [slot for slot in chosen if slot not in carried | colored.keys()]
+    statements = list(colored.values())
+    # Sentences stand alone, and nobody is two persons.
+    but = {"sentences"} if len(statements) + len(rest) > 1 else set()
+    for slot in rest:
+        statements.append(_statement(slot, facts[slot], language, rng, but))
+        if statements[-1].kind == "people":
+            but.add("people")
+    return [statements[i] for i in rng.permutation(len(statements))]
+
+
+def _join(texts: Sequence[str], conjunction: str) -> str:
+    return conjunction.join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
+
+
+def _things(
+    statements: list[Statement], language: Language, rng: np.random.Generator
+) -> dict[str, str]:
+    """The forms of several things together."""
+    # "No hat and glasses" would be something else.
+    texts = sorted((x.text for x in statements), key=lambda text: text.startswith("no "))
+    conjunction = _pick(language.conjunctions, rng)
+    every = [_forms(text, _THING) for text in texts]
+    return {name: _join([x[name] for x in every], conjunction) for name in _THING}
+
+
+def _sentence(statements: list[Statement], language: Language, rng: np.random.Generator) -> str:
+    """A person, and what is said of them."""
+    told: dict[str, list[Statement]] = {kind: [] for kind in KINDS}
+    for statement in statements:
+        # "With glasses", though more often "wearing glasses".
+        with_it = statement.kind == "worn" and rng.random() < 0.3
+        told["nouns" if with_it else statement.kind].append(statement)
+    adjectives = [statement.text for statement in told["adjectives"]]
+    parts = [statement.text for statement in told["clauses"] if statement.slot != "background"]
+    parts += [
+        _pick(language.connectives[kind], rng).format(**_things(told[kind], language, rng))
+        for kind in ("nouns", "worn")
+        if told[kind]
+    ]
+    if adjectives and "adjectives" in language.connectives and rng.random() < 0.15:
+        conjunction = _pick(language.conjunctions, rng)
+        parts.append(fill(_pick(language.connectives["adjectives"], rng), adjectives, conjunction))
+        adjectives = []
+    parts = [parts[i] for i in rng.permutation(len(parts))]
+    parts += [statement.text for statement in told["clauses"] if statement.slot == "background"]
+    people = [statement.text for statement in told["people"]] or language.people
+    separator = (" ", ", ")[rng.integers(2)]
+    person = _forms(fill(_pick(people, rng), adjectives, separator), _PERSON)
+    between = (" ", " ", ", ")[rng.integers(3)]
+    everything = {name: between.join([form, *parts]) for name, form in person.items()}
+    frame = _pick(language.frames, rng) if rng.random() < 0.3 else "{who}"
+    return frame.format(**everything)
+
+
+def _instruction(statement: Statement, language: Language, rng: np.random.Generator) -> str:
     """What somebody might tell an editor: "give her a beard", "make him bald", "add glasses"."""
-    person, text = _pick(_PEOPLE, generator), statement.text
+    template, text = _pick(language.instructions[statement.kind], rng), statement.text
     if statement.kind == "adjectives":
-        return _pick(_MAKING, generator).format(person, text)
-    if statement.kind == "clauses":
-        return f"{person} {text}"
-    if statement.slot in _WORN and not text.startswith("no ") and generator.random() < 0.5:
-        return _pick(_ADDING, generator).format(text)
-    return _pick(_GIVING, generator).format(person, text)
+        return fill(template, [text])
+    if statement.kind == "people":
+        return template.format(**_forms(fill(text), _PERSON))
+    return template.format(**_forms(text, _THING))
 
 
-def neutral(generator: np.random.Generator) -> str:
+def _tell(statements: list[Statement], language: Language, rng: np.random.Generator) -> str:
+    """Says it in a sentence, as an instruction, or in a few words."""
+    first = statements[0]
+    if first.kind == "sentences":
+        text = first.text
+    elif len(statements) == 1 and rng.random() < 0.3:
+        text = _instruction(first, language, rng)
+    elif len(statements) < 3 and rng.random() < 0.2:
+        texts = [fill(statement.text.split(" / ")[0]) for statement in statements]
+        text = ", ".join(text.removeprefix("a ") for text in texts)
+    else:
+        text = _sentence(statements, language, rng)
+    return _written(text, language, rng)
+
+
+def _readable(text: str, pronouns: str) -> str:
+    """Puts in pronouns, and mends commas, prepositions and articles."""
+    cases = _forms(pronouns, _PRONOUN)
+    text = re.sub(r"<(\w+)>", lambda place: cases[place[1]], text)
+    text = re.sub(r"[ ,]*, *", ", ", text).strip(" ,")
+    # What Ukrainians find easier to say.
+    text = re.sub(r"\bз (?=[зсцчшщж])", "із ", re.sub(r"\bв (?=[вф])", "у ", text))
+    return re.sub(r"\ba (?=[aeiou])", "an ", re.sub(r"\ban (?=[^aeiou])", "a ", text))
+
+
+def _written(text: str, language: Language, rng: np.random.Generator) -> str:
+    """Makes the text readable, but not always as carefully as it should be."""
+    text = _readable(text, _pick(language.pronouns, rng))
+    if rng.random() < 0.08:
+        text = re.sub(r"\b(a|an|the) ", "", text)
+    if rng.random() < 0.15:
+        text = text.replace("-", " ")
+    return text + "." if rng.random() < 0.08 else text
+
+
+def choose_language(rng: np.random.Generator, ukrainian: float) -> str:
+    """Draws the language of a text.
+
+    Args:
+        rng: source of the choice.
+        ukrainian: Share of Ukrainian texts; the others are English.
+    """
+    return "uk" if rng.random() < ukrainian else "en"
+
+
+def neutral(rng: np.random.Generator, language: str = "en") -> str:
     """Writes a caption that tells nothing, such as "a portrait of a woman": it fits every image."""
-    return _subject([], generator)
+    spoken = load_language(language)
+    return _written(_sentence([], spoken, rng), spoken, rng)
 
 
-def about(slot: str, value: str, generator: np.random.Generator) -> str:
-    """Writes a caption that tells one value of one slot and nothing else."""
-    phrases = PHRASES[slot][value]
-    kind = _pick([kind for kind, texts in phrases._asdict().items() if texts], generator)
-    statement = Statement(slot, (slot,), kind, _pick(getattr(phrases, kind), generator))
-    if generator.random() < 0.2:
-        return _instruction(statement, generator)
-    return _sentence([statement], generator)
+def about(
+    slot: str, value: str, rng: np.random.Generator, language: str = "en"
+) -> tuple[str, Meaning]:
+    """Writes a caption that tells one value of one slot, or a group of values that has it."""
+    spoken = load_language(language)
+    statement = _statement(slot, value, spoken, rng)
+    return _tell([statement], spoken, rng), statement.meaning
 
 
 def describe(
-    labels: Int8[np.ndarray, " slots"], generator: np.random.Generator
-) -> tuple[str, frozenset[str]]:
-    """Writes one caption of at most `MAX_WORDS` words in lower case.
+    labels: Int8[np.ndarray, " slots"], rng: np.random.Generator, language: str = "en"
+) -> tuple[str, Meaning]:
+    """Writes one caption of at most `MAX_WORDS` words and punctuation marks in lower case.
 
     Args:
         labels: what can be seen of one picture, a row of `avatars.attributes.observe`; nothing is
             said of negative ones.
-        generator: source of all choices.
+        rng: source of all choices.
+        language: One of LANGUAGES.
 
     Returns:
-        The caption, and the slots that it tells: it fits every picture with the same labels there.
+        The caption, and what it tells.
     """
     facts = {
         slot: values[label]
         for (slot, values), label in zip(LABELS.items(), labels, strict=True)
         if label >= 0 and values[label] in SLOTS[slot]
     }
-    statements = _statements(facts, generator)
-    if len(statements) == 1 and generator.random() < 0.2:
-        text = _instruction(statements[0], generator)
-    elif generator.random() < 0.12:
-        statements = statements[:2]
-        text = ", ".join(statement.text.removeprefix("a ") for statement in statements)
-    else:
-        while len((text := _sentence(statements, generator)).split()) > MAX_WORDS:
-            statements.pop()
-    return text, frozenset(slot for statement in statements for slot in statement.facts)
+    spoken = load_language(language)
+    statements = _statements(facts, spoken, rng)
+    while _length(text := _tell(statements, spoken, rng)) > MAX_WORDS:
+        statements.pop()
+    return text, {slot: truth for x in statements for slot, truth in x.meaning.items()}
 
 
-def caption(labels: Int8[np.ndarray, " slots"], generator: np.random.Generator) -> str:
-    """Writes the caption of :func:`describe` without its slots."""
-    return describe(labels, generator)[0]
+def _length(text: str) -> int:
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def caption(
+    labels: Int8[np.ndarray, " slots"], rng: np.random.Generator, language: str = "en"
+) -> str:
+    """Writes the caption of :func:`describe` without what it tells."""
+    return describe(labels, rng, language)[0]
 
 
 def captions(
-    attributes: Int8[np.ndarray, "count slots"], generator: np.random.Generator
+    attributes: Int8[np.ndarray, "count slots"], rng: np.random.Generator, language: str = "en"
 ) -> list[str]:
     """Writes one caption for each picture, given its attributes."""
-    return [caption(labels, generator) for labels in observe(attributes)]
+    return [caption(labels, rng, language) for labels in observe(attributes)]
+
+
+def truths(meanings: Sequence[Meaning]) -> Float[np.ndarray, "texts slots labels"]:
+    """Of which labels texts are true: 1, false: 0, or neither: NaN.
+
+    All slots have as many entries as the one with most labels, and one more, the last: UNKNOWN,
+    which is neither true nor false of a text that tells the slot.
+    """
+    most = max(map(len, LABELS.values()))
+    table = np.ones((len(meanings), len(NAMES), most + 1), np.float32)
+    for rows, meaning in zip(table, meanings, strict=True):
+        for slot, truth in meaning.items():
+            row = rows[NAMES.index(slot)]
+            row[:] = 0
+            row[[LABELS[slot].index(value) for value in truth.true]] = 1
+            row[[*(LABELS[slot].index(value) for value in truth.possible), UNKNOWN]] = np.nan
+    return table
+
+
+def fits(
+    truths: Float[np.ndarray, "texts slots labels"], labels: Int[np.ndarray, "pictures slots"]
+) -> Float[np.ndarray, "texts pictures"]:
+    """Which texts fit which pictures: 1, not: 0, NaN where that cannot be said."""
+    each = truths[:, np.arange(len(NAMES)), labels]
+    return np.where((each == 0).any(-1), 0, each.prod(-1))
 
 
 def prompts(slot: str, value: str) -> list[str]:
-    """Returns the canonical descriptions of one value, for zero-shot classification."""
-    adjectives, nouns, clauses = PHRASES[slot][value]
-    worn = nouns[:1] if slot in _WORN and value != "none" else ()
-    return [
-        *(f"a person with {noun}" for noun in nouns[:2]),
-        *(f"a person wearing {noun}" for noun in worn),
-        *(f"{_article(adjective)} person" for adjective in adjectives[:1]),
-        *(f"a person {clause}" for clause in clauses[:2]),
+    """Returns the canonical English descriptions of one value, for zero-shot classification."""
+    language = load_language("en")
+    words = language.words.get(slot, {}).get(value, [""])
+    texts = {
+        kind: [fill(phrase.text, [word] if word else []) for phrase in phrases for word in words]
+        for kind, phrases in language.phrases[slot][value].items()
+    }
+    worn = texts.get("worn", [])
+    found = [
+        *(f"a person with {noun}" for noun in (worn or texts.get("nouns", []))[:2]),
+        *(f"a person wearing {noun}" for noun in worn[:1]),
+        *(f"a {adjective} person" for adjective in texts.get("adjectives", [])[:1]),
+        *(f"a person {clause}" for clause in texts.get("clauses", [])[:2]),
     ]
+    return [_readable(text, "they / them / their") for text in found]

@@ -19,8 +19,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from avatars.attributes import LABELS, NAMES, SLOTS, implied, index, observe, sample, with_value
-from avatars.captions import about, neutral
+from avatars.attributes import (
+    LABELS,
+    NAMES,
+    SLOTS,
+    UNKNOWN,
+    implied,
+    index,
+    observe,
+    sample,
+    with_value,
+)
+from avatars.captions import about, choose_language, fits, neutral, truths
 from avatars.classifier import Classifier, probabilities
 from avatars.perturbation import perturbed_latents
 from styleclip_jax.io.images import to_uint8
@@ -37,8 +47,6 @@ LEARNING_RATE = (0.05, 1.0)
 L2_LAMBDA = (0.0005, 0.01)
 ORTHOGONAL_LAMBDA = (0.2, 2.0)
 
-# In place of a label where nobody knows what a picture shows.
-UNKNOWN = -1
 # An attribute to preserve keeps its label unless its probability is lower than the first value;
 # another label replaces it if its probability is at least the second value.
 LEAST_LEFT, LEAST_CERTAIN = 0.1, 0.8
@@ -53,6 +61,7 @@ class Targets(NamedTuple):
         texts: The texts.
         slots: The attributes of the texts, as indices into NAMES.
         values: Their requested values.
+        truths: Labels for which the texts are true, from `avatars.captions.truths`.
         wanted: Attributes of images that match the texts and are otherwise the same.
         rises: Whether those match the text but the images themselves do not.
     """
@@ -60,28 +69,29 @@ class Targets(NamedTuple):
     texts: list[str]
     slots: Int[np.ndarray, " batch"]
     values: Int[np.ndarray, " batch"]
+    truths: Float[np.ndarray, "batch slots labels"]
     wanted: Int[np.ndarray, "batch slots"]
     rises: Bool[np.ndarray, " batch"]
 
 
 def choose_targets(
-    attributes: Int[np.ndarray, "batch slots"], random: np.random.Generator
+    attributes: Int[np.ndarray, "batch slots"], random: np.random.Generator, ukrainian: float
 ) -> Targets:
-    """Chooses a text for each picture."""
-    texts, slots, values, wanted = [], [], [], []
+    """Chooses a text for each picture; a share of `ukrainian` of them are Ukrainian."""
+    texts, meanings, slots, values, wanted = [], [], [], [], []
     for row in attributes:
         slot = random.choice(NAMES)
         value = random.choice(list(SLOTS[slot]))
-        texts.append(about(slot, value, random))
+        text, meaning = about(slot, value, random, choose_language(random, ukrainian))
+        texts.append(text)
+        meanings.append(meaning)
         slots.append(NAMES.index(slot))
         values.append(index(slot, value))
         wanted.append(with_value(row[None], slot, value)[0])
     slots, values, wanted = np.array(slots), np.array(values), np.stack(wanted)
-    fits, will_fit = (
-        np.take_along_axis(observe(x), slots[:, None], 1)[:, 0] == values
-        for x in (attributes, wanted)
-    )
-    return Targets(texts, slots, values, wanted, will_fit & ~fits)
+    told = truths(meanings)
+    fit, will_fit = (fits(told, observe(x)).diagonal() == 1 for x in (attributes, wanted))
+    return Targets(texts, slots, values, told, wanted, will_fit & ~fit)
 
 
 def merge_labels(
@@ -175,6 +185,7 @@ class RunningEdits:
         tokenizer: Tokenizer of the CLIP.
         size: Number of edits in a group.
         seed: Seed of faces, texts and settings.
+        ukrainian: Share of Ukrainian texts.
     """
 
     def __init__(
@@ -184,9 +195,10 @@ class RunningEdits:
         tokenizer: Tokenizer,
         size: int,
         seed: int,
+        ukrainian: float,
     ):
         self._generator, self._annotator, self._tokenizer = generator, annotator, tokenizer
-        self._size, self._seed = size, seed
+        self._size, self._seed, self._ukrainian = size, seed, ukrainian
         self._groups: list[_Group | None] = [None] * GROUPS
 
     def advance(self, clip: CLIP, turn: int) -> Shown:
@@ -208,11 +220,13 @@ class RunningEdits:
             for bounds in (STEPS, LEARNING_RATE, L2_LAMBDA, ORTHOGONAL_LAMBDA)
         )
         attributes = sample(self._size, [self._seed, turn])
-        targets = choose_targets(attributes, random)
+        targets = choose_targets(attributes, random, self._ukrainian)
         latents = _perturbed(attributes, jax.random.fold_in(jax.random.key(self._seed), turn))
         edits = _Edits(
             jnp.asarray(self._tokenizer(targets.texts)),
-            jnp.asarray(self._tokenizer([neutral(random)])),
+            jnp.asarray(
+                self._tokenizer([neutral(random, choose_language(random, self._ukrainian))])
+            ),
             latents,
             latents,
             _ADAM.init(latents),

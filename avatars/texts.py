@@ -1,8 +1,8 @@
 """Texts that edits of avatars are evaluated with, in words that no training and no tuning saw.
 
 Each edit gives one slot of `avatars.attributes` one value and is worded the way strangers would
-write it. Nothing here is made from `avatars.captions`, which the CLIP is trained on; a test checks
-that they have no text in common.
+write it. None of the wordings is among the captions that `avatars.captions` writes of that value,
+which the CLIP is trained on; a test looks for them among thousands.
 """
 
 from collections.abc import Sequence
@@ -28,21 +28,29 @@ EDITS = (
     Edit(
         "hair",
         "short",
-        ("someone with a short haircut", "a person whose hair is cut short", "a short-haired guy"),
+        (
+            "he just had his hair cut very short",
+            "a guy fresh from the barber with a short cut",
+            "someone whose hair is cropped close",
+        ),
     ),
     Edit(
         "hair",
         "long",
         (
             "long straight hair down to the shoulders",
-            "a person who wears their hair long",
-            "someone with very long hair",
+            "hair that falls past the shoulders",
+            "she let her hair grow long",
         ),
     ),
     Edit(
         "hair",
         "curly afro",
-        ("someone with big curly hair", "a person with an afro hairstyle", "frizzy afro hair"),
+        (
+            "frizzy afro hair",
+            "a huge round afro on their head",
+            "someone rocking a big 70s afro",
+        ),
     ),
     Edit(
         "hair",
@@ -50,229 +58,313 @@ EDITS = (
         (
             "someone with their hair tied up in a bun",
             "a person with a hair bun on top",
-            "hair in a bun",
+            "she put her hair up in a bun",
         ),
     ),
     Edit(
         "hair",
         "dreadlocks",
         (
-            "someone with dreads",
             "a person wearing their hair in dreadlocks",
-            "a man who has dreads",
+            "his hair is all in dreadlocks",
+            "a rasta with long dreads",
         ),
     ),
     Edit(
         "hair",
         "bald",
-        ("someone who has gone bald", "a bald guy", "a person with a shaved head and no hair"),
+        (
+            "a person with a shaved head and no hair",
+            "a man who lost all of his hair",
+            "nothing but a bald head up there",
+        ),
     ),
     Edit(
         "hair_color",
         "blond",
-        ("a blonde", "someone with golden blonde hair", "a fair-haired person"),
+        (
+            "a person who bleached their hair blonde",
+            "hair as yellow as straw",
+            "a blonde haired surfer",
+        ),
     ),
-    Edit("hair_color", "red", ("a redhead", "someone with ginger hair", "flaming red hair")),
+    Edit(
+        "hair_color",
+        "red",
+        (
+            "flaming red hair",
+            "hair the colour of carrots",
+            "somebody whose hair is a natural ginger red",
+        ),
+    ),
     Edit(
         "hair_color",
         "gray",
-        ("someone with grey hair", "silver-grey hair", "a person whose hair has turned grey"),
+        (
+            "someone with grey hair",
+            "a person whose hair has turned grey",
+            "hair that went grey with age",
+        ),
     ),
     Edit(
         "hair_color",
         "blue",
-        ("someone with blue hair", "bright blue hair", "a person who dyed their hair blue"),
+        (
+            "a punk with hair dyed bright blue",
+            "hair as blue as the ocean",
+            "she coloured her hair blue",
+        ),
     ),
     Edit(
         "headwear",
         "hat",
-        ("someone in a hat", "a person with a hat on their head", "somebody who wears a hat"),
+        (
+            "a gentleman who put his hat on",
+            "there is a hat on top of the head",
+            "his head is topped by a hat",
+        ),
     ),
     Edit(
         "headwear",
         "winter hat",
-        ("someone in a beanie", "a person with a woolly winter hat on", "a warm knitted hat"),
+        (
+            "a person with a woolly winter hat on",
+            "a warm knitted hat",
+            "a person dressed for snow with a knit cap",
+        ),
     ),
     Edit(
         "headwear",
         "turban",
         (
-            "someone in a turban",
-            "a man with a turban on his head",
-            "a person whose head is wrapped in a turban",
+            "a sikh man and his turban",
+            "there is a turban around the head",
+            "a cloth turban wound around his head",
         ),
     ),
     Edit(
         "headwear",
         "hijab",
         (
-            "a woman in a hijab",
             "someone whose hair is covered by a headscarf",
             "a muslim woman with a hijab",
+            "a lady whose headscarf hides all her hair",
         ),
     ),
     Edit(
         "glasses",
         "glasses",
-        ("someone bespectacled", "a person with reading glasses on", "a man who wears spectacles"),
+        (
+            "a man who wears spectacles",
+            "a nerd with eyeglasses on the nose",
+            "someone who cannot see without glasses",
+        ),
     ),
     Edit(
         "glasses",
         "sunglasses",
-        ("someone in shades", "a person with dark sunglasses on", "a cool guy wearing sunglasses"),
+        (
+            "a cool guy wearing sunglasses",
+            "a celebrity hiding behind sunglasses",
+            "someone at the beach with shades on",
+        ),
     ),
     Edit(
         "facial_hair",
         "none",
-        ("a clean-shaven man", "someone without any facial hair", "a freshly shaved face"),
+        (
+            "a man who has shaved off all his facial hair",
+            "his chin is clean and shaved",
+            "a smooth face with no beard on it",
+        ),
     ),
     Edit(
         "facial_hair",
         "beard",
-        ("a bearded man", "someone with a full beard", "a man who let his beard grow"),
+        (
+            "a man who let his beard grow",
+            "a lumberjack with a big beard",
+            "he has been growing a beard for months",
+        ),
     ),
     Edit(
         "facial_hair",
         "moustache",
-        ("a man with a mustache", "someone who has a moustache", "a mustached person"),
+        (
+            "a hipster with a curled moustache",
+            "there is a mustache under his nose",
+            "an officer who wears a moustache",
+        ),
     ),
     Edit(
         "mouth",
         "smiling",
-        ("someone smiling", "a happy person with a big smile", "a person who smiles at you"),
+        (
+            "a happy person with a big smile",
+            "a cheerful person who cannot stop smiling",
+            "the face of somebody smiling happily",
+        ),
     ),
     Edit(
         "mouth",
         "serious",
         (
             "someone with a serious look on their face",
-            "a person keeping a straight face",
             "a man who looks very serious",
+            "a poker player who shows no emotion",
         ),
     ),
     Edit(
         "mouth",
         "sad",
-        ("someone who looks sad", "an unhappy person with a frown", "a woman frowning sadly"),
+        (
+            "an unhappy person with a frown",
+            "a woman frowning sadly",
+            "a person about to cry with a sad mouth",
+        ),
     ),
     Edit(
         "mouth",
         "open",
         (
             "someone screaming with their mouth wide open",
-            "somebody shouting loudly",
-            "an open mouth",
+            "a man yelling at the top of his voice",
+            "a fan screaming out loud at a concert",
         ),
     ),
     Edit(
         "mouth",
         "tongue",
-        ("someone sticking their tongue out", "a cheeky person showing their tongue", "tongue out"),
+        (
+            "a cheeky person showing their tongue",
+            "a kid who sticks his tongue out at me",
+            "the tongue hangs out of the mouth",
+        ),
     ),
     Edit(
         "eyes",
         "closed",
         (
-            "someone with their eyes shut",
             "a person keeping both eyes closed",
             "a sleeping person with closed eyes",
+            "somebody fast asleep with closed eyes",
         ),
     ),
     Edit(
         "eyes",
         "surprised",
         (
-            "someone with wide open eyes",
-            "a person staring in surprise",
             "a man with big surprised eyes",
+            "eyes popping wide with surprise",
+            "somebody who just got a big surprise with wide eyes",
         ),
     ),
-    Edit("eyes", "wink", ("someone winking at you", "a winking face", "a person who gives a wink")),
+    Edit(
+        "eyes",
+        "wink",
+        (
+            "he winks with one eye",
+            "a flirty man winking at the camera",
+            "one eye open and the other one winking",
+        ),
+    ),
     Edit(
         "eyes",
         "hearts",
         (
-            "someone with hearts in their eyes",
             "a person in love with heart-shaped eyes",
-            "heart eyes",
+            "eyes shaped like two red hearts",
+            "someone so in love that the eyes are hearts",
         ),
     ),
     Edit(
         "skin",
         "pale",
         (
-            "someone with very pale skin",
-            "a pale-skinned person",
-            "a person with a light complexion",
+            "somebody whose skin is as white as snow",
+            "a very fair person with pale skin that burns in the sun",
+            "a ghostly pale face",
         ),
     ),
     Edit(
         "skin",
         "dark",
-        ("someone with dark skin", "a dark-skinned man", "a person with a very dark complexion"),
+        (
+            "an african man with very dark skin",
+            "a woman whose skin is deep dark brown",
+            "a beautiful black woman with dark skin",
+        ),
     ),
     Edit(
         "clothes",
         "t-shirt",
         (
             "someone in a plain t-shirt",
-            "a person with a tee shirt on",
             "a guy dressed in a simple t-shirt",
+            "a tourist in a t-shirt",
         ),
     ),
     Edit(
         "clothes",
         "hoodie",
         (
-            "someone in a hoodie",
-            "a person with a hooded sweatshirt on",
-            "a teenager wearing a hoodie",
+            "a skater boy in his favourite hoodie",
+            "a rapper with a hoodie on",
+            "he threw on a hoodie",
         ),
     ),
     Edit(
         "clothes",
         "blazer",
         (
-            "someone dressed in a blazer",
             "a businessman in a suit jacket",
             "a person with a blazer over a shirt",
+            "a lawyer in a smart blazer",
         ),
     ),
     Edit(
         "clothes",
         "overall",
-        ("someone in dungarees", "a person dressed in overalls", "a worker wearing bib overalls"),
+        (
+            "a worker wearing bib overalls",
+            "a farmer in his dungarees",
+            "a plumber with denim dungarees on",
+        ),
     ),
     Edit(
         "clothes_color",
         "red",
-        ("someone dressed in red", "a person whose clothes are red", "a red outfit"),
+        (
+            "a red outfit",
+            "a santa wearing all red clothes",
+            "her top is bright red",
+        ),
     ),
     Edit(
         "clothes_color",
         "yellow",
         (
-            "someone dressed in yellow",
             "a person in bright yellow clothes",
             "a woman wearing something yellow",
+            "his shirt is yellow like a lemon",
         ),
     ),
     Edit(
         "background",
         "blue",
         (
-            "someone in front of a blue wall",
-            "a person against a light blue background",
-            "the background is blue",
+            "a portrait with the blue sky behind",
+            "behind the person everything is light blue",
+            "the wall behind is painted blue",
         ),
     ),
     Edit(
         "background",
         "pink",
         (
-            "someone in front of a pink wall",
-            "a person with a pink background behind them",
-            "the background is pink",
+            "a portrait against a wall painted pink",
+            "everything behind the person is pink",
+            "the room behind is all pink",
         ),
     ),
 )

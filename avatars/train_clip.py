@@ -15,6 +15,9 @@ features learn the geometry that `losses.direction_loss` relies on: from an imag
 with what a text asks for, they move along the direction of the text, by a certain amount; to the
 same image with something else, they do not move along it.
 
+With `--lock_images` only the text tower learns, from images and triples without edits: other words
+for what the images of a hardened CLIP already tell apart (locked-image tuning, arXiv 2111.07991).
+
 Checkpointed every few minutes; the same command resumes, with new edits.
 """
 
@@ -37,10 +40,19 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 from avatars.attributes import LABELS, NAMES, observe, sample, with_other_values
-from avatars.captions import caption, describe, neutral
+from avatars.captions import (
+    LANGUAGES,
+    Meaning,
+    caption,
+    choose_language,
+    describe,
+    fits,
+    neutral,
+    truths,
+)
 from avatars.classifier import load as load_classifier
 from avatars.perturbation import perturbed_latents
-from avatars.running_edits import UNKNOWN, RunningEdits, Targets, choose_targets
+from avatars.running_edits import RunningEdits, choose_targets
 from avatars.train_generator import halved
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax.io import checkpoints
@@ -67,14 +79,20 @@ RISE_WEIGHT, STILL_WEIGHT = 20.0, 20.0
 NEUTRAL_SHARE = 0.04
 
 
-def train_tokenizer(num_captions: int = 50_000, merges: int = 1500) -> dict[str, bytes]:
+def train_tokenizer(num_captions: int = 30_000, merges: int = 3000) -> dict[str, bytes]:
     """A CLIP tokenizer whose merges are learned from captions: `vocab.json` and `merges.txt`.
+
+    There are `num_captions` of each language, so that both get their share of the merges.
 
     As in OpenAI's vocabulary, every byte is a token, alone and at the end of a word, so no text is
     unknown; the end-of-text token has the highest id.
     """
-    generator = np.random.default_rng(0)
-    texts = [caption(labels, generator) for labels in observe(sample(num_captions, seed=2))]
+    rng = np.random.default_rng(0)
+    texts = [
+        caption(labels, rng, language)
+        for language in LANGUAGES
+        for labels in observe(sample(num_captions, seed=2))
+    ]
     reference = CLIPTokenizer().backend_tokenizer
     model = TokenizerModel(models.BPE(end_of_word_suffix="</w>"))
     model.normalizer, model.pre_tokenizer = reference.normalizer, reference.pre_tokenizer
@@ -117,6 +135,27 @@ def clip_config(vocab_size: int) -> CLIPConfig:
         context_length=CONTEXT_LENGTH,
         vocab_size=vocab_size,
     )
+
+
+def carried_over(
+    trained: CLIP, trained_vocab: dict[str, int], clip: CLIP, vocab: dict[str, int]
+) -> CLIP:
+    """Gives a trained CLIP another vocabulary: tokens of both keep their embeddings.
+
+    Args:
+        trained: The trained CLIP.
+        trained_vocab: Its token ids by token.
+        clip: An untrained one of the same architecture, which embeds new tokens as it does.
+        vocab: That one's token ids by token.
+    """
+    both = [token for token in vocab if token in trained_vocab]
+    old, new = (np.array([ids[token] for token in both]) for ids in (trained_vocab, vocab))
+    known = trained.text.token_embedding.embedding[...][old]
+    embedding = clip.text.token_embedding.embedding[...].at[new].set(known)
+    graph, _ = nnx.split(clip)
+    result = nnx.merge(graph, nnx.state(trained))
+    result.text.token_embedding.embedding = nnx.Param(embedding)
+    return result
 
 
 def augment(
@@ -178,17 +217,14 @@ def attribute_loss(
 
 
 def text_attribute_loss(
-    heads: nnx.Linear,
-    features: Array,
-    labels: Int[Array, "batch slots"],
-    told: Bool[Array, "batch slots"],
+    heads: nnx.Linear, features: Array, truths: Float[Array, "texts slots labels"]
 ) -> Float[Array, ""]:
-    """The same on text features: a text means what it tells, and nothing in all other slots."""
-    targets = [
-        jnp.where(told[:, i, None], jax.nn.one_hot(labels[:, i], count), 1 / count)
-        for i, count in enumerate(CARDINALITIES)
-    ]
-    return _slot_entropy(heads, features, targets)
+    """The same on text features: a text means what it tells, and nothing in all other slots.
+
+    Of a group of values that a text is true of, each is as probable.
+    """
+    true = [jnp.nan_to_num(truths[:, i, :count]) for i, count in enumerate(CARDINALITIES)]
+    return _slot_entropy(heads, features, [x / x.sum(-1, keepdims=True) for x in true])
 
 
 def _slot_entropy(heads: nnx.Linear, features: Array, targets: list[Array]) -> Array:
@@ -216,12 +252,13 @@ class Triples(NamedTuple):
     neutral_tokens: Int[Array, "1 context"]
 
 
-def choose_triples(tokenizer: Tokenizer, random: np.random.Generator) -> Triples:
-    """Chooses TRIPLES triples."""
+def choose_triples(tokenizer: Tokenizer, random: np.random.Generator, ukrainian: float) -> Triples:
+    """Chooses TRIPLES triples; a share of `ukrainian` of the texts are Ukrainian."""
     attributes = sample(TRIPLES, int(random.integers(2**32)))
-    targets = choose_targets(attributes, random)
+    targets = choose_targets(attributes, random, ukrainian)
     other = change_elsewhere(attributes, targets.slots, random)
-    tokens, neutral_tokens = tokenizer(targets.texts), tokenizer([neutral(random)])
+    neutral_text = neutral(random, choose_language(random, ukrainian))
+    tokens, neutral_tokens = tokenizer(targets.texts), tokenizer([neutral_text])
     arrays = attributes, targets.wanted, other, targets.rises, tokens, neutral_tokens
     return Triples(*map(jnp.asarray, arrays))
 
@@ -260,20 +297,28 @@ def _unit(x: Array) -> Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@partial(jax.jit, static_argnames=("optimizer", "attribute_weight"), donate_argnames="state")
-def clip_step(state, generator, batch, triples, key, *, optimizer, attribute_weight):
+@partial(
+    jax.jit,
+    static_argnames=("optimizer", "attribute_weight", "lock_images"),
+    donate_argnames="state",
+)
+def clip_step(
+    state, generator, batch, triples, key, *, optimizer, attribute_weight, lock_images=False
+):
     """One update of the CLIP and the auxiliary classifier."""
     networks, opt_state = state
-    images, labels, tokens, fits, text_labels, told = batch
+    images, labels, tokens, fits, told = batch
     augment_key, triple_key = jax.random.split(key)
     pixels = augment(images.astype(jnp.float32) / 127.5 - 1, augment_key)
 
     def loss_fn(networks):
         clip, heads = networks
+        if lock_images:
+            clip.vision = jax.tree.map(jax.lax.stop_gradient, clip.vision)
         loss, features, text_features = contrastive_loss(clip, pixels, tokens, fits)
         total = loss + attribute_weight * (
             attribute_loss(heads, features, labels)
-            + text_attribute_loss(heads, text_features, text_labels, told)
+            + text_attribute_loss(heads, text_features, told)
         )
         if generator is not None:
             total += triple_loss(clip, generator, triples, triple_key)
@@ -281,6 +326,9 @@ def clip_step(state, generator, batch, triples, key, *, optimizer, attribute_wei
 
     gradients, loss = jax.grad(loss_fn, has_aux=True)(networks)
     updates, opt_state = optimizer.update(gradients, opt_state, networks)
+    if lock_images:
+        # Without gradients there still is weight decay.
+        updates[0].vision = jax.tree.map(jnp.zeros_like, updates[0].vision)
     return (optax.apply_updates(networks, updates), opt_state), loss
 
 
@@ -298,50 +346,40 @@ def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe_batch(
-    labels: Int[np.ndarray, "batch slots"], generator: np.random.Generator
-) -> tuple[list[str], Float[np.ndarray, "captions images"], Bool[np.ndarray, "captions slots"]]:
-    """One caption per image, which images of the batch it fits, and which slots it tells.
-
-    It fits: 1, not: 0, NaN where that depends on what is unknown.
-    """
-    described = [
-        (neutral(generator), frozenset())
-        if generator.random() < NEUTRAL_SHARE
-        else describe(row, generator)
-        for row in labels
-    ]
-    tells = np.array([[name in slots for name in NAMES] for _, slots in described])
-    told = tells[:, None]
-    same, unknown = labels[:, None] == labels[None], labels[None] == UNKNOWN
-    fits = (same | ~told).all(-1).astype(np.float32)
-    fits[(same | unknown | ~told).all(-1) & (unknown & told).any(-1)] = np.nan
-    return [text for text, _ in described], fits, tells
-
-
-def target_fits(
-    targets: Targets, labels: Int[np.ndarray, "pictures slots"]
-) -> Float[np.ndarray, "targets pictures"]:
-    """Which pictures of a batch the targets' texts fit, as `describe_batch` says it."""
-    shown = labels.T[targets.slots]
-    fits = (shown == targets.values[:, None]).astype(np.float32)
-    fits[shown == UNKNOWN] = np.nan
-    return fits
+    labels: Int[np.ndarray, "batch slots"],
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+    ukrainian: float,
+) -> tuple[list[str], list[Meaning]]:
+    """One caption per image, a share of `ukrainian` of them Ukrainian, and what they tell."""
+    described = []
+    for row in labels:
+        language = choose_language(rng, ukrainian)
+        tells_nothing = rng.random() < NEUTRAL_SHARE
+        draw = partial(describe, row, rng, language)
+        # One caption of thousands is too long.
+        texts = iter(draw, None)
+        described.append(
+            (neutral(rng, language), {})
+            if tells_nothing
+            else next(x for x in texts if tokenizer.fits(x[0]))
+        )
+    return [text for text, _ in described], [meaning for _, meaning in described]
 
 
 def main(_: Sequence[str]) -> None:
     """Trains, and writes the CLIP with its tokenizer."""
     out = pathlib.Path(FLAGS.out).absolute()
     images, labels = load_data(FLAGS.data)
+    files = train_tokenizer()
+    vocab, merges = json.loads(files["vocab.json"]), files["merges.txt"].decode().splitlines()[1:]
+    tokenizer = Tokenizer(vocab, merges, CONTEXT_LENGTH)
+    clip = CLIP(clip_config(len(vocab)), rngs=nnx.Rngs(FLAGS.seed))
     if FLAGS.init:
-        clip = checkpoints.load_clip(FLAGS.init)
-        folder = pathlib.Path(FLAGS.init) / checkpoints.TOKENIZER
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    else:
-        files = train_tokenizer()
-        config = clip_config(len(json.loads(files["vocab.json"])))
-        clip = CLIP(config, rngs=nnx.Rngs(FLAGS.seed))
-    merges = files["merges.txt"].decode().splitlines()[1:]
-    tokenizer = Tokenizer(json.loads(files["vocab.json"]), merges, CONTEXT_LENGTH)
+        init_vocab = pathlib.Path(FLAGS.init) / checkpoints.TOKENIZER / "vocab.json"
+        clip = carried_over(
+            checkpoints.load_clip(FLAGS.init), json.loads(init_vocab.read_text()), clip, vocab
+        )
 
     heads = nnx.Linear(clip.config.embed_dim, sum(CARDINALITIES), rngs=nnx.Rngs(FLAGS.seed + 1))
     schedule = learning_rate_schedule(FLAGS.learning_rate, FLAGS.steps)
@@ -350,9 +388,11 @@ def main(_: Sequence[str]) -> None:
     key = jax.random.key(FLAGS.seed)
     synthesizer, edits, edited = None, None, 0
     if FLAGS.generator:
-        synthesizer, edited = checkpoints.load_generator(FLAGS.generator), FLAGS.batch_size // 2
+        synthesizer = checkpoints.load_generator(FLAGS.generator)
+    if FLAGS.generator and not FLAGS.lock_images:
+        edited = FLAGS.batch_size // 2
         annotator = load_classifier(FLAGS.annotator)
-        edits = RunningEdits(synthesizer, annotator, tokenizer, edited, FLAGS.seed)
+        edits = RunningEdits(synthesizer, annotator, tokenizer, edited, FLAGS.seed, FLAGS.ukrainian)
 
     def one_step(state, step):
         generator = np.random.default_rng([FLAGS.seed, step])
@@ -362,24 +402,22 @@ def main(_: Sequence[str]) -> None:
             running = edits.advance(state[0][0], step)
             shown = np.concatenate([shown, running.images])
             shown_labels = np.concatenate([shown_labels, running.labels])
-            triples = choose_triples(tokenizer, generator)
-        texts, fits, told = describe_batch(shown_labels, generator)
-        text_labels = shown_labels
+        if synthesizer is not None:
+            triples = choose_triples(tokenizer, generator, FLAGS.ukrainian)
+        texts, meanings = describe_batch(shown_labels, tokenizer, generator, FLAGS.ukrainian)
+        told = truths(meanings)
         if edits:
-            targets = running.targets
-            texts += targets.texts
-            fits = np.concatenate([fits, target_fits(targets, shown_labels)])
-            values = np.repeat(targets.values[:, None], len(NAMES), axis=1)
-            text_labels = np.concatenate([text_labels, values])
-            told = np.concatenate([told, targets.slots[:, None] == np.arange(len(NAMES))])
+            texts += running.targets.texts
+            told = np.concatenate([told, running.targets.truths])
         return clip_step(
             state,
             synthesizer,
-            (shown, shown_labels, tokenizer(texts), fits, text_labels, told),
+            (shown, shown_labels, tokenizer(texts), fits(told, shown_labels), told),
             triples,
             jax.random.fold_in(key, step),
             optimizer=optimizer,
             attribute_weight=FLAGS.attribute_weight,
+            lock_images=FLAGS.lock_images,
         )
 
     # Modules are pytrees, which optax's types do not say.
@@ -397,12 +435,16 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("data", None, "Images and attributes, written by avatars.dataset.")
     flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished CLIP.")
     flags.DEFINE_string(
-        "init", None, "Start from this CLIP and its tokenizer instead of from scratch."
+        "init",
+        None,
+        "Start from this CLIP instead of from scratch; tokens that it does not know are new.",
     )
     flags.DEFINE_string(
         "generator", None, "Make half of every batch by edits with this generator; see above."
     )
     flags.DEFINE_string("annotator", None, "Weights of a classifier, which says what edits show.")
+    flags.DEFINE_bool("lock_images", False, "Train the text tower only; see above.")
+    flags.DEFINE_float("ukrainian", 0.2, "Share of Ukrainian texts.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Pictures, and captions, per step.")
     flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate of AdamW.")

@@ -13,6 +13,8 @@ mapper_apply_R        an edit with a mapper
 encode_R              latents of images by an e4e encoder, which sees 256 pixels
 refine_step_R         a step that refines an inversion: pixels and LPIPS
 tune_step_R           a step of pivotal tuning: pixels and LPIPS
+directions_R          an edit along the direction of a text; the text is encoded before
+text_direction        the direction of a text: two texts of one sentence by ViT-B/32's text tower
 
 Examples:
   python benchmarks/speed.py
@@ -32,10 +34,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 from flax import nnx
 
 from styleclip_jax.losses import clip_loss, perceptual_distance, perceptual_features
+from styleclip_jax.methods.directions import edit_with_direction
 from styleclip_jax.methods.inversion import InvertConfig, invert
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
@@ -44,9 +48,11 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_train_step,
 )
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
+from styleclip_jax.methods.relevance import build_directions, unit_rows
 from styleclip_jax.methods.tuning import TuneConfig, tune_generator
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.directions import Directions, DirectionsConfig, channel_widths
 from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
 from styleclip_jax.models.mapper import LevelsMapper, MapperConfig
@@ -69,6 +75,9 @@ MEASUREMENTS = (
     "refine_step_1024",
     "tune_step_256",
     "tune_step_1024",
+    "directions_256",
+    "directions_1024",
+    "text_direction",
 )
 flags.DEFINE_list(
     "measure", list(MEASUREMENTS), "Measurements to take; other resolutions work too."
@@ -248,6 +257,30 @@ def random_lpips() -> LPIPS:
     return LPIPS(LPIPSConfig(), rngs=nnx.Rngs(6), dtype=jnp.dtype(FLAGS.dtype))
 
 
+def directions(resolution: int) -> Measured:
+    """Edits images along a direction, every time another one."""
+    generator, latents = random_generator(resolution, FLAGS.batch_size)
+    config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 512)
+    relevance = np.random.default_rng(0).normal(size=(config.channels, 512)).astype(np.float32)
+    made = build_directions(config, unit_rows(relevance), np.ones(config.channels, np.float32))
+    texts = iter(jax.random.normal(jax.random.key(5), (FLAGS.repeats + 1, 512)) / 512**0.5)
+
+    def edit(generator: Generator, made: Directions, latents: jax.Array, text: jax.Array) -> Any:
+        return edit_with_direction(generator, made, latents, text, 4.0, 0.05)
+
+    seconds = median_seconds(lambda: edit(generator, made, latents, next(texts)), FLAGS.repeats)
+    return Measured(seconds, jax.jit(edit).lower(generator, made, latents, jnp.ones(512)))
+
+
+def text_direction() -> Measured:
+    """Encodes two texts; the tokenizer, which takes less than a millisecond, is left out."""
+    clip, _ = random_clip()
+    tokens = jnp.zeros((2, clip.config.context_length), jnp.int32).at[:, 5].set(49407)
+    encode = jax.jit(CLIP.encode_text)
+    seconds = median_seconds(lambda: encode(clip, tokens), FLAGS.repeats)
+    return Measured(seconds, encode.lower(clip, tokens))
+
+
 def steps_between_reports() -> int:
     """An accelerator is asked rarely, as in a real run."""
     return 1 if jax.default_backend() == "cpu" else 20
@@ -276,6 +309,8 @@ def random_mapper(generator: Generator) -> LevelsMapper:
 
 def measurement(name: str) -> Callable[[], Measured]:
     """What is behind a name, for example ``step_1024_guide_256``."""
+    if name == "text_direction":
+        return text_direction
     guide = None
     if "_guide_" in name:
         name, guide = name.split("_guide_")
@@ -288,6 +323,7 @@ def measurement(name: str) -> Callable[[], Measured]:
         "encode": encode,
         "refine_step": refine_step,
         "tune_step": tune_step,
+        "directions": directions,
     }
     return functools.partial(kinds[kind], int(resolution))
 

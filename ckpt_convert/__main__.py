@@ -13,12 +13,13 @@ Examples:
   python -m ckpt_convert lpips vgg16-397923af.pth checkpoints/lpips --linear vgg.pth
   python -m ckpt_convert mapper afro.pt checkpoints/afro
   python -m ckpt_convert latents train_faces.pt train_faces.npy
+  python -m ckpt_convert directions fs3.npy checkpoints/ffhq-directions
 
 {known}
 
 The format of a file is told from its content, not its name: PyTorch's zip and legacy formats,
-TorchScript archives, safetensors, NVIDIA's pickles, Hugging Face directories. No code that a file
-may contain is ever run.
+TorchScript archives, safetensors, NVIDIA's pickles, .npy, Hugging Face directories. No code that a
+file may contain is ever run.
 """
 
 import argparse
@@ -33,11 +34,22 @@ import jax
 from absl import logging
 from etils import epath
 
-from ckpt_convert import arcface, clip, e4e, formats, latents, lpips, mapper, sources, stylegan2
+from ckpt_convert import (
+    arcface,
+    clip,
+    directions,
+    e4e,
+    formats,
+    latents,
+    lpips,
+    mapper,
+    sources,
+    stylegan2,
+)
 from ckpt_convert.mapping import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
 from styleclip_jax.errors import InputError, is_out_of_memory
-from styleclip_jax.io.checkpoints import save_model, to_path
+from styleclip_jax.io.checkpoints import load_generator, save_model, to_path
 
 MODELS = {
     "stylegan2": (
@@ -69,6 +81,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     helps = {name: text for name, (_, text) in MODELS.items()}
+    helps["directions"] = "directions of the official StyleCLIP code, fs3.npy"
     helps["latents"] = "latents: a tensor to .npy, a list of StyleSpace tensors to .npz"
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=f"Converts {text}.")
@@ -98,6 +111,17 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         metavar="PATH",
         help="weights/v0.1/vgg.pth of the package lpips, if SOURCE is torchvision's vgg16",
     )
+    commands.choices["directions"].add_argument(
+        "--generator",
+        metavar="PATH",
+        help="checkpoint directory of the generator that the directions are for; needed unless it "
+        "has the widths of the official ones of 1024 pixels",
+    )
+    commands.choices["directions"].add_argument(
+        "--scales",
+        metavar="PATH",
+        help="S_mean_std of the official code; by default, scales are measured on --generator",
+    )
     return parser.parse_args(arguments)
 
 
@@ -120,13 +144,24 @@ def convert(options: argparse.Namespace) -> None:
     if options.command == "latents":
         latents.save(destination, latents.convert(source))
     else:
-        conversion = MODELS[options.command][0](source)
+        conversion = _convert_model(options, source)
         if options.command == "clip":
             conversion = _with_tokenizer(conversion, tokenizer)
         _save(destination, conversion)
         for note in conversion.notes:
             print(f"note: {note}")
     print(f"wrote {destination}")
+
+
+def _convert_model(options: argparse.Namespace, source: formats.SourceFile) -> Conversion:
+    if options.command != "directions":
+        return MODELS[options.command][0](source)
+    scales = options.scales and formats.read(
+        sources.find("directions", options.scales, options.cache)
+    )
+    return directions.convert(
+        source, scales, options.generator and load_generator(options.generator)
+    )
 
 
 def _save(destination: epath.Path, conversion: Conversion) -> None:

@@ -4,6 +4,7 @@
 * PyTorch's legacy stream (``torch.save`` before 1.6): pickles, then the raw storages;
 * plain pickles, as NVIDIA distributes its networks;
 * safetensors;
+* NumPy's ``.npy``, one array;
 * a Hugging Face directory with one of these and ``config.json``.
 """
 
@@ -48,7 +49,8 @@ class SourceFile(NamedTuple):
 
     Attributes:
         name: Its name in messages.
-        kind: Its format: "pytorch", "torchscript", "pytorch legacy", "pickle" or "safetensors".
+        kind: Its format: "pytorch", "torchscript", "pytorch legacy", "pickle", "safetensors" or
+            "npy".
         tensors: The arrays by path: dictionary keys, list positions and attributes joined by
             dots. The path of a single bare tensor is "".
         values: The numbers, strings (the first 1000 characters) and None by path.
@@ -94,13 +96,15 @@ def _read_file(path: Path) -> SourceFile:
             raise InputError(f"{path} is empty, expected a checkpoint; download it again")
         if head.startswith(b"PK\x03\x04"):
             return _read_zip(path)
+        if head.startswith(np.lib.format.MAGIC_PREFIX):
+            return _read_npy(path)
         if _is_safetensors(head, path.stat().st_size):
             return _read_safetensors(path)
         if _is_pickle(file):
             return _read_pickle(file, path)
     found = "a web page" if head.lstrip().startswith(b"<") else "of unknown format"
     raise InputError(
-        f"{path} is {found}; expected a PyTorch, TorchScript, safetensors or NVIDIA .pkl checkpoint"
+        f"{path} is {found}; expected a PyTorch, TorchScript, safetensors, NVIDIA .pkl or .npy file"
     )
 
 
@@ -144,6 +148,12 @@ def _read_safetensors(path: Path) -> SourceFile:
     with safe_open(path, framework="numpy") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     return SourceFile(str(path), "safetensors", tensors, {}, {})
+
+
+def _read_npy(path: Path) -> SourceFile:
+    # Mapped, for a header may promise more than the file holds. Pickled objects could run code.
+    array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    return SourceFile(str(path), "npy", {"": array}, {}, {})
 
 
 def _read_zip(path: Path) -> SourceFile:

@@ -1,7 +1,8 @@
-"""Latent mappers trained by the official StyleCLIP code: ``mapper.*`` weights and ``opts``.
+"""Latent mappers trained by the official StyleCLIP and DeltaEdit code.
 
 Sources: ``mapper/latent_mappers.py``, ``mapper/styleclip_mapper.py`` and
-``mapper/training/coach.py`` of orpatashnik/StyleCLIP.
+``mapper/training/coach.py`` of orpatashnik/StyleCLIP, whose files hold ``mapper.*`` weights and
+``opts``; ``delta_mapper.py`` of Yueming6568/DeltaEdit, whose files hold the weights alone.
 """
 
 import math
@@ -21,7 +22,9 @@ from ckpt_convert.mapping import (
     unchanged,
 )
 from styleclip_jax.errors import InputError
+from styleclip_jax.models.delta_mapper import DELTA_GROUPS, DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, MapperConfig
+from styleclip_jax.models.stylegan2 import GeneratorConfig
 
 # The official sequence starts with the pixel norm.
 LAYER = (
@@ -29,6 +32,7 @@ LAYER = (
     ("{name}.mapping.{n}.bias", "{network}.layers.{i}.bias", unchanged),
 )
 GROUPS = {"coarse": "course_mapping", "medium": "medium_mapping", "fine": "fine_mapping"}
+DELTA_NETWORKS = {"sm": "style", "cm": "condition", "fm": "fusion"}
 IGNORED: dict[str, None] = {
     # The frozen generator used in training.
     r"(state_dict\.)?decoder\..*": None,
@@ -37,13 +41,15 @@ _DEFAULT_GENERATOR_SIZE = 1024
 
 
 def convert(source: SourceFile) -> Conversion:
-    """Converts an official training checkpoint to a mapper.
+    """Converts an official training checkpoint of StyleCLIP or DeltaEdit to a mapper.
 
-    The mapper's type and groups come from ``opts``, or from the keys if ``opts`` lacks them.
+    The type and groups of StyleCLIP's mappers come from ``opts``, or else from the keys.
 
     Raises:
         InputError: The file is not a mapper, or its ``opts`` describe another one.
     """
+    if _has(source, "sm_coarse"):
+        return _convert_delta_mapper(source)
     prefix = _find_prefix(source)
     type_name = _mapper_type(source, prefix)
     config = infer_config(source, type_name, prefix)
@@ -55,6 +61,56 @@ def convert(source: SourceFile) -> Conversion:
         if layers.start >= config.num_layers
     }
     return Conversion(fill(MAPPER_TYPES[type_name], config, source, table, IGNORED | unused))
+
+
+def _convert_delta_mapper(source: SourceFile) -> Conversion:
+    config = infer_delta_config(source)
+    return Conversion(fill(DeltaMapper, config, source, make_delta_table(config), {}))
+
+
+def make_delta_table(config: DeltaMapperConfig) -> list[Row]:
+    """The table of DeltaEdit's mapper."""
+    table = []
+    for group in DELTA_GROUPS:
+        for name, network in DELTA_NETWORKS.items():
+            for i in range(config.depth):
+                # The fusion networks have no pixel norm at first.
+                n = i if name == "fm" else i + 1
+                fields = {"name": f"{name}_{group}", "network": f"{group}.{network}"}
+                table += expand(LAYER, **fields, i=i, n=n)
+    return table
+
+
+def infer_delta_config(source: SourceFile) -> DeltaMapperConfig:
+    """The architecture of DeltaEdit's mapper and of the generator that it was trained with.
+
+    The fine group's networks have one input for all styles of its layers, whose number tells how
+    large the generator's images are.
+
+    Raises:
+        InputError: There is no such generator.
+    """
+    width = dimension(source, "sm_coarse.mapping.1.weight", 1, 512)
+    fine = dimension(source, "sm_fine.mapping.1.weight", 1, 2464)
+    condition = dimension(source, "cm_coarse.mapping.1.weight", 1, 1024)
+    found = [
+        config
+        for resolution in (128, 256, 512, 1024)
+        # Config F of StyleGAN2, and the one with half as many channels.
+        for channel_base in (64 * width, 32 * width)
+        if channel_base >= resolution
+        for style_dims in [
+            GeneratorConfig(resolution, channel_base=channel_base, channel_max=width).style_dims
+        ]
+        for config in [DeltaMapperConfig(style_dims, embed_dim=condition // 2)]
+        if sum(style_dims[i] for i in config.group("fine")) == fine
+    ]
+    if not found:
+        raise InputError(
+            f"{source.name}: the fine group has {fine} styles beside layers of {width}, expected"
+            " those of a StyleGAN2 of 128 to 1024 pixels, such as 2464 beside 512 for 1024 pixels"
+        )
+    return found[0]
 
 
 def make_table(type_name: str, config: MapperConfig, prefix: str) -> list[Row]:
@@ -125,7 +181,7 @@ def _find_prefix(source: SourceFile) -> str:
     for prefix in ("state_dict.mapper.", "mapper.", ""):
         if any(re.match(re.escape(prefix) + r"\w+\.mapping\.\d+\.", key) for key in source.tensors):
             return prefix
-    raise InputError(f"{source.name} is not a StyleCLIP mapper ({describe(source)})")
+    raise InputError(f"{source.name} is not a StyleCLIP or DeltaEdit mapper ({describe(source)})")
 
 
 def _mapper_type(source: SourceFile, prefix: str) -> str:

@@ -6,6 +6,7 @@ from styleclip_jax.faces import AlignedFace, FaceTransform, align_face, find_fac
 from styleclip_jax.io.checkpoints import (
     load_arcface,
     load_clip,
+    load_directions,
     load_encoder,
     load_generator,
     load_lpips,
@@ -18,6 +19,20 @@ from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss, id_loss
+from styleclip_jax.methods.delta_editing import DeltaEdit, edit_with_delta_mapper
+from styleclip_jax.methods.delta_training import (
+    DeltaTrainConfig,
+    make_delta_evaluation,
+    make_delta_train_step,
+    see_styles,
+)
+from styleclip_jax.methods.directions import (
+    DirectionEdit,
+    automatic_threshold,
+    check_fingerprints,
+    edit_with_direction,
+    text_direction,
+)
 from styleclip_jax.methods.inversion import Inversion, InvertConfig, invert
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.mapper_editing import apply_mapper
@@ -36,6 +51,7 @@ from styleclip_jax.methods.optimization import (
     OptimizeConfig,
     edit_latents,
 )
+from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.methods.tuning import TuneConfig, tune_generator
 from styleclip_jax.models.variables import parameter_mask
 from styleclip_jax.runs.compilation_cache import enable_compilation_cache
@@ -48,6 +64,9 @@ __all__ = [
     "AVATARS_GENERATE_CONFIG",
     "AVATARS_NEUTRAL",
     "AlignedFace",
+    "DeltaEdit",
+    "DeltaTrainConfig",
+    "DirectionEdit",
     "EditResult",
     "FaceTransform",
     "InputError",
@@ -60,9 +79,13 @@ __all__ = [
     "__version__",
     "align_face",
     "apply_mapper",
+    "automatic_threshold",
     "before_after_sheet",
+    "check_fingerprints",
     "clip_loss",
     "edit_latents",
+    "edit_with_delta_mapper",
+    "edit_with_direction",
     "enable_compilation_cache",
     "encode_texts",
     "find_faces",
@@ -72,12 +95,15 @@ __all__ = [
     "latent_directions",
     "load_arcface",
     "load_clip",
+    "load_directions",
     "load_encoder",
     "load_generator",
     "load_latents",
     "load_lpips",
     "load_mapper",
     "load_tokenizer",
+    "make_delta_evaluation",
+    "make_delta_train_step",
     "make_mapper_evaluation",
     "make_mapper_train_step",
     "models",
@@ -90,9 +116,12 @@ __all__ = [
     "sample_latents",
     "save_latents",
     "save_model",
+    "see_styles",
     "sheet",
     "synthesize",
+    "text_direction",
     "tune_generator",
+    "with_scales",
     "write_gif",
     "write_image",
     "write_metrics",

@@ -13,7 +13,7 @@ Latents = Float[Array, "batch layers w_dim"] | StyleSpace
 
 
 def sample_latents(
-    generator: Generator, num: int, seed: int, truncation: float = 0.7
+    generator: Generator, num: int, seed: int, truncation: float = 0.7, redraw: float = 1.0
 ) -> Float[Array, "batch layers w_dim"]:
     """Samples W+ latents of random images.
 
@@ -22,6 +22,8 @@ def sample_latents(
         num: Number of images; it does not affect the first ones.
         seed: Seed of the images.
         truncation: 1 is the full variety, lower values are closer to the mean image.
+        redraw: Probability that an entry of ``z`` differs from that of the previous image. 1 gives
+            independent images, lower values a walk along which images change gradually.
 
     Raises:
         InputError: ``num`` is not positive, or the latents do not fit in memory.
@@ -38,6 +40,12 @@ def sample_latents(
         )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
     z = jax.vmap(lambda key: jax.random.normal(key, (generator.config.z_dim,)))(keys)
+    if redraw < 1:
+        drawn = jax.vmap(lambda key: jax.random.bernoulli(key, redraw, z.shape[1:]))(
+            jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+        )
+        rows = jax.lax.cummax(jnp.where(drawn, jnp.arange(num)[:, None], 0), axis=0)
+        z = jnp.take_along_axis(z, rows, axis=0)
     return jax.jit(Generator.map)(generator, z, truncation)
 
 

@@ -20,7 +20,7 @@ from styleclip_jax.models.lpips import LPIPS
 
 # Networks for a perceptual distance.
 Perceptual = LPIPS | CLIP
-Preprocess = Literal["styleclip", "clip"]
+Preprocess = Literal["styleclip", "clip", "bicubic"]
 
 # Mean and standard deviation per channel, for images in [0, 1], from OpenAI's CLIP.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -54,6 +54,20 @@ def adaptive_pool_matrix(source: int, target: int) -> np.ndarray:
     return (inside / (ends - starts)[:, None]).astype(np.float32)
 
 
+@functools.cache
+def bicubic_matrix(source: int, target: int) -> np.ndarray:
+    """The (target, source) matrix of one axis of Pillow's bicubic resize.
+
+    Keys' kernel with a = -0.5, widened where the image becomes smaller.
+    """
+    widening = max(source / target, 1.0)
+    centers = (np.arange(target) + 0.5) * source / target
+    x = np.abs(np.arange(source) + 0.5 - centers[:, None]) / widening
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def _resize(images: Array, matrix: np.ndarray) -> Array:
     # Losses stay in float32 on accelerators that multiply in shorter formats by default.
     highest = jax.lax.Precision.HIGHEST
@@ -83,8 +97,12 @@ def clip_pixels(
         image_size: Input size of the CLIP.
         preprocess: ``"styleclip"`` only resizes, as the official ``criteria/clip_loss.py`` does, so
             that published settings give published results; ``"clip"`` also normalizes as in CLIP's
-            training.
+            training; ``"bicubic"`` is CLIP's own preprocessing: it clips to [-1, 1], resizes by
+            bicubic interpolation and normalizes.
     """
+    if preprocess == "bicubic":
+        matrix = bicubic_matrix(images.shape[1], image_size)
+        return clip_normalize(_resize(jnp.clip(images, -1, 1), matrix), preprocess)
     return clip_normalize(clip_resize(images, image_size), preprocess)
 
 
@@ -101,6 +119,15 @@ def clip_normalize(
 ) -> Float[Array, "*batch size size 3"]:
     """The second part of :func:`clip_pixels`: normalizes images as in CLIP's training."""
     return images if preprocess == "styleclip" else ((images + 1) / 2 - CLIP_MEAN) / CLIP_STD
+
+
+def image_features(
+    clip: CLIP,
+    images: Float[Array, "batch height height 3"],
+    preprocess: Preprocess = "styleclip",
+) -> Float[Array, "batch embed"]:
+    """CLIP's features of images in [-1, 1], of unit length; see :func:`clip_pixels`."""
+    return _unit(clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess)))
 
 
 def clip_loss(

@@ -11,9 +11,18 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io import checkpoints
 from styleclip_jax.io.checkpoints import save_model
 from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
+from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
+from styleclip_jax.methods.directions import text_direction
 from styleclip_jax.methods.mapper_editing import apply_mapper
-from styleclip_jax.models import Generator, LevelsMapper, MapperConfig
+from styleclip_jax.models import (
+    DeltaMapper,
+    DeltaMapperConfig,
+    Generator,
+    LevelsMapper,
+    MapperConfig,
+)
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
 
 
@@ -226,3 +235,42 @@ def test_mappers_of_different_spaces_are_refused(apply, tmp_path, generator):
 def test_useless_latents_are_refused(apply, tmp_path, latents, reason):
     np.save(tmp_path / "latents.npy", latents.astype(np.float32))
     assert_refused(apply(f"--latents={tmp_path / 'latents.npy'}"), tmp_path, reason)
+
+
+@pytest.fixture
+def any_text(generator, clip, tmp_path):
+    """A random mapper for any text, saved as ``any_text``."""
+    config = DeltaMapperConfig(generator.config.style_dims, clip.config.embed_dim, width=8)
+    mapper = DeltaMapper(config, rngs=nnx.Rngs(0))
+    save_model(tmp_path / "any_text", mapper)
+    return mapper
+
+
+def test_a_mapper_for_any_text_edits_as_the_library_does(
+    apply, tmp_path, generator, clip, clip_path, any_text
+):
+    outcome = apply(
+        f"--clip={clip_path}",
+        "--description=a hat",
+        "--neutral=a face",
+        "--notemplates",
+        mapper=tmp_path / "any_text",
+    )
+    assert outcome.code == 0, outcome.err
+    dt = text_direction(clip, load_tokenizer(clip_path), "a hat", "a face")
+    latents = sample_latents(generator, 3, seed=0)
+    edit = edit_with_delta_mapper(generator, any_text, clip, latents, dt)
+    written = load_latents(tmp_path / "results" / "strength_1.0" / "latents.npz", generator)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), written, edit.styles
+    )
+
+
+def test_a_text_and_a_mapper_that_do_not_belong_together_are_refused(apply, tmp_path, any_text):
+    assert_refused(apply(mapper=tmp_path / "any_text"), tmp_path, "give --description")
+    assert_refused(apply("--description=a hat"), tmp_path, "leave out --description")
+    both = apply(
+        f"--mapper={tmp_path / 'beard'}", "--description=a hat", mapper=tmp_path / "any_text"
+    )
+    assert_refused(both, tmp_path, "cannot be added to others")
+    assert_refused(apply("--threshold=0.1"), tmp_path, "no effect without --directions")

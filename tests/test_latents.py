@@ -19,6 +19,16 @@ def test_truncation_pulls_samples_towards_the_mean(generator, w_plus):
     np.testing.assert_allclose(w_plus - mean, 0.7 * (full - mean), atol=1e-5)
 
 
+def test_images_of_a_walk_change_little_by_little(generator):
+    walk = sample_latents(generator, 64, seed=0, redraw=0.05)
+    single = sample_latents(generator, 64, seed=0)
+    np.testing.assert_allclose(walk[:1], single[:1], atol=1e-6)
+    steps, jumps = (np.abs(np.diff(w[:, 0], axis=0)).mean() for w in (walk, single))
+    assert 0 < steps < 0.5 * jumps
+    # The walk leads as far as independent images are from each other.
+    np.testing.assert_allclose(np.std(walk, axis=0).mean(), np.std(single, axis=0).mean(), rtol=0.5)
+
+
 def test_no_samples_are_refused(generator):
     with pytest.raises(InputError, match="0"):
         sample_latents(generator, 0, seed=0)

@@ -23,7 +23,7 @@ from styleclip_jax.io.checkpoints import flatten, load_mapper, save_model
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.methods import mapper_editing, mapper_training
-from styleclip_jax.models import ArcFace, ArcFaceConfig
+from styleclip_jax.models import ArcFace, ArcFaceConfig, LevelsMapper
 from styleclip_jax.runs.experiment import claim
 
 ROOT = Path(__file__).parents[1]
@@ -537,7 +537,8 @@ def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     assert flags["batch_size"] == 8 and flags["learning_rate"] == 8.0
     assert flags["guidance"] == "direction" and flags["neutral"] == "a person"
-    assert load_mapper(tmp_path / "run").config.num_layers == 12
+    mapper = load_mapper(tmp_path / "run")
+    assert isinstance(mapper, LevelsMapper) and mapper.config.num_layers == 12
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_path):
@@ -551,3 +552,48 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_p
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(checkpoints / str(max(saved)) / "state")
     assert all(np.isfinite(array).all() for array in state.values())
+
+
+PAIRS = {
+    "description": None,
+    "arcface": None,
+    "mapper_type": "DeltaMapper",
+    "learning_rate": 0.5,
+    "width": 8,
+    "pair_redraw": 0.2,
+    "pair_reach": 3,
+    "direction_noise": 0.3,
+}
+
+
+def test_a_mapper_for_any_text_is_trained_on_pairs_and_goes_on_where_it_was(start, tmp_path):
+    finish(start(tmp_path / "whole", **PAIRS, max_steps=20))
+    finish(start(tmp_path / "parts", **PAIRS, max_steps=20))
+    mapper = load_mapper(tmp_path / "whole")
+    assert type(mapper).__name__ == "DeltaMapper"
+    lines = measurements(tmp_path / "whole")
+    validation = [line["loss"] for line in lines if line["split"] == "validation"]
+    assert min(validation[1:]) < validation[0]
+    assert {"l2_loss", "cosine_loss"} <= set(lines[0])
+    # As after a crash: the last checkpoint is gone.
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "20")
+    errors = finish(start(tmp_path / "parts", **PAIRS, max_steps=20))
+    assert "resuming after step" in errors
+    assert measurements(tmp_path / "parts") == lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"description": "a hat"}, "--description: not for --mapper_type=DeltaMapper"),
+        ({"guidance": "direction"}, "--guidance: not for"),
+        ({"space": "w_plus"}, "needs --space=stylespace"),
+    ],
+)
+def test_flags_of_a_text_are_refused_for_a_mapper_for_any(start, tmp_path, changes, message):
+    assert message in finish(start(tmp_path / "run", **PAIRS | changes), code=1)
+
+
+def test_flags_of_pairs_are_refused_for_a_mapper_of_one_text(start, tmp_path):
+    assert "--width: not for" in finish(start(tmp_path / "run", width=8), code=1)
+    assert "--description is missing" in finish(start(tmp_path / "run", description=None), code=1)

@@ -5,6 +5,7 @@ Orbax supports, such as ``gs://``.
 """
 
 import dataclasses
+import hashlib
 import importlib.resources
 import json
 import os
@@ -23,6 +24,8 @@ from styleclip_jax.io.checksums import CHECKSUMS, verify_checksums, write_checks
 from styleclip_jax.io.files import expand_user, parse_json
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.delta_mapper import DeltaMapper, DeltaMapperConfig
+from styleclip_jax.models.directions import Directions, DirectionsConfig
 from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
 from styleclip_jax.models.mapper import MAPPER_TYPES, Mapper, MapperConfig
@@ -39,14 +42,16 @@ FLAGS_FILE = "config/flags.json"
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
-_MAPPERS = tuple(MAPPER_TYPES.values())
+_MAPPERS = (*MAPPER_TYPES.values(), DeltaMapper)
 _CONFIGS = {
     Generator: GeneratorConfig,
     CLIP: CLIPConfig,
     ArcFace: ArcFaceConfig,
     E4E: E4EConfig,
     LPIPS: LPIPSConfig,
-} | {mapper: MapperConfig for mapper in _MAPPERS}
+    Directions: DirectionsConfig,
+    DeltaMapper: DeltaMapperConfig,
+} | dict.fromkeys(MAPPER_TYPES.values(), MapperConfig)
 
 
 def flatten(model: nnx.Module) -> dict[str, jax.Array]:
@@ -55,6 +60,15 @@ def flatten(model: nnx.Module) -> dict[str, jax.Array]:
         ".".join(map(str, path)): variable[...]
         for path, variable in nnx.to_flat_state(nnx.state(model))
     }
+
+
+def fingerprint(model: nnx.Module) -> str:
+    """SHA-256 of a model's arrays, by which it is known whatever its checkpoint is called."""
+    digest = hashlib.sha256()
+    for name, array in sorted(flatten(model).items()):
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array, np.float32).data)
+    return digest.hexdigest()
 
 
 def build(
@@ -82,7 +96,7 @@ def build(
 
 def save_model(
     path: epath.PathLike,
-    model: Generator | CLIP | ArcFace | E4E | LPIPS | Mapper,
+    model: Generator | CLIP | ArcFace | E4E | LPIPS | Mapper | DeltaMapper | Directions,
     tokenizer_files: Mapping[str, bytes] | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
@@ -160,7 +174,7 @@ def load_lpips(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> LPIPS:
     return _load(path, (LPIPS,), dtype)
 
 
-def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper:
+def load_mapper(path: epath.PathLike, dtype: DTypeLike = jnp.float32) -> Mapper | DeltaMapper:
     """Reads a latent mapper of any type.
 
     Args:
@@ -178,6 +192,19 @@ def pretrained_mappers() -> list[str]:
     """Names of the mappers that ship with the package, for :func:`load_mapper`."""
     directory = AVATARS / "mappers"
     return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+
+
+def load_directions(path: epath.PathLike | None = None) -> Directions:
+    """Reads the directions of a generator.
+
+    Args:
+        path: A directory written by :func:`save_model`, by ``make_directions.py`` or by ``python -m
+            ckpt_convert directions``. None: those of the avatars.
+
+    Raises:
+        InputError: There are none, they are damaged, or it is another kind of model.
+    """
+    return _load(AVATARS / "directions" if path is None else path, (Directions,), jnp.float32)
 
 
 def _find_mapper(path: epath.Path) -> epath.Path:

@@ -54,7 +54,7 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         tokens = np.zeros((len(texts), self.context_length), np.int32)
         for row, text in zip(tokens, texts, strict=True):
-            ids = self._tokenizer(_clean(text))["input_ids"]
+            ids = self._ids(text)
             if len(ids) == 2:
                 raise InputError("the text is empty; describe what the image should show")
             if len(ids) > self.context_length:
@@ -64,6 +64,13 @@ class Tokenizer:
                 )
             row[: len(ids)] = ids
         return tokens
+
+    def fits(self, text: str) -> bool:
+        """Whether a text is short enough for the context."""
+        return len(self._ids(text)) <= self.context_length
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer(_clean(text))["input_ids"]
 
 
 def _import_tokenizer() -> Any:

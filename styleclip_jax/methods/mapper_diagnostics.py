@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from styleclip_jax.latents import Latents
+from styleclip_jax.methods.delta_training import DeltaTrainConfig
 from styleclip_jax.methods.mapper_training import MapperTrainConfig
 from styleclip_jax.methods.objective import TERMS
 
@@ -26,9 +27,14 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
 # The name of a term in messages, and the field of the settings with its weight.
 _TERMS = {name: (term.label, term.weight) for name, term in TERMS.items()}
 _TERMS["latent_l2"] = ("latent L2", "latent_l2_lambda")
+# Of a mapper for any text.
+_TERMS["l2_loss"] = ("squared error", "l2_lambda")
+_TERMS["cosine_loss"] = ("cosine", "cosine_lambda")
 
 
-def loss_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> dict[str, float]:
+def loss_shares(
+    metrics: Mapping[str, float], config: MapperTrainConfig | DeltaTrainConfig
+) -> dict[str, float]:
     """The contribution of each term to the loss, relative to the sum of their absolute values.
 
     The CLIP term of guidance by direction is negative if images changed enough.
@@ -42,7 +48,9 @@ def loss_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> dict
     return {name: value / total if total else 0.0 for name, value in weighted.items()}
 
 
-def describe_shares(metrics: Mapping[str, float], config: MapperTrainConfig) -> str:
+def describe_shares(
+    metrics: Mapping[str, float], config: MapperTrainConfig | DeltaTrainConfig
+) -> str:
     """Describes :func:`loss_shares` in one line."""
     terms = [
         f"{share:.1%} {label} ({getattr(config, weight):g} x {float(metrics[name]):.3g})"
@@ -81,3 +89,14 @@ def training_warnings(
             " --learning_rate, a higher --clip_lambda, or other words"
         )
     return warnings
+
+
+def delta_training_warnings(now: Mapping[str, float]) -> list[str]:
+    """Says by name when the training of a mapper for any text seems to do nothing."""
+    if now["cosine_loss"] < 0.95:
+        return []
+    return [
+        f"cosine-loss-flat: the cosine loss is {now['cosine_loss']:.4f}, where 1 is that of random"
+        " changes; the mapper does not see what CLIP's features say of the styles. Try more images"
+        " (--train_dataset_size), or another --learning_rate"
+    ]

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, synthesize
+from styleclip_jax.models.delta_mapper import DeltaMapper
 from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.models.stylegan2 import Generator
 
@@ -15,7 +16,7 @@ from styleclip_jax.models.stylegan2 import Generator
 @jax.jit
 def apply_mapper(
     generator: Generator,
-    mapper: Mapper | Sequence[Mapper],
+    mapper: Mapper | DeltaMapper | Sequence[Mapper | DeltaMapper],
     latents: Latents,
     strength: float | Float[Array, ""] = 0.1,
 ) -> tuple[Float[Array, "batch resolution resolution 3"], Latents]:
@@ -31,11 +32,16 @@ def apply_mapper(
         The edited images (B, R, R, 3) in about [-1, 1], and the edited latents.
 
     Raises:
-        InputError: The mapper is for another generator or for the other latent space.
+        InputError: The mapper is for another generator, for the other latent space, or for any
+            text.
     """
     mappers: tuple[Any, ...] = tuple(mapper) if isinstance(mapper, Sequence) else (mapper,)
     if not mappers:
         raise InputError("there is no mapper to apply; pass at least one")
+    if any(isinstance(m, DeltaMapper) for m in mappers):
+        raise InputError(
+            "a mapper for any text needs the direction of a text; use edit_with_delta_mapper"
+        )
     if isinstance(latents, list):
         latents = tuple(latents)
     spaces = {m.space for m in mappers}

@@ -6,7 +6,7 @@ Patashnik et al., arXiv 2103.17249, section 5; the official file is ``mapper/tra
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from styleclip_jax.methods.objective import (
 from styleclip_jax.methods.ranger import ranger
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.delta_mapper import DeltaMapper
 from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.models.stylegan2 import Generator
 from styleclip_jax.sharding import DEVICES, replicate, shard
@@ -105,7 +106,7 @@ class MapperState:
         step: Number of steps taken.
     """
 
-    mapper: Mapper
+    mapper: Mapper | DeltaMapper
     optimizer: optax.OptState
     step: Int[Array, ""]
 
@@ -118,12 +119,12 @@ class _Problem(NamedTuple):
     key: UInt32[Array, " words"] | None
 
 
-def init_mapper_state(mapper: Mapper, config: MapperTrainConfig) -> MapperState:
+def init_mapper_state(mapper: Mapper | DeltaMapper, config: Any) -> MapperState:
     """The state before the first step, on all local devices.
 
     Args:
         mapper: The initial mapper; it is copied, because a step donates its state.
-        config: The settings.
+        config: A ``MapperTrainConfig`` or a ``DeltaTrainConfig``.
     """
     parameters: Any = jax.tree.map(lambda x: jnp.array(x, jnp.float32), mapper)
     state = MapperState(parameters, _optimizer(config).init(parameters), jnp.zeros((), jnp.int32))
@@ -174,30 +175,16 @@ def make_mapper_train_step(
     # As plain numbers, which JAX accepts on several hosts.
     words = jax.random.key_data(key) if config.views else None
     problem = replicate(_Problem(generator, objective, words))
-    optimizer = _optimizer(config)
 
-    @functools.partial(
-        jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None, donate_argnums=0
-    )
-    def pmapped_step(state: MapperState, problem: _Problem, latents: Latents):
-        parameters: Any = state.mapper
+    def loss(mapper: Any, problem: _Problem, latents: Latents, step: Int[Array, ""]) -> Any:
         key = None
         if problem.key is not None:
             # The same views on all devices, so that the result does not depend on their number.
             key = jax.random.wrap_key_data(problem.key, impl=implementation)
-            key = jax.random.fold_in(key, state.step)
-        loss = functools.partial(_loss, problem=problem, latents=latents, config=config, key=key)
-        gradients, metrics = jax.grad(loss, has_aux=True)(parameters)
-        # As one vector, so that the devices exchange one message.
-        vector, unravel = ravel_pytree((gradients, metrics))
-        gradients, metrics = unravel(jax.lax.pmean(vector, DEVICES))
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
-        parameters = optax.apply_updates(parameters, updates)
-        metrics["parameter_norm"] = optax.tree.norm(parameters)
-        return MapperState(parameters, optimizer_state, state.step + 1), metrics
+            key = jax.random.fold_in(key, step)
+        return _loss(mapper, problem, latents, config, key)
 
-    return lambda state, latents: pmapped_step(state, problem, shard(latents))
+    return pmapped_train_step(loss, problem, config)
 
 
 def make_mapper_evaluation(
@@ -223,13 +210,59 @@ def make_mapper_evaluation(
     objective = dataclasses.replace(objective, views=0)
     problem = replicate(_Problem(generator, objective, None))
 
+    def loss(mapper: Any, problem: _Problem, latents: Latents) -> Any:
+        return _loss(mapper, problem, latents, config, None)
+
+    return pmapped_evaluation(loss, problem)
+
+
+def pmapped_train_step(
+    loss: Callable[[Any, Any, Any, Int[Array, ""]], tuple[Float[Array, ""], Metrics]],
+    problem: Any,
+    config: Any,
+) -> Callable[[MapperState, Any], tuple[MapperState, Metrics]]:
+    """A training step of any mapper on all devices of all hosts, with a single all-reduce.
+
+    Args:
+        loss: ``loss(mapper, problem, batch, step) -> (loss, metrics)``, means over the batch.
+        problem: What stays the same over all steps, on all local devices.
+        config: A ``MapperTrainConfig`` or a ``DeltaTrainConfig``, whose optimizer is used.
+
+    Returns:
+        ``step(state, batch) -> (state, metrics)``; see :func:`make_mapper_train_step`.
+    """
+    optimizer = _optimizer(config)
+
+    @functools.partial(
+        jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None, donate_argnums=0
+    )
+    def step(state: MapperState, problem: Any, batch: Any):
+        parameters: Any = state.mapper
+        gradients, metrics = jax.grad(loss, has_aux=True)(parameters, problem, batch, state.step)
+        # As one vector, so that the devices exchange one message.
+        vector, unravel = ravel_pytree((gradients, metrics))
+        gradients, metrics = unravel(jax.lax.pmean(vector, DEVICES))
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+        metrics["parameter_norm"] = optax.tree.norm(parameters)
+        return MapperState(parameters, optimizer_state, state.step + 1), metrics
+
+    return lambda state, batch: step(state, problem, shard(batch))
+
+
+def pmapped_evaluation(
+    loss: Callable[[Any, Any, Any], tuple[Float[Array, ""], Metrics]], problem: Any
+) -> Callable[[Any, Any], Metrics]:
+    """The metrics of a mapper on all devices; ``loss`` as for :func:`pmapped_train_step`."""
+
     @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None)
-    def pmapped_evaluation(mapper: Mapper, problem: _Problem, latents: Latents):
-        _, metrics = _loss(cast(Any, mapper), problem, latents, config, None)
+    def evaluation(mapper: Any, problem: Any, batch: Any):
+        _, metrics = loss(mapper, problem, batch)
         vector, unravel = ravel_pytree(metrics)
         return unravel(jax.lax.pmean(vector, DEVICES))
 
-    return lambda mapper, latents: pmapped_evaluation(mapper, problem, shard(latents))
+    return lambda mapper, batch: evaluation(mapper, problem, shard(batch))
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.ndarray, " batch"]:
@@ -247,7 +280,7 @@ def _order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def _optimizer(config: MapperTrainConfig) -> optax.GradientTransformation:
+def _optimizer(config: Any) -> optax.GradientTransformation:
     make = {"ranger": ranger, "adam": optax.adam}[config.optimizer]
     return make(config.learning_rate)
 

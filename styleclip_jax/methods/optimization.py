@@ -155,7 +155,7 @@ def _known(number: Any) -> Any:
 AVATARS_CONFIG = OptimizeConfig(
     steps=80,
     learning_rate=0.2,
-    l2_lambda=0.001,
+    l2_lambda=0.002,
     space="w",
     guidance="direction",
     orthogonal_lambda=0.35,

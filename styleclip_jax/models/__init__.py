@@ -2,6 +2,8 @@
 
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
+from styleclip_jax.models.delta_mapper import DeltaMapper, DeltaMapperConfig
+from styleclip_jax.models.directions import Directions, DirectionsConfig
 from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
 from styleclip_jax.models.mapper import (
@@ -20,6 +22,10 @@ __all__ = [
     "ArcFace",
     "ArcFaceConfig",
     "CLIPConfig",
+    "DeltaMapper",
+    "DeltaMapperConfig",
+    "Directions",
+    "DirectionsConfig",
     "E4EConfig",
     "FullStyleSpaceMapper",
     "Generator",

@@ -14,6 +14,7 @@ Parameter trees; every ``Network`` is ``layers[0..3].kernel (in, out)`` and ``la
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -76,21 +77,42 @@ class MapperConfig:
 
 
 class Network(nnx.Module):
-    """Pixel norm over axis 1, then equalized linear layers with leaky ReLU."""
+    """Pixel norm over axis 1, then equalized linear layers with leaky ReLU.
 
-    def __init__(self, features: int, config: MapperConfig, *, rngs: nnx.Rngs):
+    Args:
+        widths: Features of the input and of every layer's output.
+        lr_multiplier: Factor of the equalized learning rate.
+        normalize: Whether there is a pixel norm.
+        rngs: Source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        lr_multiplier: float,
+        normalize: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.normalize = normalize
         self.layers = nnx.List(
-            EqualizedLinear(features, features, lr_multiplier=config.lr_multiplier, rngs=rngs)
-            for _ in range(config.depth)
+            EqualizedLinear(inputs, outputs, lr_multiplier=lr_multiplier, rngs=rngs)
+            for inputs, outputs in itertools.pairwise(widths)
         )
 
     def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-        # Axis 1 of a W+ latent is its layers, not its features. Published mappers were trained
-        # this way (PixelNorm in models/stylegan2/model.py).
-        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=1, keepdims=True) + 1e-8)
+        if self.normalize:
+            # Axis 1 of a W+ latent is its layers, not its features. Published mappers were trained
+            # this way (PixelNorm in models/stylegan2/model.py).
+            x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=1, keepdims=True) + 1e-8)
         for layer in self.layers:
             x = leaky_relu(layer(x))
         return x
+
+
+def _square_network(features: int, config: MapperConfig, *, rngs: nnx.Rngs) -> Network:
+    widths = [features] * (config.depth + 1)
+    return Network(widths, lr_multiplier=config.lr_multiplier, rngs=rngs)
 
 
 class LevelsMapper(nnx.Module):
@@ -113,7 +135,7 @@ class LevelsMapper(nnx.Module):
 
         def network(level: str) -> Network | None:
             used = getattr(config, level) and LEVELS[level].start < config.num_layers
-            return Network(config.w_dim, config, rngs=rngs) if used else None
+            return _square_network(config.w_dim, config, rngs=rngs) if used else None
 
         self.coarse = network("coarse")
         self.medium = network("medium")
@@ -149,7 +171,7 @@ class SingleMapper(nnx.Module):
     def __init__(self, config: MapperConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         del dtype
         self.config = config
-        self.network = Network(config.w_dim, config, rngs=rngs)
+        self.network = _square_network(config.w_dim, config, rngs=rngs)
 
     def __call__(
         self, w_plus: Float[Array, "batch layers w_dim"]
@@ -173,7 +195,7 @@ class FullStyleSpaceMapper(nnx.Module):
         self.config = config
         self.networks = nnx.List(
             [
-                Network(dim, config, rngs=rngs) if self._is_changed(c) else None
+                _square_network(dim, config, rngs=rngs) if self._is_changed(c) else None
                 for c, dim in enumerate(config.style_dims)
             ]
         )
@@ -188,7 +210,7 @@ class FullStyleSpaceMapper(nnx.Module):
         Raises:
             InputError: The latents do not match the mapper.
         """
-        _check_styles(styles, self.config)
+        check_styles(styles, self.config.style_dims)
         return tuple(
             jnp.zeros_like(style) if network is None else network(style)
             for style, network in zip(styles, self.networks, strict=True)
@@ -225,11 +247,12 @@ def _check_w_plus(latents: Array, config: MapperConfig) -> None:
         )
 
 
-def _check_styles(latents: StyleSpace, config: MapperConfig) -> None:
+def check_styles(latents: StyleSpace, expected: Sequence[int]) -> None:
+    """Raises InputError unless the styles are those of the generator that a mapper is for."""
     widths = tuple(style.shape[-1] for style in latents)
-    if widths != config.style_dims:
+    if widths != tuple(expected):
         raise InputError(
             f"latents are {len(widths)} StyleSpace arrays of widths {widths}, expected"
-            f" {len(config.style_dims)} of widths {config.style_dims} for this mapper; use the"
-            " generator that it was trained with"
+            f" {len(expected)} of widths {tuple(expected)} for this mapper; use the generator that"
+            " it was trained with"
         )

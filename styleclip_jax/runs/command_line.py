@@ -120,7 +120,7 @@ def differences(config: Any, defaults: Any) -> dict[str, Any]:
 def describe_flags(values: Mapping[str, Any]) -> str:
     """Flags as written on a command line."""
     return ", ".join(
-        f"--{name}={','.join(value) if isinstance(value, list) else value}"
+        f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in values.items()
     )
 

@@ -205,7 +205,10 @@ def load_networks(generator: Generator) -> Networks:
     if FLAGS.encoder or not FLAGS.generator:
         encoder = load_encoder(FLAGS.encoder, FLAGS.dtype)
         check_encoder(generator, encoder)
-    clip = FLAGS.clip[0] if "clip" in FLAGS and FLAGS.clip else None
+    clip = FLAGS["clip"].value if "clip" in FLAGS else None
+    if isinstance(clip, list):
+        # Of several CLIPs, the first one.
+        clip = clip[0] if clip else None
     if FLAGS.lpips:
         perceptual = load_lpips(FLAGS.lpips, FLAGS.dtype)
     elif clip or not FLAGS.generator:

@@ -1,5 +1,7 @@
 r"""Edits images with a trained mapper, in one forward pass.
 
+A mapper knows one text, or is one for any text (DeltaMapper) and needs --description.
+
 Results go to a new directory: a sheet of all images before and after, every image, the latents and
 metrics.json.
 
@@ -10,35 +12,43 @@ Examples:
   python apply_mapper.py --mapper=runs/beard --strength=-0.1 --strength=0.05 --strength=0.1
   python apply_mapper.py --generator=checkpoints/ffhq --mapper=checkpoints/afro \
       --mapper=checkpoints/surprised --latents=faces.npy
+  python apply_mapper.py --mapper=any_text --description="a person with blue hair"
+  python apply_mapper.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
+      --mapper=checkpoints/deltaedit --description="a face with a smile" --neutral="a face" \
+      --directions=checkpoints/ffhq-directions
 """
 
 import functools
 import math
-import operator
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jaxtyping import Float, Int
 
-from styleclip_jax.io.checkpoints import load_generator, load_mapper
-from styleclip_jax.io.images import sheet, write_image
-from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import (
+    load_clip,
+    load_directions,
+    load_generator,
+    load_mapper,
+)
+from styleclip_jax.io.latents import load_latents
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
+from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.methods.delta_editing import THRESHOLD, edit_with_delta_mapper
+from styleclip_jax.methods.directions import check_fingerprints, text_direction
 from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
+from styleclip_jax.models import DeltaMapper, Generator
+from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.runs import command_line, photos
-from styleclip_jax.runs.results import run_directory, write_images, write_metrics
+from styleclip_jax.runs.objective_flags import NEUTRAL
+from styleclip_jax.runs.results import run_directory, write_metrics
+from styleclip_jax.runs.strip import first_batch, print_strip, write_strip
 
 FLAGS = flags.FLAGS
-
-BATCH_SIZE = 8
-SHEET_ROWS = 16
 
 flags.DEFINE_multi_string(
     "mapper",
@@ -47,11 +57,42 @@ flags.DEFINE_multi_string(
     " name of a mapper that ships with the package. Repeat the flag to apply several at once.",
     required=True,
 )
+flags.DEFINE_string("description", None, "With a mapper for any text: what the images should show.")
+flags.DEFINE_string(
+    "neutral",
+    None,
+    "With --description: what all images show, before and after. Default:"
+    f" {NEUTRAL!r}, for the avatars {AVATARS_NEUTRAL!r}.",
+)
+flags.DEFINE_string(
+    "clip",
+    None,
+    "With --description: checkpoint directory of the CLIP that the mapper was trained with."
+    " Default: the one that comes with the package.",
+)
+flags.DEFINE_bool(
+    "templates",
+    None,
+    f"With --description: average the features of texts over {len(IMAGENET_TEMPLATES)} sentences"
+    " such as 'a photo of a ...'. Default: for every CLIP but the one that comes with the package.",
+)
+flags.DEFINE_string(
+    "directions",
+    None,
+    "With --description: a directory that make_directions.py or python -m ckpt_convert directions"
+    " wrote; style channels that have little to do with the text then stay as they are.",
+)
+flags.DEFINE_float(
+    "threshold",
+    THRESHOLD,
+    "With --directions: how much a style channel has to do with the text to be changed.",
+    lower_bound=0,
+)
 flags.DEFINE_multi_float(
     "strength",
     [0.1],
-    "Strength of the edit. Negative values edit in the opposite direction. Repeat the flag for a"
-    " strip of images from the lowest to the highest value.",
+    "Strength of the edit; the default with --description is 1. Negative values edit in the"
+    " opposite direction. Repeat the flag for a strip of images from the lowest to the highest.",
 )
 flags.register_validator(
     "strength",
@@ -104,6 +145,7 @@ def main(_: Sequence[str]) -> None:
     for name in ("image", "inversion", "latents"):
         command_line.refuse_random_images(name, "num_images", "seed", "truncation")
     mappers = [load_mapper(path) for path in FLAGS.mapper]
+    choose_defaults(mappers)
     generator = load_generator(photos.generator_path(), FLAGS.dtype)
     with run_directory(FLAGS.results_dir) as directory:
         given, latents, metrics = photos.photos_to_edit(generator, directory)
@@ -113,76 +155,61 @@ def main(_: Sequence[str]) -> None:
             latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
 
         begun = time.perf_counter()
-        size = len(jax.tree.leaves(latents)[0])
-        batches = batch_indices(size)
-        first = jax.tree.map(operator.itemgetter(batches[0]), latents)
-        program = apply_mapper.lower(generator, mappers, first, 0.0).compile()
-        edit = functools.partial(program, generator, mappers)
-        metrics |= {"compile_seconds": time.perf_counter() - begun, "strengths": {}}
+        edit = compile_edit(generator, mappers, first_batch(latents))
+        metrics["compile_seconds"] = time.perf_counter() - begun
 
-        columns = {}
-        if given:
-            rows = slice(SHEET_ROWS)
-            columns = {"original": given.originals[rows], "aligned": given.aligned[rows]}
-        # Strength 0 is the image before.
-        for strength in sorted({0.0, *FLAGS.strength}):
-            label = f"strength {strength}" if strength else "before"
-            place = directory / label.replace(" ", "_")
-            columns[label], seconds = apply(edit, latents, batches, strength, place)
-            metrics["strengths"][label] = {"seconds_per_image": seconds}
+        columns = {"original": given.originals, "aligned": given.aligned} if given else {}
+        metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength, columns)
         if given and FLAGS.paste_back:
             for strength in FLAGS.strength:
                 place = directory / f"strength_{strength}"
                 photos.paste_faces(place / "photos", given.faces, place, directory / "before")
-        write_image(directory / "before_after.png", sheet([*columns.values()], [*columns]))
         write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
-    if size > SHEET_ROWS:
-        print(f"before_after.png shows the first {SHEET_ROWS} of {size} images")
-    milliseconds = 1000 * statistics.median(
-        measured["seconds_per_image"] for measured in metrics["strengths"].values()
-    )
-    print(f"wrote {directory / 'before_after.png'}, {milliseconds:.0f} ms per image")
+    print_strip(directory, latents, metrics["strengths"])
     photos.exit_if_some_failed(given)
 
 
-def batch_indices(size: int) -> np.ndarray:
-    """Indices of the latents in every batch, all of one size, so that one program serves all.
+def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
+    """Sets the flags that depend on the mapper; raises InputError where they do not fit it."""
+    for_any_text = any(isinstance(mapper, DeltaMapper) for mapper in mappers)
+    if for_any_text and len(mappers) > 1:
+        raise InputError("a mapper for any text cannot be added to others; give one --mapper")
+    if for_any_text and not FLAGS.description:
+        raise InputError(f"--mapper={FLAGS.mapper[0]} is for any text; give --description")
+    for name in ("description", "neutral", "clip", "templates", "directions"):
+        if FLAGS[name].present and not for_any_text:
+            raise InputError(
+                f"--{name} is for mappers for any text, and --mapper={FLAGS.mapper[0]} has learned"
+                f" one; leave out --{name}"
+            )
+    if FLAGS["threshold"].present and not FLAGS.directions:
+        raise InputError("--threshold has no effect without --directions; leave it out")
+    if for_any_text:
+        FLAGS.set_default("strength", [1.0])
+        FLAGS.set_default("neutral", NEUTRAL if photos.generator_path() else AVATARS_NEUTRAL)
 
-    The last latent is repeated to fill the last batch.
-    """
-    batch = min(size, BATCH_SIZE)
-    return np.minimum(np.arange(-(-size // batch) * batch), size - 1).reshape(-1, batch)
 
-
-def apply(
-    edit: Callable,
-    latents: Latents,
-    batches: Int[np.ndarray, "batches batch"],
-    strength: float,
-    directory: Path,
-) -> tuple[Float[np.ndarray, "rows height width 3"], float]:
-    """Edits all images and writes them and their latents, batch by batch.
-
-    Returns:
-        The first images, for the sheet, and the seconds per image.
-    """
-    size = len(jax.tree.leaves(latents)[0])
-    rows, parts, seconds = [], [], 0.0
-    for indices in batches:
-        batch = jax.tree.map(operator.itemgetter(indices), latents)
-        begun = time.perf_counter()
-        images, edited = jax.block_until_ready(edit(batch, strength))
-        seconds += time.perf_counter() - begun
-        new = min(len(indices), size - indices[0])
-        # Keeps at most one batch of images on the device.
-        images = np.asarray(images)[:new]
-        if not np.isfinite(images).all():
-            raise FloatingPointError(f"images are not finite with --strength={strength}")
-        write_images(directory, images, first=int(indices[0]))
-        rows += [*images[: max(SHEET_ROWS - len(rows), 0)]]
-        parts.append(jax.tree.map(operator.itemgetter(slice(new)), edited))
-    save_latents(directory / "latents", jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
-    return np.stack(rows), seconds / batches.size
+def compile_edit(
+    generator: Generator, mappers: Sequence[Mapper | DeltaMapper], latents: Latents
+) -> Callable:
+    """Compiles the edit of a batch: from latents and strength to images and edited latents."""
+    mapper = mappers[0]
+    if not isinstance(mapper, DeltaMapper):
+        program = apply_mapper.lower(generator, mappers, latents, 0.0).compile()
+        return functools.partial(program, generator, mappers)
+    clip, tokenizer = load_clip(FLAGS.clip, FLAGS.dtype), load_tokenizer(FLAGS.clip)
+    templates = bool(FLAGS.clip) if FLAGS.templates is None else FLAGS.templates
+    dt = text_direction(
+        clip, tokenizer, FLAGS.description, FLAGS.neutral, IMAGENET_TEMPLATES if templates else ()
+    )
+    selection = {}
+    if FLAGS.directions:
+        directions = load_directions(FLAGS.directions)
+        check_fingerprints(directions, generator, clip)
+        selection = {"directions": directions, "threshold": FLAGS.threshold}
+    models = generator, mapper, clip
+    program = edit_with_delta_mapper.lower(*models, latents, dt, 0.0, **selection).compile()
+    return lambda latents, strength: program(*models, latents, dt, strength, **selection)
 
 
 def start() -> NoReturn:

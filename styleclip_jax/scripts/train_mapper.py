@@ -1,4 +1,7 @@
-r"""Trains a mapper: small networks that learn, for one text, how to edit any image in one pass.
+r"""Trains a mapper: small networks that learn how to edit any image in one pass.
+
+A mapper learns the edit of one text, --description. With --mapper_type=DeltaMapper it learns from
+pairs of images, without any text, and then takes any.
 
 Runs on all devices of this machine; on several machines, run the same command on each of them. To
 resume an interrupted run, run the same command again. The mapper with the best validation loss is
@@ -11,6 +14,9 @@ Examples:
       --latents_train=train_faces.npy --latents_test=test_faces.npy --no_coarse_mapper
   python train_mapper.py --description="a person with a beard" --exp_dir=/shared/beard \
       --batch_size=64 --coordinator_address=10.0.0.1:1234 --num_processes=2 --process_id=0
+  python train_mapper.py --mapper_type=DeltaMapper --exp_dir=runs/any_text
+  python train_mapper.py --mapper_type=DeltaMapper --exp_dir=runs/any_text \
+      --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 --train_dataset_size=200000
 """
 
 import contextlib
@@ -19,23 +25,43 @@ import operator
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
 import numpy as np
 from absl import flags
 from etils import epath
 from flax import nnx
+from jaxtyping import Int
 from PIL import Image
 from tqdm import tqdm
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import MAPPER, load_arcface, load_generator, save_model
-from styleclip_jax.io.images import before_after_sheet
+from styleclip_jax.io.checkpoints import (
+    MAPPER,
+    load_arcface,
+    load_clip,
+    load_generator,
+    save_model,
+)
+from styleclip_jax.io.images import before_after_sheet, sheet
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.latents import sample_latents
+from styleclip_jax.methods.delta_editing import apply_delta_mapper
+from styleclip_jax.methods.delta_training import (
+    DeltaTrainConfig,
+    Pairs,
+    SeenStyles,
+    choose_partners,
+    make_delta_evaluation,
+    make_delta_train_step,
+    make_pairs,
+    pair_directions,
+    see_styles,
+)
 from styleclip_jax.methods.mapper_diagnostics import (
     check_finite,
+    delta_training_warnings,
     describe_shares,
     training_warnings,
 )
@@ -48,7 +74,7 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_evaluation,
     make_mapper_train_step,
 )
-from styleclip_jax.models import Generator, MapperConfig
+from styleclip_jax.models import CLIP, DeltaMapper, DeltaMapperConfig, Generator, MapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, Mapper
 from styleclip_jax.runs import command_line, objective_flags
 from styleclip_jax.runs import processes as distributed
@@ -57,6 +83,7 @@ from styleclip_jax.sharding import host_share, replicate
 
 FLAGS = flags.FLAGS
 DEFAULTS = MapperTrainConfig()
+DELTA_DEFAULTS = DeltaTrainConfig()
 
 # Defaults for the small generator that ships with the package; flags on the command line prevail.
 AVATARS = {
@@ -67,6 +94,32 @@ AVATARS = {
     **command_line.differences(AVATARS_MAPPER_CONFIG, DEFAULTS),
 }
 
+# Of a mapper for any text; the official settings.
+DELTA = {"optimizer": "adam", "batch_size": 64, "space": "stylespace"}
+DELTA_AVATARS = {
+    "rgb": True,
+    "width": 128,
+    "train_dataset_size": 20000,
+    "test_dataset_size": 512,
+    "pair_redraw": 0.1,
+    "pair_reach": 4,
+    "direction_noise": 0.5,
+    "max_steps": 20000,
+    "val_interval": 2000,
+    "save_interval": 2000,
+    "image_interval": 2000,
+}
+TYPES = MAPPER_TYPES | {DeltaMapper.__name__: DeltaMapper}
+# Flags that mean nothing to a mapper for any text, and those that mean nothing to others.
+TEXT_FLAGS = (
+    *("description", "arcface", "id_lambda", "clip_lambda", "latent_l2_lambda", "strength"),
+    *("guidance", "neutral", "orthogonal_lambda", "keep", "keep_lambda", "views", "view_kinds"),
+    "templates",
+)
+PAIR_FLAGS = (
+    *("rgb", "width", "pair_redraw", "pair_reach", "l2_lambda", "cosine_lambda", "direction_noise"),
+)
+
 SHEET_ROWS = 8
 
 # Flags that a resumed run may change: they decide where it runs, not what it computes.
@@ -75,8 +128,8 @@ MACHINE_FLAGS = ("exp_dir", "coordinator_address", "num_processes", "process_id"
 flags.DEFINE_string(
     "description",
     None,
-    "What the images should show, such as 'a person with a beard'.",
-    required=True,
+    "What the images should show, such as 'a person with a beard'. Needed for all mappers but"
+    " DeltaMapper.",
 )
 flags.DEFINE_string(
     "exp_dir",
@@ -136,10 +189,38 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "mapper_type",
     None,
-    list(MAPPER_TYPES),
+    list(TYPES),
     "LevelsMapper has a network each for coarse, medium and fine layers, SingleMapper one for all,"
-    " the StyleSpace mappers one per layer. Default: LevelsMapper, and with --space=stylespace"
-    " WithoutToRGBStyleSpaceMapper.",
+    " the StyleSpace mappers one per layer. DeltaMapper (DeltaEdit) is for any text, with settings"
+    f" of its own: {command_line.describe_flags(DELTA)}, and for the avatars"
+    f" {command_line.describe_flags(DELTA_AVATARS)}. Default: LevelsMapper, and with"
+    " --space=stylespace WithoutToRGBStyleSpaceMapper.",
+)
+flags.DEFINE_bool(
+    "rgb",
+    False,
+    "With DeltaMapper: change the styles of the layers that make colours too.",
+)
+flags.DEFINE_integer(
+    "width",
+    None,
+    "With DeltaMapper: features of the hidden layers. Default: those of the layers' output.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "pair_redraw",
+    1.0,
+    "With DeltaMapper: which part of its random z an image has for itself; the rest is that of the"
+    " image before. 1: images are unrelated; a smaller value, for example 0.1: they differ in a few"
+    " attributes.",
+    lower_bound=0.001,
+    upper_bound=1,
+)
+flags.DEFINE_integer(
+    "pair_reach",
+    0,
+    "With DeltaMapper: how many images before or after an image are its partners. 0: all images.",
+    lower_bound=0,
 )
 flags.DEFINE_enum(
     "space",
@@ -166,6 +247,22 @@ flags.DEFINE_float(
     "latent_l2_lambda",
     DEFAULTS.latent_l2_lambda,
     "Weight of the latents' mean squared change: larger values preserve more of the image.",
+)
+flags.DEFINE_float(
+    "l2_lambda",
+    DELTA_DEFAULTS.l2_lambda,
+    "With DeltaMapper: weight of the squared error of the predicted change.",
+)
+flags.DEFINE_float(
+    "cosine_lambda",
+    DELTA_DEFAULTS.cosine_lambda,
+    "With DeltaMapper: weight of 1 - cosine of the predicted change.",
+)
+flags.DEFINE_float(
+    "direction_noise",
+    DELTA_DEFAULTS.direction_noise,
+    "With DeltaMapper: length of random vectors added to the directions of image pairs, so that the"
+    " mapper also works for directions of texts, which differ from them.",
 )
 flags.DEFINE_float(
     "strength", DEFAULTS.strength, "Factor of the mapper's output when it is added to the latents."
@@ -198,6 +295,30 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for other processes.", lower_bound=1)
 
 
+class Training(NamedTuple):
+    """What differs between a mapper of one text and one of any text.
+
+    Attributes:
+        config: The settings.
+        mapper: Where the training starts.
+        step: Takes a step with a batch.
+        evaluate: Losses of a mapper on a batch.
+        batch: This host's part of the batch of a step.
+        test: What is validated on, in the host's memory.
+        sheet: A picture of a few examples.
+        warnings: What is wrong, by the first losses and those of now.
+    """
+
+    config: MapperTrainConfig | DeltaTrainConfig
+    mapper: Mapper | DeltaMapper
+    step: Callable
+    evaluate: Callable
+    batch: Callable[[int], Any]
+    test: Any
+    sheet: Callable[[Any, Any], Image.Image]
+    warnings: Callable[[Mapping[str, float], Mapping[str, float]], list[str]]
+
+
 def main(_: Sequence[str]) -> None:
     """Trains a mapper and writes the best one to ``exp_dir``."""
     distributed.initialize(
@@ -205,24 +326,10 @@ def main(_: Sequence[str]) -> None:
     )
     with distributed.together():
         choose_defaults()
-        config = command_line.config_from_flags(MapperTrainConfig)
-        generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
-        texts = replicate(objective_flags.read_clips())
-        arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
-        # Other seeds than the other scripts use, so that these show images not trained on.
-        seeds = map(int, np.random.SeedSequence(FLAGS.seed).generate_state(2))
-        train_latents = read_latents("latents_train", "train_dataset_size", generator, next(seeds))
-        test_latents = read_latents("latents_test", "test_dataset_size", generator, next(seeds))
-        mapper = new_mapper(generator)
-        training_batch(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
-
+    training = pair_training() if FLAGS.mapper_type == "DeltaMapper" else text_training()
     directory = epath.Path(FLAGS.exp_dir).expanduser()
-    objective = (generator, texts.clips, texts.descriptions, config, arcface)
-    references = {"neutral_features": texts.neutral, "keep_features": texts.keep}
-    key = jax.random.key(FLAGS.seed)
-    train_step = make_mapper_train_step(*objective, **references, key=key)
-    evaluate = make_mapper_evaluation(*objective, **references)
-    state = init_mapper_state(mapper, config)
+    config, test = training.config, training.test
+    state = init_mapper_state(training.mapper, config)
     progress = Progress()
 
     with claim(directory, recorded_flags()), contextlib.closing(Checkpoints(directory)) as saved:
@@ -234,7 +341,7 @@ def main(_: Sequence[str]) -> None:
             measurements = Measurements(directory, resumed)
         with contextlib.closing(measurements):
             if resumed is None:
-                progress.first = validate(evaluate, state.mapper, test_latents, step=0)
+                progress.first = validate(training.evaluate, state.mapper, test, step=0)
                 measurements.scalars(0, "validation", progress.first)
                 say(f"before the first step, {describe_shares(progress.first, config)}")
             preemption = Preemption()
@@ -242,8 +349,8 @@ def main(_: Sequence[str]) -> None:
                 read = functools.partial(read_metrics, measurements, bar)
                 unread = None
                 for step in steps(resumed or 0, bar, progress):
-                    batch = training_batch(train_latents, step)
-                    state, metrics = train_step(state, batch)
+                    batch = training.batch(step)
+                    state, metrics = training.step(state, batch)
                     # Reading the previous step does not stall the device: it has finished.
                     if unread:
                         read(*unread)
@@ -257,17 +364,15 @@ def main(_: Sequence[str]) -> None:
                         read(*unread)
                         unread = None
                     if draws:
-                        sheet = functools.partial(before_after, generator, state.mapper, batch)
+                        sheet = functools.partial(training.sheet, state.mapper, batch)
                         measurements.picture(step, "train", sheet)
                     if validates:
-                        losses = validate(evaluate, state.mapper, test_latents, step)
+                        losses = validate(training.evaluate, state.mapper, test, step)
                         measurements.scalars(step, "validation", losses)
-                        sheet = functools.partial(
-                            before_after, generator, state.mapper, test_latents
-                        )
+                        sheet = functools.partial(training.sheet, state.mapper, test)
                         measurements.picture(step, "validation", sheet)
                         say(f"step {step}, validation {describe_shares(losses, config)}")
-                        for warning in training_warnings(progress.first, losses, train_latents):
+                        for warning in training.warnings(progress.first, losses):
                             say(f"warning: {warning}")
                         if progress.record(step, losses["loss"]):
                             export(state.mapper, directory / MAPPER)
@@ -283,6 +388,82 @@ def main(_: Sequence[str]) -> None:
     )
 
 
+def text_training() -> Training:
+    """Reads networks and latents, and prepares the training of a mapper of one text."""
+    with distributed.together():
+        config = command_line.config_from_flags(MapperTrainConfig)
+        generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
+        texts = replicate(objective_flags.read_clips())
+        arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
+        train_latents, test_latents = map(
+            functools.partial(in_space, generator), read_latents(generator)
+        )
+        mapper = new_mapper(generator)
+        rows_of_step(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
+    objective = (generator, texts.clips, texts.descriptions, config, arcface)
+    references = {"neutral_features": texts.neutral, "keep_features": texts.keep}
+    key = jax.random.key(FLAGS.seed)
+    return Training(
+        config=config,
+        mapper=mapper,
+        step=make_mapper_train_step(*objective, **references, key=key),
+        evaluate=make_mapper_evaluation(*objective, **references),
+        batch=lambda step: take(train_latents, host_share(rows_of_step(train_latents, step))),
+        test=test_latents,
+        sheet=functools.partial(before_after, generator),
+        warnings=functools.partial(training_warnings, latents=train_latents),
+    )
+
+
+def pair_training() -> Training:
+    """Reads networks and latents, and prepares the training of a mapper for any text."""
+    with distributed.together():
+        config = command_line.config_from_flags(DeltaTrainConfig)
+        generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
+        clip = replicate(load_clip(FLAGS.clip[0] if FLAGS.clip else None, FLAGS.dtype))
+        latents = read_latents(generator)
+        mapper = DeltaMapper(
+            DeltaMapperConfig(
+                generator.config.style_dims,
+                clip.config.embed_dim,
+                FLAGS.rgb,
+                FLAGS.preprocess,
+                FLAGS.width,
+            ),
+            rngs=nnx.Rngs(FLAGS.seed),
+        )
+        rows_of_step(latents[0], step=1)
+    train, test = (see(generator, clip, each) for each in latents)
+
+    def pairs(images: SeenStyles, rows: np.ndarray, step: int) -> Pairs:
+        partners = choose_partners(rows, len(images.features), FLAGS.pair_reach, FLAGS.seed, step)
+        return make_pairs(images, rows, partners)
+
+    def batch(step: int) -> Pairs:
+        return jax.tree.map(
+            operator.itemgetter(host_share(np.arange(FLAGS.batch_size))),
+            pairs(train, rows_of_step(train, step), step),
+        )
+
+    return Training(
+        config=config,
+        mapper=mapper,
+        step=make_delta_train_step(config, key=jax.random.key(FLAGS.seed)),
+        evaluate=make_delta_evaluation(config),
+        batch=batch,
+        test=pairs(test, np.arange(len(test.features)), 0),
+        sheet=functools.partial(pair_sheet, generator),
+        warnings=lambda _, losses: delta_training_warnings(losses),
+    )
+
+
+def see(generator: Generator, clip: CLIP, latents: Any) -> SeenStyles:
+    """Styles and CLIP's features of images, with a progress bar."""
+    size = len(jax.tree.leaves(latents)[0])
+    with progress_bar(0, size, "images that CLIP sees", "image") as bar:
+        return see_styles(generator, clip, latents, FLAGS.batch_size, FLAGS.preprocess, bar.update)
+
+
 def choose_defaults() -> None:
     """Sets flags whose defaults depend on others; raises InputError if flags contradict."""
     if "://" in FLAGS.exp_dir:
@@ -294,18 +475,13 @@ def choose_defaults() -> None:
             FLAGS.set_default(name, value)
     elif not FLAGS.clip:
         say("note: the CLIP that ships with the package only knows avatars; give --clip too")
+    choose_type_and_space()
     objective_flags.check_flags()
     command_line.refuse_random_images("latents_train", "train_dataset_size")
     command_line.refuse_random_images("latents_test", "test_dataset_size")
     if FLAGS.latents_train and FLAGS.latents_test:
         command_line.refuse_random_images("latents_train", "truncation")
     FLAGS.set_default("test_dataset_size", max(FLAGS.test_dataset_size, FLAGS.batch_size))
-    if not FLAGS.mapper_type:
-        in_stylespace = FLAGS.space == "stylespace"
-        FLAGS.mapper_type = "WithoutToRGBStyleSpaceMapper" if in_stylespace else "LevelsMapper"
-    space = MAPPER_TYPES[FLAGS.mapper_type].space
-    if space != FLAGS.space:
-        raise InputError(f"--mapper_type={FLAGS.mapper_type} needs --space={space}")
     for level in LEVELS:
         if FLAGS[f"no_{level}_mapper"].value and FLAGS.mapper_type != "LevelsMapper":
             raise InputError(f"--no_{level}_mapper needs --mapper_type=LevelsMapper")
@@ -315,25 +491,70 @@ def choose_defaults() -> None:
                 f"--id_lambda={FLAGS.id_lambda} needs --arcface, the checkpoint of a face"
                 " recognition network (python -m ckpt_convert arcface)"
             )
-        say("note: no --arcface, so no identity loss: --id_lambda=0")
+        if FLAGS.mapper_type != "DeltaMapper":
+            say("note: no --arcface, so no identity loss: --id_lambda=0")
         FLAGS.id_lambda = 0.0
 
 
-def read_latents(file_flag: str, size_flag: str, generator: Generator, seed: int) -> Any:
-    """Latents of a file or of random images, in the host's memory and in the mapper's space."""
-    path, size = FLAGS[file_flag].value, cast(int, FLAGS[size_flag].value)
-    if path:
-        latents = load_latents(path, generator)
-    else:
-        latents = sample_latents(generator, size, seed, FLAGS.truncation)
+def choose_type_and_space() -> None:
+    """Sets type and space of the mapper, and what depends on it."""
+    if not FLAGS.mapper_type:
+        in_stylespace = FLAGS.space == "stylespace"
+        FLAGS.mapper_type = "WithoutToRGBStyleSpaceMapper" if in_stylespace else "LevelsMapper"
+    for_any_text = FLAGS.mapper_type == "DeltaMapper"
+    useless = [
+        f"--{name}" for name in (TEXT_FLAGS if for_any_text else PAIR_FLAGS) if FLAGS[name].present
+    ]
+    if useless:
+        raise InputError(
+            f"{', '.join(useless)}: not for --mapper_type={FLAGS.mapper_type}, which"
+            f" {'learns from pairs of images, without a text' if for_any_text else 'learns a text'}"
+        )
+    if for_any_text:
+        if len(FLAGS.clip or ()) > 1:
+            raise InputError("--mapper_type=DeltaMapper learns from one CLIP; give one --clip")
+        if FLAGS.latents_train and FLAGS.pair_redraw < 1:
+            command_line.refuse_random_images("latents_train", "pair_redraw")
+        for name, value in (DELTA if FLAGS.generator else DELTA | DELTA_AVATARS).items():
+            FLAGS.set_default(name, value)
+    elif not FLAGS.description:
+        raise InputError(
+            "--description is missing; write --description=VALUE, several words in quotes"
+        )
+    space = TYPES[FLAGS.mapper_type].space
+    if space != FLAGS.space:
+        raise InputError(f"--mapper_type={FLAGS.mapper_type} needs --space={space}")
+
+
+def read_latents(generator: Generator) -> tuple[Any, Any]:
+    """Latents to train and to validate on, of files or of random images."""
+    # Other faces than the other scripts draw with this seed, so that those show what is new.
+    seeds = map(int, np.random.SeedSequence(FLAGS.seed).generate_state(2))
+    found = []
+    for name, seed in zip(("train", "test"), seeds, strict=True):
+        path, size = FLAGS[f"latents_{name}"].value, FLAGS[f"{name}_dataset_size"].value
+        if path:
+            latents = load_latents(path, generator)
+        else:
+            latents = sample_latents(
+                generator, cast(int, size), seed, FLAGS.truncation, FLAGS.pair_redraw
+            )
+        size = len(jax.tree.leaves(latents)[0])
+        if size < FLAGS.batch_size:
+            given = f"--latents_{name}={path} has" if path else f"--{name}_dataset_size is"
+            raise InputError(
+                f"{given} {size}, fewer than one batch (--batch_size={FLAGS.batch_size})"
+            )
+        if FLAGS.space == "w_plus" and isinstance(latents, tuple):
+            raise InputError(f"{path} has StyleSpace arrays, which need --space=stylespace")
+        found.append(latents)
+    return found[0], found[1]
+
+
+def in_space(generator: Generator, latents: Any) -> Any:
+    """Latents in the space of ``--space``, in the host's memory."""
     if FLAGS.space == "stylespace" and not isinstance(latents, tuple):
         latents = jax.jit(Generator.styles)(generator, latents)
-    if FLAGS.space == "w_plus" and isinstance(latents, tuple):
-        raise InputError(f"{path} contains StyleSpace arrays; use --space=stylespace")
-    size = len(jax.tree.leaves(latents)[0])
-    if size < FLAGS.batch_size:
-        name = f"--{file_flag}={path} has" if path else f"--{size_flag} is"
-        raise InputError(f"{name} {size}, fewer than one batch (--batch_size={FLAGS.batch_size})")
     return jax.device_get(latents)
 
 
@@ -356,13 +577,15 @@ def recorded_flags() -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in MACHINE_FLAGS}
 
 
-def progress_bar(first: int) -> tqdm:
-    """A progress bar, on one host's terminal."""
+def progress_bar(
+    first: int, total: int | None = None, title: str | None = None, unit: str = "step"
+) -> tqdm:
+    """A progress bar, of the steps unless of something else, on one host's terminal."""
     return tqdm(
-        total=FLAGS.max_steps,
+        total=total or FLAGS.max_steps,
         initial=first,
-        desc=FLAGS.description,
-        unit="step",
+        desc=title or FLAGS.description or FLAGS.mapper_type,
+        unit=unit,
         disable=None if jax.process_index() == 0 else True,
     )
 
@@ -388,45 +611,72 @@ def read_metrics(
         measurements.scalars(step, "train", metrics)
 
 
-def training_batch(latents: Any, step: int) -> Any:
-    """This host's part of the batch of a step."""
-    size = len(jax.tree.leaves(latents)[0])
-    indices = host_share(batch_indices(FLAGS.seed, step - 1, size, FLAGS.batch_size))
-    return jax.tree.map(operator.itemgetter(indices), latents)
+def rows_of_step(data: Any, step: int) -> Int[np.ndarray, " batch"]:
+    """Which rows of the training data make the global batch of a step."""
+    rows = batch_indices(FLAGS.seed, step - 1, size_of(data), FLAGS.batch_size)
+    host_share(rows)
+    return rows
 
 
-def validate(evaluate: Callable, mapper: Mapper, latents: Any, step: int) -> dict[str, float]:
-    """Mean losses over the validation latents that fill whole batches."""
-    size = len(jax.tree.leaves(latents)[0]) // FLAGS.batch_size * FLAGS.batch_size
+def take(data: Any, rows: Int[np.ndarray, " rows"] | slice) -> Any:
+    """Rows of latents or pairs."""
+    return jax.tree.map(operator.itemgetter(rows), data)
+
+
+def size_of(data: Any) -> int:
+    """How many latents or pairs there are."""
+    return len(jax.tree.leaves(data)[0])
+
+
+def validate(evaluate: Callable, mapper: Any, data: Any, step: int) -> dict[str, float]:
+    """Mean losses over the validation data that fill whole batches."""
+    size = size_of(data) // FLAGS.batch_size * FLAGS.batch_size
     batches = np.arange(size).reshape(-1, FLAGS.batch_size)
-    results = []
-    for indices in map(host_share, batches):
-        batch = jax.tree.map(operator.itemgetter(indices), latents)
-        results.append(evaluate(mapper, batch))
+    results = [evaluate(mapper, take(data, rows)) for rows in map(host_share, batches)]
     losses = as_floats(jax.tree.map(lambda *values: np.mean(values), *jax.device_get(results)))
     check_finite(step, losses)
     return losses
 
 
 def before_after(generator: Generator, mapper: Mapper, latents: Any) -> Image.Image:
-    """A sheet of the first images, before and after.
+    """A sheet of the first images, before and after."""
+    before, after = (
+        synthesize_rows(lambda part, s=s: apply_mapper(generator, mapper, part, s)[0], latents)
+        for s in (0.0, FLAGS.strength)
+    )
+    return before_after_sheet(before, after, FLAGS.description)
 
-    They are synthesized a few at a time, so that one compiled program serves all sheets of a run.
+
+def pair_sheet(generator: Generator, mapper: DeltaMapper, pairs: Pairs) -> Image.Image:
+    """A sheet of the first pairs: an image, what the mapper makes of it, and its partner."""
+
+    def edit(part: Pairs, strength: float, *, of_target: bool = False) -> Any:
+        source = part.target if of_target else part.source
+        direction = pair_directions(part)
+        return apply_delta_mapper(
+            generator, mapper, source.styles, source.features, direction, strength
+        ).images
+
+    columns = {
+        "before": functools.partial(edit, strength=0.0),
+        "edited": functools.partial(edit, strength=1.0),
+        "partner": functools.partial(edit, strength=0.0, of_target=True),
+    }
+    return sheet([synthesize_rows(f, pairs) for f in columns.values()], [*columns])
+
+
+def synthesize_rows(synthesize: Callable[[Any], Any], data: Any) -> np.ndarray:
+    """Images of the first rows.
+
+    They are synthesized a few at a time, so that one compiled program does for all of a run.
     """
     few = min(SHEET_ROWS, FLAGS.batch_size // jax.process_count())
-    rows = min(SHEET_ROWS, len(jax.tree.leaves(latents)[0])) // few * few
-
-    def images(strength: float) -> np.ndarray:
-        parts = []
-        for i in range(0, rows, few):
-            part = jax.tree.map(operator.itemgetter(slice(i, i + few)), latents)
-            parts.append(apply_mapper(generator, mapper, part, strength)[0])
-        return np.concatenate(parts)
-
-    return before_after_sheet(images(0.0), images(FLAGS.strength), FLAGS.description)
+    rows = min(SHEET_ROWS, size_of(data)) // few * few
+    parts = [synthesize(take(data, slice(i, i + few))) for i in range(0, rows, few)]
+    return np.concatenate(parts)
 
 
-def export(mapper: Mapper, path: epath.Path) -> None:
+def export(mapper: Mapper | DeltaMapper, path: epath.Path) -> None:
     """Writes the mapper and replaces an older one."""
     if jax.process_index() == 0:
         unfinished, older = (path.with_name(f"{path.name}.{x}") for x in ("unfinished", "older"))

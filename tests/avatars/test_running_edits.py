@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from avatars.attributes import LABELS, NAMES, index, observe, sample, with_value
-from avatars.running_edits import UNKNOWN, Targets, choose_targets, merge_labels
+from avatars.attributes import LABELS, NAMES, UNKNOWN, index, observe, sample, with_value
+from avatars.captions import Truth, truths
+from avatars.running_edits import Targets, choose_targets, merge_labels
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def random():
 
 def test_targets_are_about_one_attribute_and_change_nothing_else_that_they_need_not(random):
     attributes = sample(300, seed=1)
-    targets = choose_targets(attributes, random)
+    targets = choose_targets(attributes, random, 0.2)
     for i, (text, slot, value) in enumerate(
         zip(targets.texts, targets.slots, targets.values, strict=True)
     ):
@@ -24,9 +25,12 @@ def test_targets_are_about_one_attribute_and_change_nothing_else_that_they_need_
         )
     rows = np.arange(300)
     before, after = (observe(x)[rows, targets.slots] for x in (attributes, targets.wanted))
-    np.testing.assert_array_equal(
-        targets.rises, (before != targets.values) & (after == targets.values)
-    )
+    assert not targets.rises[before == targets.values].any()
+    assert not targets.rises[after != targets.values].any()
+    told = targets.truths[rows, targets.slots]
+    assert (told[rows, targets.values] == 1).all()
+    changed = (before != targets.values) & (after == targets.values)
+    np.testing.assert_array_equal(targets.rises[changed], told[rows, before][changed] != 1)
     assert 0.5 < targets.rises.mean() < 1
 
 
@@ -36,6 +40,7 @@ def sunglasses_for(attributes):
         [f"a person with {value}"] * count,
         np.full(count, NAMES.index(slot)),
         np.full(count, index(slot, value)),
+        np.repeat(truths([{slot: Truth(frozenset({value}))}]), count, axis=0),
         with_value(attributes, slot, value),
         np.ones(count, bool),
     )

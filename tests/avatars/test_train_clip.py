@@ -1,3 +1,4 @@
+import json
 import re
 from types import SimpleNamespace
 from typing import Any, cast
@@ -6,21 +7,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from avatars import train_clip
-from avatars.attributes import NAMES, index, observe, sample
-from avatars.running_edits import UNKNOWN, choose_targets
+from avatars.attributes import NAMES, observe, sample
+from avatars.captions import LANGUAGES, Truth, captions, fits, truths
 from avatars.train_clip import (
+    CARDINALITIES,
+    CONTEXT_LENGTH,
+    MAX_LOGIT_SCALE,
     RISE,
     RISE_WEIGHT,
     STILL_WEIGHT,
     Triples,
+    carried_over,
     change_elsewhere,
     contrastive_loss,
     describe_batch,
-    target_fits,
+    text_attribute_loss,
+    train_tokenizer,
     triple_loss,
 )
+from styleclip_jax.io.text import Tokenizer
+from styleclip_jax.models.clip import CLIP, CLIPConfig
 
 
 @pytest.fixture
@@ -28,38 +37,81 @@ def generator():
     return np.random.default_rng(0)
 
 
+class ShortTexts:
+    """Stands for a tokenizer with a context that some captions do not fit."""
+
+    def fits(self, text):
+        return len(text) < 60
+
+
 def test_captions_fit_their_own_pictures(generator):
-    texts, fits, _ = describe_batch(observe(sample(50, seed=0)), generator)
-    assert len(texts) == 50
-    assert (fits.diagonal() == 1).all() and 0 < fits.mean() < 1
+    labels = observe(sample(50, seed=0))
+    texts, meanings = describe_batch(labels, ShortTexts(), generator, 0.3)
+    fit = fits(truths(meanings), labels)
+    assert len(texts) == 50 and max(map(len, texts)) < 60
+    assert (fit.diagonal() == 1).all() and 0 < np.nanmean(fit) < 1
 
 
-def test_a_caption_about_what_is_unknown_of_a_picture_may_fit_or_not(generator):
-    labels = np.repeat(observe(sample(1, seed=0)), 200, axis=0)
-    glasses = NAMES.index("glasses")
-    labels[:100, glasses] = index("glasses", "sunglasses")
-    labels[100:, glasses] = UNKNOWN
-    texts, fits, _ = describe_batch(labels, generator)
-    about = [
-        re.search("(no|without|no [a-z]+) (glasses|eyewear)", text) is None
-        and re.search("sunglasses|shades|sunnies|aviators|(dark|tinted) glasses", text) is not None
-        for text in texts
+def test_the_share_of_ukrainian_captions_is_as_asked(generator):
+    labels = observe(sample(200, seed=0))
+    cyrillic = re.compile("[\u0400-\u04ff]")
+    for share in (0, 0.2, 1):
+        texts, _ = describe_batch(labels, ShortTexts(), generator, share)
+        assert np.mean([bool(cyrillic.search(x)) for x in texts]) == pytest.approx(share, abs=0.1)
+
+
+def test_a_text_means_what_it_tells_and_nothing_else():
+    told = Truth(frozenset({"glasses", "sunglasses"}), frozenset())
+    table = truths([{"glasses": told}])
+    expected = [
+        np.full((1, count), 1 / count) if name != "glasses" else np.array([[0, 0.5, 0.5]])
+        for name, count in zip(NAMES, CARDINALITIES, strict=True)
     ]
-    assert np.isnan(fits[:100, 100:])[about[:100]].all()
-    assert not any(about[100:])
-    assert (fits.diagonal() == 1).all()
+    heads = nnx.Linear(1, sum(CARDINALITIES), rngs=nnx.Rngs(0))
+    heads.kernel[...] = jnp.log(jnp.concatenate(expected, -1) + 1e-9) / MAX_LOGIT_SCALE
+    loss = text_attribute_loss(heads, jnp.ones((1, 1)), jnp.asarray(table))
+    entropies = [-np.sum(x * np.log(x + 1e-9)) for x in expected]
+    np.testing.assert_allclose(loss, np.mean(entropies), rtol=1e-4)
 
 
-def test_a_text_about_one_attribute_fits_what_shows_it(generator):
-    labels = observe(sample(50, seed=2))
-    glasses = NAMES.index("glasses")
-    labels[0, glasses] = UNKNOWN
-    targets = choose_targets(labels[:1], generator)
-    sunglasses = index("glasses", "sunglasses")
-    targets = targets._replace(slots=np.array([glasses]), values=np.array([sunglasses]))
-    (fits,) = target_fits(targets, labels)
-    assert np.isnan(fits[0])
-    np.testing.assert_array_equal(fits[1:], labels[1:, glasses] == sunglasses)
+def test_known_tokens_keep_their_embeddings_in_another_vocabulary():
+    def clip(vocab, seed):
+        config = CLIPConfig(
+            image_size=8, patch_size=8, vision_width=8, vision_layers=1, vision_heads=1,
+            text_width=8, text_layers=1, text_heads=1, embed_dim=4, context_length=4,
+            vocab_size=len(vocab),
+        )  # fmt: skip
+        return CLIP(config, rngs=nnx.Rngs(seed))
+
+    old, new = {"a": 0, "b": 1, "end": 2}, {"c": 0, "b": 1, "d": 2, "a": 3, "end": 4}
+    trained, untrained = clip(old, 1), clip(new, 2)
+    result = carried_over(trained, old, untrained, new)
+    assert result.config == untrained.config
+    np.testing.assert_array_equal(
+        result.encode_text(jnp.array([[3, 1, 4, 0]])),
+        trained.encode_text(jnp.array([[0, 1, 2, 0]])),
+    )
+    pixels = jnp.ones((1, 8, 8, 3))
+    np.testing.assert_array_equal(result.encode_image(pixels), trained.encode_image(pixels))
+    fresh = untrained.text.token_embedding.embedding[...]
+    np.testing.assert_array_equal(result.text.token_embedding.embedding[...][0], fresh[0])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    files = train_tokenizer(num_captions=6000)
+    merges = files["merges.txt"].decode().splitlines()[1:]
+    return Tokenizer(json.loads(files["vocab.json"]), merges, CONTEXT_LENGTH)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_caption_fits_the_context_and_its_tokens_are_known(tokenizer, language):
+    texts = captions(sample(3000, seed=11), np.random.default_rng(12), language)
+    tokens = tokenizer(texts)  # Raises where a text is too long.
+    end = tokens.max()
+    assert ((tokens == end).sum(1) == 1).all()  # The end also stands for what is unknown.
+    lengths, words = (tokens != 0).sum(1), np.array([len(text.split()) for text in texts])
+    assert (lengths / (words + 2)).mean() < {"en": 1.5, "uk": 2.0}[language]
 
 
 def test_a_caption_that_fits_no_picture_is_only_a_wrong_answer():

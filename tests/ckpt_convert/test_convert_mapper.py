@@ -6,6 +6,7 @@ import torch
 
 from ckpt_convert import formats, mapper, mapping
 from styleclip_jax.errors import InputError
+from styleclip_jax.models import DeltaMapperConfig, GeneratorConfig
 from styleclip_jax.models.mapper import MAPPER_TYPES, MapperConfig
 
 OFFICIAL_STYLE_DIMS = (512,) * 15 + (256,) * 3 + (128,) * 3 + (64,) * 3 + (32,) * 2
@@ -107,6 +108,49 @@ def test_every_key_of_the_official_mappers_has_its_place(name, manifest):
     assert set(mapping.apply_table(source, table, mapper.IGNORED, shapes)) == set(shapes)
 
 
+def delta_tensors(width=4, fine=14, embed_dim=3):
+    """DeltaEdit's mapper of a small generator; by default one of 128 pixels."""
+    tensors = {}
+    for group, features in {"coarse": width, "medium": width, "fine": fine}.items():
+        for name, inputs in {"sm": features, "cm": 2 * embed_dim, "fm": 2 * features}.items():
+            for i in range(4):
+                key = f"{name}_{group}.mapping.{i if name == 'fm' else i + 1}"
+                tensors[f"{key}.weight"] = torch.randn(features, features if i else inputs)
+                tensors[f"{key}.bias"] = torch.randn(features)
+    return tensors
+
+
+def test_a_mapper_of_deltaedit_is_converted(tmp_path):
+    tensors = delta_tensors()
+    torch.save(tensors, tmp_path / "net_face.pth")
+    model = mapper.convert(formats.read(tmp_path / "net_face.pth")).model
+    generator = GeneratorConfig(128, channel_base=256, channel_max=4)
+    assert model.config == DeltaMapperConfig(generator.style_dims, embed_dim=3)
+    assert_same_layers(model.fine.condition, tensors, "cm_fine")
+    for i, layer in enumerate(model.coarse.fusion.layers):
+        np.testing.assert_array_equal(layer.kernel[...], tensors[f"fm_coarse.mapping.{i}.weight"].T)
+
+
+@pytest.mark.parametrize(("resolution", "fine"), [(256, 2176), (512, 2368), (1024, 2464)])
+def test_the_generator_of_a_deltaedit_mapper_is_known_by_its_fine_styles(source, resolution, fine):
+    shapes = {
+        "sm_coarse.mapping.1.weight": (512, 512),
+        "sm_fine.mapping.1.weight": (fine, fine),
+        "cm_coarse.mapping.1.weight": (512, 1024),
+    }
+    zero = np.zeros((), np.float32)
+    found = source({key: np.broadcast_to(zero, shape) for key, shape in shapes.items()})
+    config = mapper.infer_delta_config(found)
+    assert config.style_dims == GeneratorConfig(resolution).style_dims
+    assert config.embed_dim == 512
+
+
+def test_a_deltaedit_mapper_of_no_stylegan2_is_refused(tmp_path):
+    torch.save(delta_tensors(fine=15), tmp_path / "net.pth")
+    with pytest.raises(InputError, match=r"fine group has 15 styles .* such as 2464"):
+        mapper.convert(formats.read(tmp_path / "net.pth"))
+
+
 def test_options_that_do_not_fit_the_weights_are_refused(tmp_path):
     tensors = networks("course_mapping", "fine_mapping")
     with pytest.raises(InputError, match=r"8 keys missing.*medium_mapping"):
@@ -133,5 +177,5 @@ def test_a_mapper_of_no_channels_is_refused(tmp_path):
 
 
 def test_other_files_are_refused(source):
-    with pytest.raises(InputError, match="not a StyleCLIP mapper"):
+    with pytest.raises(InputError, match="not a StyleCLIP or DeltaEdit mapper"):
         mapper.convert(source({"g_ema.style.1.weight": np.zeros(1)}))

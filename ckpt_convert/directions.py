@@ -1,0 +1,88 @@
+"""Published directions: ``fs3.npy``, and the standard deviations in ``S_mean_std``.
+
+Sources: ``global_directions/SingleChannel.py`` and ``GetCode.py`` of orpatashnik/StyleCLIP.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from ckpt_convert.formats import SourceFile
+from ckpt_convert.mapping import Conversion, describe
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import fingerprint
+from styleclip_jax.methods.relevance import build_directions, channel_statistics
+from styleclip_jax.models import DirectionsConfig, Generator, GeneratorConfig
+from styleclip_jax.models.directions import channel_widths, conv_entries
+
+_NO_SCALES = (
+    "there are no scales; directions.py will measure them at every start, which takes some seconds."
+    " Convert again with --generator to store them"
+)
+
+
+def convert(
+    source: SourceFile, scales: SourceFile | None = None, generator: Generator | None = None
+) -> Conversion:
+    """Makes directions of an ``fs3.npy``.
+
+    Args:
+        source: The relevance (channels, embed_dim) of the convolutions' style channels, from the
+            first layer on; later layers may be missing.
+        scales: ``S_mean_std``, made by the official ``GetCode.py``.
+        generator: The generator that they are for, whose scales are measured where ``scales`` are
+            not given. None: one of the official widths of 1024 pixels.
+
+    Raises:
+        InputError: The file holds something else, or the channels are not those of whole layers.
+    """
+    relevance = source.tensors.get("")
+    if relevance is None or relevance.ndim != 2 or relevance.dtype.kind != "f":
+        raise InputError(
+            f"{source.name}: expected an array (channels, features), but {describe(source)}"
+        )
+    if not np.isfinite(relevance).all():
+        raise InputError(f"{source.name}: there are NaN or infinite values")
+    model = generator.config if generator else GeneratorConfig()
+    widths = _whole_layers(source.name, len(relevance), channel_widths(model, "stylespace"))
+    config = DirectionsConfig(
+        widths, relevance.shape[1], generator=fingerprint(generator) if generator else None
+    )
+    if scales is not None:
+        stds = _read_scales(scales, conv_entries(model.style_dims)[: len(widths)], widths)
+    elif generator is not None:
+        stds = channel_statistics(generator, config).std
+    else:
+        stds = None
+    directions = build_directions(config, relevance.astype(np.float32), stds)
+    return Conversion(directions, notes=() if stds is not None else (_NO_SCALES,))
+
+
+def _whole_layers(name: str, channels: int, widths: Sequence[int]) -> tuple[int, ...]:
+    ends = [*itertools.accumulate(widths)]
+    if channels not in ends:
+        raise InputError(
+            f"{name} has {channels} channels, which are not those of whole layers of the generator:"
+            f" expected one of {', '.join(map(str, ends))}; give its checkpoint with --generator"
+        )
+    return tuple(widths[: ends.index(channels) + 1])
+
+
+def _read_scales(
+    source: SourceFile, entries: Sequence[int], widths: Sequence[int]
+) -> Float[np.ndarray, " channels"]:
+    # [means, standard deviations], each with an array for every StyleSpace entry.
+    layers = [source.tensors.get(f"1.{i}") for i in entries]
+    for i, layer, width in zip(entries, layers, widths, strict=True):
+        if (
+            layer is None
+            or layer.shape != (width,)
+            or not (np.isfinite(layer) & (layer >= 0)).all()
+        ):
+            raise InputError(
+                f"{source.name}: expected S_mean_std, with {width} standard deviations of layer"
+                f" {i}, but {describe(source)}"
+            )
+    return np.concatenate([layer for layer in layers if layer is not None]).astype(np.float32)

@@ -1,0 +1,9 @@
+"""Edits images with any text at once, by a direction in StyleSpace. ``--help`` explains it.
+
+The code is in ``styleclip_jax/scripts/directions.py``.
+"""
+
+from styleclip_jax.scripts.directions import start
+
+if __name__ == "__main__":
+    start()

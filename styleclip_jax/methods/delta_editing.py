@@ -1,0 +1,110 @@
+"""Editing with a mapper for any text (DeltaEdit, arXiv 2303.06285, section 3.4)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.latents import Latents
+from styleclip_jax.losses import image_features
+from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.delta_mapper import DeltaMapper
+from styleclip_jax.models.directions import Directions
+from styleclip_jax.models.stylegan2 import Generator, StyleSpace
+
+# The official one.
+THRESHOLD = 0.03
+
+
+class DeltaEdit(NamedTuple):
+    """Edited images.
+
+    Attributes:
+        images: (B, R, R, 3) in about [-1, 1].
+        styles: Their StyleSpace coordinates.
+    """
+
+    images: Float[Array, "batch resolution resolution 3"]
+    styles: StyleSpace
+
+
+@jax.jit
+def edit_with_delta_mapper(
+    generator: Generator,
+    mapper: DeltaMapper,
+    clip: CLIP,
+    latents: Latents,
+    dt: Float[Array, " embed"],
+    strength: float | Float[Array, ""] = 1.0,
+    *,
+    directions: Directions | None = None,
+    threshold: float | Float[Array, ""] = THRESHOLD,
+) -> DeltaEdit:
+    """Edits images with a mapper for any text; compiled once for all texts and strengths.
+
+    CLIP sees the images before, so that an edit synthesizes twice. Differentiable in latents,
+    ``dt`` and strength.
+
+    Args:
+        generator: The generator that the mapper was trained with.
+        mapper: The mapper.
+        clip: The CLIP that the mapper was trained with.
+        latents: W+ (B, L, w_dim) or StyleSpace.
+        dt: Direction of a text, from :func:`styleclip_jax.text_direction`.
+        strength: Factor of the mapper's residual; negative values edit the other way round.
+        directions: Where given, channels that have little to do with the text stay as they are, and
+            with them those of which the directions know nothing.
+        threshold: How much they need to have to do with it. The official code compares 0.03 with
+            products of the difference of the texts' features before it has unit length.
+
+    Raises:
+        InputError: The models and the latents do not fit each other.
+    """
+    if isinstance(latents, list):
+        latents = tuple(latents)
+    styles = latents if isinstance(latents, tuple) else generator.styles(latents)
+    features = image_features(clip, generator.synthesize(styles), mapper.config.preprocess)
+    if dt.shape != features.shape[1:]:
+        raise InputError(f"dt has shape {dt.shape}, this CLIP needs {features.shape[1:]}")
+    residual = mapper(styles, features, jnp.broadcast_to(dt, features.shape))
+    if directions is not None:
+        residual = jax.tree.map(
+            jnp.multiply, residual, _relevant(generator, directions, dt, threshold)
+        )
+    return _edit(generator, styles, residual, strength)
+
+
+def _relevant(
+    generator: Generator, directions: Directions, dt: Array, threshold: float | Array
+) -> tuple[Float[Array, "1 _"], ...]:
+    """1 at the channels that have to do with a text, 0 at the others."""
+    if directions.config.space != "stylespace":
+        raise InputError(
+            f"the directions are of {directions.config.space}, a mapper for any text needs those of"
+            " style channels: make_directions.py --space=stylespace"
+        )
+    directions.check_generator(generator)
+    products = jnp.matmul(directions.relevance[...], dt, precision=jax.lax.Precision.HIGHEST)
+    return directions.style_change(generator, (jnp.abs(products) >= threshold).astype(dt.dtype))
+
+
+@jax.jit
+def apply_delta_mapper(
+    generator: Generator,
+    mapper: DeltaMapper,
+    styles: StyleSpace,
+    features: Float[Array, "batch embed"],
+    direction: Float[Array, "batch embed"],
+    strength: float | Float[Array, ""] = 1.0,
+) -> DeltaEdit:
+    """Edits images whose features are known, each in a direction of its own."""
+    return _edit(generator, styles, mapper(styles, features, direction), strength)
+
+
+def _edit(
+    generator: Generator, styles: StyleSpace, residual: StyleSpace, strength: float | Array
+) -> DeltaEdit:
+    edited = jax.tree.map(lambda s, r: s + strength * r, styles, residual)
+    return DeltaEdit(generator.synthesize(edited), edited)

@@ -1,0 +1,228 @@
+"""Training a mapper for any text on pairs of images, on every device of every host.
+
+DeltaEdit (Lyu et al., arXiv 2303.06285, section 3.2); the official files are ``scripts/train.py``
+and ``datasets/train_dataset.py``. No text takes part: the mapper learns which change of styles
+goes with the direction from one image's CLIP features to another's.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.latents import Latents
+from styleclip_jax.losses import Preprocess, image_features
+from styleclip_jax.methods.mapper_training import (
+    MapperState,
+    Metrics,
+    pmapped_evaluation,
+    pmapped_train_step,
+)
+from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.delta_mapper import DeltaMapper
+from styleclip_jax.models.stylegan2 import Generator
+from styleclip_jax.sharding import DEVICES, host_share, replicate, shard
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaTrainConfig:
+    """Settings of the training; the defaults are the official ones.
+
+    Attributes:
+        optimizer: ``"adam"`` or ``"ranger"``.
+        learning_rate: Its step size.
+        l2_lambda: Weight of the mean squared error of the predicted change of styles.
+        cosine_lambda: Weight of 1 - cosine of the predicted and the true change.
+        direction_noise: Length of a random vector that is added to the direction of an image pair,
+            before it gets unit length again. Directions of texts are never quite those of images;
+            noise teaches the mapper to see through the difference. The official code has none.
+    """
+
+    optimizer: Literal["ranger", "adam"] = "adam"
+    learning_rate: float = 0.5
+    l2_lambda: float = 1.0
+    cosine_lambda: float = 1.0
+    direction_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("ranger", "adam"):
+            raise InputError(f"optimizer is {self.optimizer!r}, expected ranger or adam")
+        for field in ("learning_rate", "l2_lambda", "cosine_lambda", "direction_noise"):
+            if not getattr(self, field) >= 0:
+                raise InputError(f"{field} is {getattr(self, field)}, expected at least 0")
+
+
+class SeenStyles(NamedTuple):
+    """Images, as the training needs them.
+
+    Attributes:
+        styles: StyleSpace coordinates.
+        features: CLIP's features of the images, of unit length.
+    """
+
+    styles: tuple[Float[Array | np.ndarray, "images _"], ...]
+    features: Float[Array | np.ndarray, "images embed"]
+
+
+class Pairs(NamedTuple):
+    """A batch of pairs of images: from the one to the other."""
+
+    source: SeenStyles
+    target: SeenStyles
+
+
+def see_styles(
+    generator: Generator,
+    clip: CLIP,
+    latents: Latents,
+    batch_size: int,
+    preprocess: Preprocess = "styleclip",
+    on_batch: Callable[[int], object] = lambda _: None,
+) -> SeenStyles:
+    """Synthesizes images on all devices of all hosts, and encodes them with CLIP.
+
+    Args:
+        generator: Synthesizes the images.
+        clip: Sees them.
+        latents: W+ or StyleSpace, the same on all hosts.
+        batch_size: Images at a time, over all devices.
+        preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
+        on_batch: Called with the number of new images after every batch.
+
+    Returns:
+        All images, in the host's memory on every host.
+
+    Raises:
+        InputError: The batch does not divide by the devices.
+    """
+
+    @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, 0), out_axes=None)
+    def see(models: tuple[Generator, CLIP], batch: Any):
+        generator, clip = models
+        rows, latents = batch
+        styles = latents if isinstance(latents, tuple) else generator.styles(latents)
+        seen = SeenStyles(styles, image_features(clip, generator.synthesize(styles), preprocess))
+        # With their rows, because devices need not be in the order of the hosts.
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, DEVICES, tiled=True), (rows, seen))
+
+    models, latents = replicate((generator, clip)), jax.device_get(latents)
+    size = len(jax.tree.leaves(latents)[0])
+    empty = functools.partial(np.empty, dtype=np.float32)
+    found = SeenStyles(
+        tuple(empty((size, width)) for width in generator.config.style_dims),
+        empty((size, clip.config.embed_dim)),
+    )
+    for start in range(0, size, batch_size):
+        # The last image fills the last batch.
+        rows = host_share(np.minimum(np.arange(start, start + batch_size), size - 1))
+        batch = jax.tree.map(lambda x, rows=rows: x[rows], latents)
+        rows, seen = jax.device_get(see(models, shard((rows, batch))))
+        for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(seen), strict=True):
+            whole[rows] = part
+        on_batch(min(batch_size, size - start))
+    return found
+
+
+def choose_partners(
+    rows: Int[np.ndarray, " batch"], size: int, reach: int, seed: int, step: int
+) -> Int[np.ndarray, " batch"]:
+    """With which images those of a batch make pairs; a pure function of its arguments.
+
+    Args:
+        rows: The images of the global batch.
+        size: How many images there are.
+        reach: A partner is at most so many rows away, and never the image itself; 0: any other
+            image, as in the official code.
+        seed: Chooses the partners.
+        step: The training step, which chooses others each time.
+    """
+    rng = np.random.default_rng((seed, step, 1))
+    furthest = min(reach or size - 1, size - 1)
+    offsets = rng.integers(1, furthest + 1, len(rows)) * rng.choice([-1, 1], len(rows))
+    return (rows + offsets) % size
+
+
+def make_pairs(
+    images: SeenStyles, rows: Int[np.ndarray, " batch"], partners: Int[np.ndarray, " batch"]
+) -> Pairs:
+    """Pairs of images by their rows."""
+    source, target = (jax.tree.map(lambda x, i=i: x[i], images) for i in (rows, partners))
+    return Pairs(source, target)
+
+
+def pair_directions(pairs: Pairs) -> Float[Array, "batch embed"]:
+    """Directions from images to their partners in CLIP's space, of unit length."""
+    return _unit(jnp.asarray(pairs.target.features) - jnp.asarray(pairs.source.features))
+
+
+def make_delta_train_step(
+    config: DeltaTrainConfig, *, key: PRNGKeyArray | None = None
+) -> Callable[[MapperState, Pairs], tuple[MapperState, Metrics]]:
+    """A training step that is ``jax.pmap``ped over all devices of all hosts.
+
+    Args:
+        config: The settings.
+        key: Decides the noise of the directions; None: ``jax.random.key(0)``.
+
+    Returns:
+        ``step(state, pairs) -> (state, metrics)``. ``pairs`` is this host's share of the global
+        batch; ``state``, of :func:`styleclip_jax.init_mapper_state`, is donated. ``metrics`` are
+        means over the global batch: ``loss`` and, unweighted, ``l2_loss`` and ``cosine_loss``, with
+        ``gradient_norm`` and ``parameter_norm``. The step raises InputError where the batch does
+        not divide by the devices or does not fit the mapper.
+    """
+    key = jax.random.key(0) if key is None else key
+    implementation = jax.random.key_impl(key)
+
+    def loss(mapper: Any, words: UInt32[Array, " words"], pairs: Pairs, step: Array) -> Any:
+        key = jax.random.wrap_key_data(words, impl=implementation)
+        key = jax.random.fold_in(jax.random.fold_in(key, step), jax.lax.axis_index(DEVICES))
+        return _loss(mapper, pairs, config, key)
+
+    # As plain numbers, which JAX takes as they are on several hosts.
+    return pmapped_train_step(loss, replicate(jax.random.key_data(key)), config)
+
+
+def make_delta_evaluation(config: DeltaTrainConfig) -> Callable[[Any, Pairs], Metrics]:
+    """The losses of a mapper without training and without noise, on all devices."""
+
+    def loss(mapper: Any, _: None, pairs: Pairs) -> Any:
+        return _loss(mapper, pairs, dataclasses.replace(config, direction_noise=0.0), None)
+
+    return pmapped_evaluation(loss, None)
+
+
+def _loss(
+    mapper: DeltaMapper, pairs: Pairs, config: DeltaTrainConfig, key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], Metrics]:
+    """Means over the images of a device; all channels that the mapper changes count alike."""
+    source, target = pairs
+    direction = pair_directions(pairs)
+    if config.direction_noise:
+        assert key is not None
+        noise = _unit(jax.random.normal(key, direction.shape))
+        direction = _unit(direction + config.direction_noise * noise)
+    styles, features = jax.tree.map(jnp.asarray, tuple(source))
+    residuals = mapper(styles, features, direction)
+    # Official files know no other styles than those that the mapper changes.
+    residual, change = (
+        jnp.concatenate([of_entry[i] for i in mapper.config.changed], axis=-1)
+        for of_entry in (residuals, jax.tree.map(jnp.subtract, target.styles, styles))
+    )
+    l2 = jnp.mean(jnp.square(residual - change))
+    # torch.nn.CosineSimilarity.
+    lengths = jnp.linalg.norm(residual, axis=-1) * jnp.linalg.norm(change, axis=-1)
+    cosine = jnp.mean(1 - jnp.sum(residual * change, axis=-1) / jnp.maximum(lengths, 1e-8))
+    loss = config.l2_lambda * l2 + config.cosine_lambda * cosine
+    return loss, {"loss": loss, "l2_loss": l2, "cosine_loss": cosine}
+
+
+def _unit(x: Float[Array, "batch embed"]) -> Float[Array, "batch embed"]:
+    """Rows of unit length; those of hardly any length stay short, as in the official code."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-5)

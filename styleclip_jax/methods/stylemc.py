@@ -1,0 +1,154 @@
+"""A change of style channels learned for one text, in minutes and without preprocessing.
+
+StyleMC (Kocasari et al., WACV 2022, arXiv 2112.08493): one change for all images, by gradient
+descent on the mean loss over random images, which CLIP sees at a low resolution. For generators
+that have no directions.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.losses import (
+    Preprocess,
+    clip_pixels,
+    identity_features,
+    identity_loss,
+    similarity_loss,
+)
+from styleclip_jax.models.arcface import ArcFace
+from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.stylegan2 import Generator, StyleSpace
+
+# (1, C_i) for every StyleSpace entry.
+StyleChange = tuple[Float[Array, "1 _"], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StyleMCConfig:
+    """Settings of :func:`learn_style_change`.
+
+    Attributes:
+        steps: Number of gradient steps.
+        learning_rate: Length of a step, in StyleSpace.
+        batch_size: Random images of a step, others in every step.
+        id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
+        guide_resolution: What CLIP and ArcFace see; None: full resolution.
+        preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
+        seed: Chooses the images.
+    """
+
+    steps: int = 50
+    learning_rate: float = 0.2
+    batch_size: int = 8
+    id_lambda: float = 0.0
+    guide_resolution: int | None = 256
+    preprocess: Preprocess = "clip"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.preprocess not in ("styleclip", "clip", "bicubic"):
+            raise InputError(
+                f"preprocess is {self.preprocess!r}, expected styleclip, clip or bicubic"
+            )
+
+
+def learn_style_change(
+    generator: Generator,
+    clip: CLIP,
+    text_features: Float[Array, "1 embed"],
+    config: StyleMCConfig,
+    arcface: ArcFace | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> StyleChange:
+    """Learns the change of the convolutions' styles that makes images fit a text.
+
+    A channel whose gradient's sign is not the same in all images of a step stays as it is in this
+    step.
+
+    Args:
+        generator: The generator.
+        clip: The CLIP.
+        text_features: Of the text, from ``clip.encode_text``.
+        config: Settings.
+        arcface: For the identity loss.
+        on_step: Called with the number of steps taken and the mean loss before the last one.
+
+    Returns:
+        The change, for :func:`apply_style_change`; zero in ToRGB layers.
+
+    Raises:
+        InputError: The identity has a weight, and there is no ArcFace.
+    """
+    if config.id_lambda and arcface is None:
+        raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace")
+    change = tuple(jnp.zeros((1, width)) for width in generator.config.style_dims)
+    count = config.steps * config.batch_size
+    latents = sample_latents(generator, count, config.seed)
+    for i in range(config.steps):
+        batch = latents[i * config.batch_size : (i + 1) * config.batch_size]
+        change, loss = _step(generator, clip, arcface, batch, text_features, change, config=config)
+        if on_step:
+            on_step(i + 1, float(loss))
+    return change
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _step(generator, clip, arcface, latents, text_features, change, *, config):
+    styles = generator.styles(latents)
+    weight = config.id_lambda
+
+    def losses(changes: StyleSpace) -> Array:
+        edited = jax.tree.map(jnp.add, styles, changes)
+        images = generator.synthesize(edited, config.guide_resolution)
+        pixels = clip_pixels(images, clip.config.image_size, config.preprocess)
+        loss = similarity_loss(clip.encode_image(pixels), text_features)
+        if weight:
+            originals = generator.synthesize(styles, config.guide_resolution)
+            identities = (identity_features(arcface, x) for x in (images, originals))
+            loss += weight * identity_loss(*identities)
+        return loss
+
+    # The gradient of every image: changes of different images do not meet.
+    changes = jax.tree.map(lambda s, c: jnp.broadcast_to(c, s.shape), styles, change)
+    loss, pullback = jax.vjp(losses, changes)
+    (gradients,) = pullback(jnp.ones_like(loss))
+    mean = tuple(
+        jnp.zeros((1, g.shape[1])) if i % 3 == 1 else _agreed_mean(g)
+        for i, g in enumerate(gradients)
+    )
+    length = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in mean))
+    scale = config.learning_rate / jnp.where(length == 0, 1.0, length)
+    return jax.tree.map(lambda c, g: c - scale * g, change, mean), loss.mean()
+
+
+def _agreed_mean(gradients: Float[Array, "batch channels"]) -> Float[Array, "1 channels"]:
+    signs = jnp.sign(gradients)
+    agreed = jnp.all(signs == signs[:1], axis=0, keepdims=True)
+    return jnp.where(agreed, gradients.mean(axis=0, keepdims=True), 0.0)
+
+
+@jax.jit
+def apply_style_change(
+    generator: Generator,
+    latents: Latents,
+    change: StyleChange,
+    strength: float | Float[Array, ""] = 1.0,
+) -> tuple[Float[Array, "batch resolution resolution 3"], StyleSpace]:
+    """Edits images with a change of their styles.
+
+    Returns:
+        The images in about [-1, 1], and their styles.
+    """
+    styles = latents if isinstance(latents, tuple) else generator.styles(latents)
+    styles = jax.tree.map(lambda s, d: s + strength * d, styles, change)
+    return generator.synthesize(styles), styles

@@ -1,0 +1,191 @@
+"""One mapper for any text: DeltaEdit (Lyu et al., CVPR 2023, arXiv 2303.06285, section 3.3).
+
+From an image's styles and CLIP features and a direction between CLIP features it predicts the
+change of the styles. It is trained on pairs of images, without any text; at use, the direction
+between two texts takes the place of the direction between two images.
+
+The styles form three groups, those of the layers at 4 and 8 pixels (coarse), at 16 and 32 (medium),
+and the rest (fine). The styles of ToRGB layers stay as they are, as in the official
+``delta_mapper.py``, unless the configuration says otherwise.
+
+Parameter tree; every ``Network`` is as in ``models/mapper.py``::
+
+    coarse, medium, fine
+        style: Network       (official: sm_coarse.mapping.1 to .4, and so on)
+        condition: Network   (official: cm_coarse.mapping.1 to .4)
+        fusion: Network      (official: fm_coarse.mapping.0 to .3, without a pixel norm)
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.models.directions import conv_entries
+from styleclip_jax.models.mapper import MAX_LAYERS, Network, check_styles
+from styleclip_jax.models.stylegan2 import StyleSpace
+
+# Entries of StyleSpace.
+DELTA_GROUPS = {"coarse": slice(0, 5), "medium": slice(5, 11), "fine": slice(11, None)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaMapperConfig:
+    """Architecture of a :class:`DeltaMapper`; the defaults are the official ones.
+
+    Attributes:
+        style_dims: Lengths of all StyleSpace entries, ToRGB included.
+        embed_dim: Length of CLIP's features.
+        rgb: Whether the styles of ToRGB layers are changed too; where these decide colours, as in
+            the avatars, nothing else can.
+        width: Features of the hidden layers; None: as many as a group's output has.
+        depth: Linear layers of each network.
+        lr_multiplier: Factor of the networks' equalized learning rate.
+    """
+
+    style_dims: Sequence[int]
+    embed_dim: int = 512
+    rgb: bool = False
+    preprocess: Literal["styleclip", "clip", "bicubic"] = "styleclip"
+    width: int | None = None
+    depth: int = 4
+    lr_multiplier: float = 0.01
+
+    def __post_init__(self) -> None:
+        # JSON knows no tuples, and the configuration has to stay hashable.
+        object.__setattr__(self, "style_dims", tuple(self.style_dims))
+        for name in ("embed_dim", "depth", "width"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name} is {size}, expected at least 1")
+        if max(self.depth, len(self.style_dims)) > MAX_LAYERS:
+            raise ValueError(
+                f"depth is {self.depth} and there are {len(self.style_dims)} style_dims, expected"
+                f" at most {MAX_LAYERS} each"
+            )
+        if min(self.style_dims, default=0) < 1:
+            raise ValueError(f"style_dims are {self.style_dims}, expected at least 1 each")
+        if self.preprocess not in ("styleclip", "clip", "bicubic"):
+            raise ValueError(
+                f"preprocess is {self.preprocess!r}, expected styleclip, clip or bicubic"
+            )
+        if not 0 < self.lr_multiplier < math.inf:
+            raise ValueError(f"lr_multiplier is {self.lr_multiplier}, expected a positive number")
+
+    @property
+    def changed(self) -> tuple[int, ...]:
+        """Positions of the StyleSpace entries that the mapper changes."""
+        convs = conv_entries(self.style_dims)
+        return tuple(range(len(self.style_dims))) if self.rgb else convs
+
+    def group(self, name: str) -> tuple[int, ...]:
+        """Those of one group."""
+        members = range(len(self.style_dims))[DELTA_GROUPS[name]]
+        return tuple(i for i in self.changed if i in members)
+
+
+class DeltaGroup(nnx.Module):
+    """The networks of one group.
+
+    Layers of one width share their networks, as the official coarse and medium groups do; layers of
+    different widths are concatenated, as in the official fine group.
+    """
+
+    def __init__(self, dims: Sequence[int], config: DeltaMapperConfig, *, rngs: nnx.Rngs):
+        self.dims = tuple(dims)
+        self.shared = len(set(self.dims)) == 1
+        features = self.dims[0] if self.shared else sum(self.dims)
+        width = config.width or features
+
+        def network(inputs: int, outputs: int, *, normalize: bool = True) -> Network:
+            return Network(
+                [inputs, *[width] * (config.depth - 1), outputs],
+                lr_multiplier=config.lr_multiplier,
+                normalize=normalize,
+                rngs=rngs,
+            )
+
+        self.style = network(features, width)
+        self.condition = network(2 * config.embed_dim, width)
+        self.fusion = network(2 * width, features, normalize=False)
+
+    def __call__(self, styles: StyleSpace, condition: Float[Array, "batch inputs"]) -> StyleSpace:
+        if self.shared:
+            # (batch, layers, channels): the pixel norm is over the layers.
+            hidden = self.style(jnp.stack(styles, axis=1))
+        else:
+            hidden = self.style(jnp.concatenate(styles, axis=-1))
+        condition = self.condition(condition)
+        if self.shared:
+            condition = jnp.broadcast_to(condition[:, None], hidden.shape)
+        residual = self.fusion(jnp.concatenate([hidden, condition], axis=-1))
+        if self.shared:
+            return tuple(residual[:, i] for i in range(len(self.dims)))
+        ends = [sum(self.dims[: i + 1]) for i in range(len(self.dims) - 1)]
+        return tuple(jnp.split(residual, ends, axis=-1))
+
+
+class DeltaMapper(nnx.Module):
+    """Predicts the change of the styles that goes with a direction in CLIP's space.
+
+    Args:
+        config: The architecture.
+        rngs: Source of the initial weights.
+        dtype: Taken because every network has it; a mapper is small and computes in float32.
+    """
+
+    space: ClassVar[str] = "stylespace"
+
+    def __init__(
+        self, config: DeltaMapperConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ):
+        del dtype
+        self.config = config
+
+        def group(name: str) -> DeltaGroup | None:
+            dims = [config.style_dims[i] for i in config.group(name)]
+            return DeltaGroup(dims, config, rngs=rngs) if dims else None
+
+        self.coarse = group("coarse")
+        self.medium = group("medium")
+        self.fine = group("fine")
+
+    def __call__(
+        self,
+        styles: StyleSpace,
+        features: Float[Array, "batch embed_dim"],
+        direction: Float[Array, "batch embed_dim"],
+    ) -> StyleSpace:
+        """Returns the residual, to be added to ``styles``; it is zero at entries left alone.
+
+        Args:
+            styles: Of the images.
+            features: Their CLIP features, of unit length.
+            direction: Where these should go, of unit length.
+
+        Raises:
+            InputError: The styles or the features are not of the mapper's shape.
+        """
+        check_styles(styles, self.config.style_dims)
+        for name, x in {"features": features, "direction": direction}.items():
+            expected = (len(styles[0]), self.config.embed_dim)
+            if x.shape != expected:
+                raise InputError(
+                    f"{name} has shape {x.shape}, this mapper needs {expected}; use the CLIP that"
+                    " it was trained with"
+                )
+        condition = jnp.concatenate([features, direction], axis=-1)
+        residuals = [jnp.zeros_like(style) for style in styles]
+        for name in DELTA_GROUPS:
+            group, entries = getattr(self, name), self.config.group(name)
+            if group is not None:
+                changes = group(tuple(styles[i] for i in entries), condition)
+                for i, change in zip(entries, changes, strict=True):
+                    residuals[i] = change
+        return tuple(residuals)

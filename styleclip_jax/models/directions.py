@@ -1,0 +1,119 @@
+"""What CLIP sees of a generator's style channels: the basis of text directions.
+
+Patashnik et al., arXiv 2103.17249, section 6. The *relevance* of a channel is the unit vector, in
+CLIP's space, along which images move when the channel grows. The product with a text's direction
+says how much the channel should change.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.models.mapper import MAX_LAYERS
+from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
+from styleclip_jax.models.variables import Buffer
+
+Space = Literal["stylespace", "w"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectionsConfig:
+    """What :class:`Directions` belong to.
+
+    Attributes:
+        widths: Widths of the styles of the generator's convolutions, from the first one on; later
+            ones may be left out. Of ``space="w"``: the width of w alone.
+        embed_dim: Width of CLIP's space.
+        space: ``"stylespace"``: a channel is an entry of a convolution's style, as in the paper;
+            the styles of ToRGB layers and of convolutions left out are never changed. ``"w"``: a
+            channel is an entry of w, the same in all layers.
+        scaled: Whether the channels' standard deviations are known; see :class:`Directions`.
+        generator: Fingerprint of the generator; None: unknown, as in published files.
+        clip: Fingerprint of the CLIP, likewise.
+    """
+
+    widths: Sequence[int]
+    embed_dim: int
+    space: Space = "stylespace"
+    scaled: bool = True
+    generator: str | None = None
+    clip: str | None = None
+
+    def __post_init__(self) -> None:
+        # JSON knows no tuples, and the configuration has to stay hashable.
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not 1 <= len(self.widths) <= MAX_LAYERS or min(self.widths) < 1:
+            raise ValueError(f"widths are {self.widths}, expected those of a generator's styles")
+        if self.embed_dim < 1:
+            raise ValueError(f"embed_dim is {self.embed_dim}, expected at least 1")
+        if self.space not in ("stylespace", "w"):
+            raise ValueError(f"space is {self.space!r}, expected stylespace or w")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return sum(self.widths)
+
+
+def channel_widths(config: GeneratorConfig, space: Space) -> tuple[int, ...]:
+    """All widths of a generator, as :class:`DirectionsConfig` has them."""
+    if space == "w":
+        return (config.w_dim,)
+    return tuple(config.style_dims[i] for i in conv_entries(config.style_dims))
+
+
+def conv_entries(style_dims: Sequence[int]) -> tuple[int, ...]:
+    """Positions of the convolutions' styles in StyleSpace; the others are the ToRGB layers'."""
+    return tuple(i for i in range(len(style_dims)) if i % 3 != 1)
+
+
+class Directions(nnx.Module):
+    """Relevance and scale of a generator's channels for a CLIP.
+
+    Args:
+        config: The generator's and CLIP's widths.
+        rngs: Taken because every network has it.
+        dtype: Likewise; the arrays are small and stay float32.
+
+    Attributes:
+        relevance: (channels, embed_dim), rows of unit length, or of zeros where a channel changes
+            nothing that CLIP sees.
+        scales: (channels,), standard deviations over random images; None where a published file
+            does not have them. :func:`styleclip_jax.with_scales` measures them.
+    """
+
+    def __init__(self, config: DirectionsConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        del dtype, rngs
+        self.config = config
+        self.relevance = Buffer(jnp.zeros((config.channels, config.embed_dim)))
+        self.scales = Buffer(jnp.ones((config.channels,))) if config.scaled else None
+
+    def check_generator(self, generator: Generator) -> None:
+        """Raises InputError unless a generator has the shape that the directions are for."""
+        widths = channel_widths(generator.config, self.config.space)
+        if widths[: len(self.config.widths)] != self.config.widths:
+            raise InputError(
+                f"the directions are for a generator with {self.config.space} widths"
+                f" {list(self.config.widths)}, this one has {list(widths)}"
+            )
+
+    def style_change(
+        self, generator: Generator, change: Float[Array, " channels"]
+    ) -> tuple[Float[Array, "1 _"], ...]:
+        """The change of StyleSpace coordinates that a change of the channels makes."""
+        if self.config.space == "w":
+            w = jnp.broadcast_to(change, (1, generator.num_layers, len(change)))
+            moved, still = generator.styles(w), generator.styles(jnp.zeros_like(w))
+            return jax.tree.map(jnp.subtract, moved, still)
+        dims, widths = generator.config.style_dims, self.config.widths
+        parts = jnp.split(change[None], np.cumsum(widths)[:-1], axis=1)
+        convs = dict(zip(conv_entries(dims), parts, strict=False))
+        return tuple(convs.get(i, jnp.zeros((1, width))) for i, width in enumerate(dims))

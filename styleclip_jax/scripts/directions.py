@@ -1,0 +1,316 @@
+r"""Edits images with any text at once, by a direction in StyleSpace.
+
+Needs no training for a text: what the generator's style channels do was measured once, by
+make_directions.py. Results go to a new directory: a sheet of all images before and after, every
+image, the latents and metrics.json.
+
+Examples:
+  python directions.py --description="a person with sunglasses" --num_images=8
+  python directions.py --description="a person with purple hair" --strength=-4 --strength=4 \
+      --threshold=0.15
+  python directions.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
+      --directions=checkpoints/ffhq-directions \
+      --description="a face with purple hair" --image=me.jpg --paste_back
+  python directions.py --generator=checkpoints/cars --clip=checkpoints/vit-b-32 --method=stylemc \
+      --description="a sports car" --neutral="a car"
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from tqdm import tqdm
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_directions, load_generator
+from styleclip_jax.io.latents import load_latents
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
+from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
+from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.methods.directions import (
+    AVATARS_DIRECTIONS,
+    DirectionDefaults,
+    automatic_threshold,
+    channel_weights,
+    check_fingerprints,
+    edit_with_direction,
+    text_direction,
+)
+from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
+from styleclip_jax.methods.relevance import with_scales
+from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
+from styleclip_jax.models import CLIP, Generator
+from styleclip_jax.runs import command_line, photos
+from styleclip_jax.runs.objective_flags import NEUTRAL
+from styleclip_jax.runs.results import run_directory, write_metrics
+from styleclip_jax.runs.strip import Edit, first_batch, print_strip, write_strip
+
+FLAGS = flags.FLAGS
+STYLEMC: Any = StyleMCConfig()
+DEFAULTS = DirectionDefaults()
+
+# What differs for the small generator that comes with the package; flags that are given prevail.
+AVATARS: dict[str, Any] = {
+    "strength": [AVATARS_DIRECTIONS.strength],
+    "threshold": AVATARS_DIRECTIONS.threshold,
+    "neutral": AVATARS_NEUTRAL,
+}
+AVATARS_STYLEMC: dict[str, Any] = {"guide_resolution": 64, "preprocess": "styleclip"}
+
+flags.DEFINE_multi_string(
+    "description",
+    None,
+    "What the images should show, such as 'a person with sunglasses'. Repeat the flag to add up the"
+    " changes of several texts.",
+    required=True,
+)
+flags.DEFINE_string("neutral", NEUTRAL, "What all images show, before and after.")
+flags.DEFINE_multi_float(
+    "strength",
+    [DEFAULTS.strength],
+    "How much to edit, from -10 to 10; negative values edit the other way round. Repeat the flag"
+    " for a strip of images from the lowest to the highest.",
+)
+flags.register_validator(
+    "strength",
+    lambda strengths: all(map(math.isfinite, strengths)),
+    message="--strength must be a finite number.",
+)
+flags.DEFINE_float(
+    "threshold",
+    None,
+    "How much a style channel has to do with the text to be changed, usually 0.08 to 0.3: larger"
+    " values change less else in the image. Default: by --min_channels.",
+    lower_bound=0,
+)
+flags.DEFINE_integer(
+    "min_channels",
+    DEFAULTS.min_channels,
+    "Without --threshold: the largest threshold of 0.10 to 0.29 that keeps more channels than this."
+    " 20 suits faces, 100 other images.",
+    lower_bound=0,
+)
+flags.DEFINE_bool(
+    "templates",
+    None,
+    f"Average the features of every text over {len(IMAGENET_TEMPLATES)} sentences such as 'a photo"
+    " of a ...'. Default: for every CLIP but the one that comes with the package.",
+)
+flags.DEFINE_enum(
+    "method",
+    "relevance",
+    ["relevance", "stylemc"],
+    "relevance: from what --directions know of the channels. stylemc: learn the change of every"
+    " text from random images, in minutes; needs no --directions, and changes at strength 1 what"
+    " was learned.",
+)
+flags.DEFINE_integer(
+    "steps", STYLEMC.steps, "With --method=stylemc: number of gradient steps.", lower_bound=1
+)
+flags.DEFINE_float(
+    "learning_rate", STYLEMC.learning_rate, "With --method=stylemc: length of a step in StyleSpace."
+)
+flags.DEFINE_integer(
+    "batch_size",
+    STYLEMC.batch_size,
+    "With --method=stylemc: random images of a step.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "id_lambda",
+    STYLEMC.id_lambda,
+    "With --method=stylemc: how much the person's identity is held; needs --arcface.",
+)
+flags.DEFINE_integer(
+    "guide_resolution",
+    STYLEMC.guide_resolution,
+    "With --method=stylemc: the resolution of the images that CLIP sees, at most the generator's.",
+)
+flags.DEFINE_enum(
+    "preprocess",
+    STYLEMC.preprocess,
+    ["styleclip", "clip", "bicubic"],
+    "With --method=stylemc: what CLIP sees; see make_directions.py.",
+)
+flags.DEFINE_string(
+    "arcface", None, "With --id_lambda: checkpoint directory of a face recognition network."
+)
+flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
+
+flags.DEFINE_string(
+    "generator",
+    None,
+    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
+    f" come with the package, with {command_line.describe_flags(AVATARS)}.",
+)
+flags.DEFINE_string(
+    "clip",
+    None,
+    "Checkpoint directory of a CLIP. Default: one that knows avatars and nothing else.",
+)
+flags.DEFINE_string(
+    "directions",
+    None,
+    "What the generator's style channels do in the eyes of the CLIP: a directory that"
+    " make_directions.py or python -m ckpt_convert directions wrote. Default: the avatars'.",
+)
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+)
+
+photos.define_flags()
+photos.define_edit_flags()
+flags.DEFINE_string(
+    "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
+)
+flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Another seed gives other random images.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
+flags.DEFINE_float(
+    "truncation",
+    0.7,
+    "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
+    lower_bound=0,
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Applies the texts with every strength to all images, and writes the results."""
+    check_flags()
+    generator = load_generator(photos.generator_path(), FLAGS.dtype)
+    clip, tokenizer = load_clip(FLAGS.clip, FLAGS.dtype), load_tokenizer(FLAGS.clip)
+    templates = IMAGENET_TEMPLATES if use_templates() else ()
+    make_edit = learned_edit if FLAGS.method == "stylemc" else relevance_edit
+    edit, described = make_edit(generator, clip, tokenizer, templates)
+    with run_directory(FLAGS.results_dir) as directory:
+        given, latents, metrics = photos.photos_to_edit(generator, directory)
+        if latents is None and FLAGS.latents:
+            latents = load_latents(FLAGS.latents, generator)
+        elif latents is None:
+            latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+
+        begun = time.perf_counter()
+        jax.block_until_ready(edit(first_batch(latents), 0.0))
+        metrics |= described | {"compile_seconds": time.perf_counter() - begun}
+        columns = {"original": given.originals, "aligned": given.aligned} if given else {}
+        metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength, columns)
+        if given and FLAGS.paste_back:
+            for strength in FLAGS.strength:
+                place = directory / f"strength_{strength}"
+                photos.paste_faces(place / "photos", given.faces, place, directory / "before")
+        write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
+    print_strip(directory, latents, metrics["strengths"])
+    photos.exit_if_some_failed(given)
+
+
+def relevance_edit(
+    generator: Generator, clip: CLIP, tokenizer: Tokenizer, templates: Sequence[str]
+) -> tuple[Edit, dict[str, Any]]:
+    """The edit that the texts ask for, by the channels' relevance, and what to record of it."""
+    directions = load_directions(FLAGS.directions)
+    # Tuning changes a generator hardly, and its channels do what they did.
+    tuned = photos.generator_path() != FLAGS.generator
+    check_fingerprints(directions, load_generator(FLAGS.generator) if tuned else generator, clip)
+    if directions.scales is None:
+        print("note: measuring the channels' scales, which these directions lack", file=sys.stderr)
+        directions = with_scales(directions, generator)
+    dt = jnp.stack(
+        [
+            text_direction(clip, tokenizer, text, FLAGS.neutral, templates)
+            for text in FLAGS.description
+        ]
+    )
+    threshold = FLAGS.threshold
+    if threshold is None:
+        threshold = float(automatic_threshold(directions, dt, FLAGS.min_channels))
+
+    def edit(latents: Latents, strength: float) -> Any:
+        edited = edit_with_direction(generator, directions, latents, dt, strength, threshold)
+        return edited.images, edited.styles
+
+    channels = directions.config.channels
+    changed = int(jnp.count_nonzero(channel_weights(directions, dt, threshold)))
+    print(f"{changed} of {channels} channels change (--threshold={threshold:.2f})")
+    return edit, {"threshold": threshold, "channels": channels, "changed_channels": changed}
+
+
+def learned_edit(
+    generator: Generator, clip: CLIP, tokenizer: Tokenizer, templates: Sequence[str]
+) -> tuple[Edit, dict[str, Any]]:
+    """The edit that is learned from the texts, and what to record of it."""
+    config = command_line.config_from_flags(StyleMCConfig)
+    arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
+    changes = []
+    for text in FLAGS.description:
+        features = encode_texts(clip, tokenizer, [text], templates)
+        with tqdm(total=config.steps, desc=text, unit="step", disable=None) as bar:
+
+            def report(step: int, loss: float, bar: tqdm = bar) -> None:
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{loss:.3f}")
+
+            changes.append(
+                learn_style_change(generator, clip, features, config, arcface, on_step=report)
+            )
+    change = jax.tree.map(lambda *parts: sum(parts), *changes)
+
+    def edit(latents: Latents, strength: float) -> Any:
+        return apply_style_change(generator, latents, change, strength)
+
+    return edit, {}
+
+
+def check_flags() -> None:
+    """Sets the avatars' defaults; raises InputError where flags contradict each other."""
+    photos.check_flags()
+    for name in ("image", "inversion", "latents"):
+        command_line.refuse_random_images(name, "num_images", "seed", "truncation")
+    if FLAGS["min_channels"].present and FLAGS.threshold is not None:
+        raise InputError("--min_channels has no effect with --threshold; leave one of them out")
+    for_stylemc = (*(f.name for f in dataclasses.fields(STYLEMC) if f.name != "seed"), "arcface")
+    unused = ("directions", "threshold", "min_channels")
+    if FLAGS.method == "relevance":
+        unused = for_stylemc
+    if given := [f"--{name}" for name in unused if FLAGS[name].present]:
+        raise InputError(f"{given[0]} has no effect with --method={FLAGS.method}; leave it out")
+    if FLAGS.arcface and not FLAGS.id_lambda:
+        raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.1")
+    if FLAGS.method == "relevance" and not FLAGS.directions and (FLAGS.generator or FLAGS.clip):
+        raise InputError(
+            "the directions that come with the package are for its generator and CLIP; give"
+            " --directions too, which make_directions.py writes, or take --method=stylemc"
+        )
+    if FLAGS.method == "stylemc":
+        FLAGS.set_default("strength", [1.0])
+        for name, value in ({} if FLAGS.generator else AVATARS_STYLEMC).items():
+            FLAGS.set_default(name, value)
+        return
+    if not FLAGS.generator:
+        for name, value in AVATARS.items():
+            if name != "threshold" or not FLAGS["min_channels"].present:
+                FLAGS.set_default(name, value)
+
+
+def use_templates() -> bool:
+    """Whether texts are averaged over templates."""
+    return bool(FLAGS.clip) if FLAGS.templates is None else FLAGS.templates
+
+
+def start() -> NoReturn:
+    """Runs the script; the command ``styleclip-directions``."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    start()

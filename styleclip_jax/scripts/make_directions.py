@@ -1,0 +1,191 @@
+r"""Measures what a generator's style channels do in the eyes of a CLIP, for directions.py.
+
+Once for every generator and CLIP. A run that was stopped goes on from where it was when the same
+line is started again. --method=jacobian is many times faster than the published way,
+--method=differences, and looks at small changes only.
+
+Examples:
+  python make_directions.py --directions=my-avatars --generator=runs/gan --clip=runs/clip \
+      --preprocess=styleclip
+  python make_directions.py --directions=checkpoints/ffhq-directions --generator=checkpoints/ffhq \
+      --clip=checkpoints/vit-b-32 --method=jacobian --guide_resolution=256
+"""
+
+import dataclasses
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from absl import flags
+from etils import epath
+from tqdm import tqdm
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import load_clip, load_generator, save_model, to_path
+from styleclip_jax.methods.relevance import (
+    Progress,
+    RelevanceConfig,
+    build_directions,
+    channel_statistics,
+    directions_config,
+    num_items,
+    relevance_steps,
+    unit_rows,
+)
+from styleclip_jax.models.directions import DirectionsConfig
+from styleclip_jax.runs import command_line
+
+FLAGS = flags.FLAGS
+DEFAULTS = RelevanceConfig()
+SECONDS_BETWEEN_SAVES = 60.0
+
+# What differs for the small generator that comes with the package; flags that are given prevail.
+AVATARS: dict[str, Any] = {
+    "space": "w",
+    "range": 2.0,
+    "num_images": 48,
+    "preprocess": "styleclip",
+    "guide_resolution": 64,
+}
+
+flags.DEFINE_string("directions", None, "New directory for the result.", required=True)
+flags.DEFINE_string(
+    "generator",
+    None,
+    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
+    f" come with the package, with {command_line.describe_flags(AVATARS)}.",
+)
+flags.DEFINE_string(
+    "clip", None, "Checkpoint directory of a CLIP. Default: the one that knows avatars."
+)
+flags.DEFINE_enum(
+    "method",
+    DEFAULTS.method,
+    ["differences", "jacobian"],
+    "differences: synthesize every image with every channel at both ends of its range, as"
+    " published. jacobian: differentiate CLIP's features of every image.",
+)
+flags.DEFINE_enum(
+    "space",
+    DEFAULTS.space,
+    ["stylespace", "w"],
+    "The channels: the entries of the convolutions' styles, as published, or those of w, which are"
+    " fewer and change all layers.",
+)
+flags.DEFINE_integer(
+    "num_images", DEFAULTS.num_images, "Over how many random images to average.", lower_bound=1
+)
+flags.DEFINE_float(
+    "range",
+    DEFAULTS.range,
+    "With --method=differences: how many standard deviations the ends are from the mean.",
+)
+flags.DEFINE_enum(
+    "preprocess",
+    DEFAULTS.preprocess,
+    ["styleclip", "clip", "bicubic"],
+    "What CLIP sees: bicubic, as CLIP's own preprocessing; clip, resized by areas; styleclip,"
+    " resized by areas and not normalized.",
+)
+flags.DEFINE_integer(
+    "guide_resolution",
+    DEFAULTS.guide_resolution,
+    "Let CLIP see the image at this lower resolution, for example 256, which is faster; channels of"
+    " layers with a higher one are left out.",
+)
+flags.DEFINE_integer(
+    "batch_size",
+    16,
+    "How many images, or products with the Jacobian, each device computes at a time.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Measures, with a progress bar, and writes the directions."""
+    if not FLAGS.generator:
+        for name, value in AVATARS.items():
+            FLAGS.set_default(name, value)
+    config = command_line.config_from_flags(RelevanceConfig)
+    path = to_path(FLAGS.directions)
+    if path.exists():
+        raise InputError(f"{path} already exists; choose another directory or remove it first")
+    generator = load_generator(FLAGS.generator, FLAGS.dtype)
+    clip = load_clip(FLAGS.clip, FLAGS.dtype)
+    described = directions_config(generator, clip, config)
+    channels = channel_statistics(generator, described)
+
+    progress_path = path.parent / f"{path.name}.progress.npz"
+    settings = describe(config, described)
+    progress = read_progress(progress_path, settings)
+    saved = time.monotonic()
+    steps = relevance_steps(generator, clip, config, channels, progress, FLAGS.batch_size)
+    total = num_items(described.channels, config)
+    try:
+        with tqdm(total=total, initial=progress.done, unit="item", disable=None) as bar:
+            for progress in steps:
+                bar.update(progress.done - bar.n)
+                if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
+                    write_progress(progress_path, progress, settings)
+                    saved = time.monotonic()
+    except KeyboardInterrupt:
+        write_progress(progress_path, progress, settings)
+        raise
+    save_model(path, build_directions(described, unit_rows(progress.total), channels.std))
+    progress_path.unlink(missing_ok=True)
+    print(f"wrote {path}: {described.channels} channels")
+
+
+def describe(config: RelevanceConfig, described: DirectionsConfig) -> str:
+    """All that decides the result."""
+    return json.dumps([dataclasses.asdict(config), dataclasses.asdict(described), FLAGS.dtype])
+
+
+def read_progress(path: epath.Path, settings: str) -> Progress:
+    """What an earlier run with the same settings did, or nothing.
+
+    Raises:
+        InputError: The file is damaged, or of other settings.
+    """
+    config = DirectionsConfig(**json.loads(settings)[1])
+    if not path.exists():
+        return Progress(0, np.zeros((config.channels, config.embed_dim), np.float32))
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            same = str(file["settings"]) == settings
+            progress = Progress(int(file["done"]), file["total"])
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        raise InputError(f"{path} is damaged; remove it to begin anew") from None
+    if not same:
+        raise InputError(
+            f"{path} is what a run with other models or flags has done; repeat its flags to go on,"
+            " or remove it to begin anew"
+        )
+    return progress
+
+
+def write_progress(path: epath.Path, progress: Progress, settings: str) -> None:
+    """Writes what is done, completely or not at all."""
+    content = io.BytesIO()
+    np.savez(content, done=progress.done, total=progress.total, settings=settings)
+    unfinished = path.parent / f".{path.name}.{os.getpid()}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_bytes(content.getvalue())
+    unfinished.replace(path)
+
+
+def start() -> NoReturn:
+    """Runs the script; the command ``styleclip-make-directions``."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.latents import synthesize
+from styleclip_jax.losses import image_features
+from styleclip_jax.methods.delta_editing import apply_delta_mapper, edit_with_delta_mapper
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, Directions, DirectionsConfig
+
+
+@pytest.fixture(scope="module")
+def mapper(generator, clip):
+    config = DeltaMapperConfig(generator.config.style_dims, clip.config.embed_dim, width=8)
+    return DeltaMapper(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def dt(clip):
+    direction = np.random.default_rng(5).normal(size=clip.config.embed_dim)
+    return jnp.asarray(direction / np.linalg.norm(direction), jnp.float32)
+
+
+@pytest.fixture
+def directions(generator, clip):
+    """The first channel of every second row has to do with nothing."""
+    dims = generator.config.style_dims
+    widths = [dim for i, dim in enumerate(dims) if i % 3 != 1]
+    directions = Directions(DirectionsConfig(widths, clip.config.embed_dim), rngs=nnx.Rngs(0))
+    relevance = np.random.default_rng(6).normal(size=directions.relevance.shape)
+    relevance /= np.linalg.norm(relevance, axis=-1, keepdims=True)
+    directions.relevance[...] = jnp.asarray(relevance, jnp.float32)
+    return directions
+
+
+def test_an_edit_adds_the_residual_for_the_images_features(
+    generator, mapper, clip, w_plus, styles, dt
+):
+    edit = edit_with_delta_mapper(generator, mapper, clip, w_plus, dt, 2.0)
+    features = jax.jit(image_features)(clip, jax.jit(synthesize)(generator, styles))
+    residual = mapper(styles, features, jnp.broadcast_to(dt, features.shape))
+    for edited, style, change in zip(edit.styles, styles, residual, strict=True):
+        np.testing.assert_allclose(edited, style + 2 * change, rtol=1e-3, atol=1e-4)
+    images = jax.jit(synthesize)(generator, edit.styles)
+    np.testing.assert_allclose(edit.images, images, rtol=1e-3, atol=1e-4)
+    same = apply_delta_mapper(
+        generator, mapper, styles, features, jnp.broadcast_to(dt, features.shape), 2.0
+    )
+    np.testing.assert_allclose(same.images, edit.images, rtol=1e-3, atol=1e-3)
+
+
+def test_strength_zero_is_the_image_itself(generator, mapper, clip, styles, dt):
+    edit = edit_with_delta_mapper(generator, mapper, clip, styles, dt, 0.0)
+    jax.tree.map(np.testing.assert_array_equal, edit.styles, styles)
+
+
+def test_channels_that_have_nothing_to_do_with_the_text_stay(
+    generator, mapper, clip, styles, dt, directions
+):
+    products = np.abs(np.asarray(directions.relevance[...] @ dt))
+    threshold = float(np.median(products))
+    edit = edit_with_delta_mapper(
+        generator, mapper, clip, styles, dt, directions=directions, threshold=threshold
+    )
+    moved = [np.any(a != b, axis=0) for a, b in zip(edit.styles, styles, strict=True)]
+    convs = np.concatenate([m for i, m in enumerate(moved) if i % 3 != 1])
+    np.testing.assert_array_equal(convs, products >= threshold)
+
+
+def test_directions_of_w_are_refused(generator, mapper, clip, styles, dt):
+    config = DirectionsConfig((generator.config.w_dim,), clip.config.embed_dim, space="w")
+    directions = Directions(config, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="needs those of style channels"):
+        edit_with_delta_mapper(generator, mapper, clip, styles, dt, directions=directions)
+
+
+def test_a_direction_of_another_clip_is_refused(generator, mapper, clip, styles, dt):
+    with pytest.raises(InputError, match=r"dt has shape \(3,\), this CLIP needs \(16,\)"):
+        edit_with_delta_mapper(generator, mapper, clip, styles, dt[:3])
+
+
+def test_a_mapper_for_any_text_is_not_applied_without_one(generator, mapper, styles):
+    with pytest.raises(InputError, match="needs the direction of a text"):
+        apply_mapper(generator, mapper, styles)

@@ -1,0 +1,58 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.latents import sample_latents
+from styleclip_jax.losses import clip_pixels, similarity_loss
+from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
+
+CONFIG = StyleMCConfig(steps=1, batch_size=3, guide_resolution=16, learning_rate=0.5)
+TEXT = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16)), jnp.float32)
+
+
+def test_a_step_follows_the_gradients_on_whose_sign_all_images_agree(generator, clip):
+    change = learn_style_change(generator, clip, TEXT, CONFIG)
+    styles = generator.styles(sample_latents(generator, 3, CONFIG.seed))
+
+    @jax.jit
+    @jax.grad
+    def gradient(styles):
+        pixels = clip_pixels(generator.synthesize(styles, 16), clip.config.image_size, "clip")
+        return similarity_loss(clip.encode_image(pixels), TEXT).sum()
+
+    expected = []
+    for i, g in enumerate(np.asarray(x) for x in gradient(styles)):
+        agreed = (np.sign(g) == np.sign(g[:1])).all(axis=0) & (i % 3 != 1)
+        expected.append(np.where(agreed, g.mean(axis=0), 0))
+    expected = -np.concatenate(expected)
+    moved = np.concatenate([np.asarray(c[0]) for c in change])
+    np.testing.assert_allclose(moved, 0.5 * expected / np.linalg.norm(expected), atol=1e-3)
+    assert 0 < np.count_nonzero(moved) < np.count_nonzero(np.concatenate(styles, axis=1)[0])
+
+
+def test_steps_lower_the_loss(generator, clip):
+    losses = []
+    config = dataclasses.replace(CONFIG, steps=8, learning_rate=0.3)
+    learn_style_change(generator, clip, TEXT, config, on_step=lambda _, loss: losses.append(loss))
+    assert len(losses) == 8 and np.mean(losses[4:]) < losses[0]
+
+
+def test_a_change_is_added_with_its_strength(generator, w_plus, styles):
+    change = jax.tree.map(lambda s: s[:1], styles)
+    images, edited = apply_style_change(generator, w_plus, change, -0.5)
+    jax.tree.map(
+        lambda e, s, c: np.testing.assert_allclose(e, s - 0.5 * c, atol=1e-5),
+        edited,
+        styles,
+        change,
+    )
+    np.testing.assert_allclose(images, generator.synthesize(edited), rtol=1e-4, atol=1e-4)
+
+
+def test_the_identity_needs_an_arcface(generator, clip):
+    with pytest.raises(InputError, match=r"id_lambda is 0\.1"):
+        learn_style_change(generator, clip, TEXT, dataclasses.replace(CONFIG, id_lambda=0.1))
