@@ -450,7 +450,7 @@ def test_the_learning_rate_ramps_up_and_down_as_officially():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"space": "w"}, "space is 'w', expected w_plus or stylespace"),
+        ({"space": "z"}, "space is 'z', expected w_plus or w or stylespace"),
         ({"mode": "draw"}, "mode is 'draw'"),
         ({"preprocess": "none"}, "preprocess is 'none'"),
         ({"steps": 0}, "steps is 0, expected a number of at least 1"),
