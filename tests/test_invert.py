@@ -1,12 +1,14 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
 from styleclip_jax.io.checkpoints import load_generator, save_model
+from styleclip_jax.io.images import read_image
 from styleclip_jax.models import E4E, LPIPS, E4EConfig, LevelsMapper, LPIPSConfig, MapperConfig
 from styleclip_jax.runs import photos
 
@@ -73,7 +75,7 @@ def test_photos_are_inverted_and_the_one_that_cannot_be_read_is_named(run, pictu
     results = tmp_path / "results"
     assert np.load(results / "latents.npy").shape == (2, 8, 16)
     for name in ("aligned/000.png", "reconstructed/001.png"):
-        assert Image.open(results / name).size == (32, 32)
+        assert read_image(results / name).shape == (32, 32, 3)
     images = measured(results)
     assert [image["file"] for image in images] == ["000.png", "001.png"]
     assert images[0]["photo"].endswith("a.png")
@@ -120,10 +122,10 @@ def test_a_tuned_generator_is_used_by_the_edits_that_follow(
     edits = {"inversion": inversion, "results_dir": tmp_path / "edited"}
     outcome = run("apply_mapper.py", f"--mapper={checkpoints / 'mapper'}", **edits)
     assert outcome.code == 0, outcome.err
-    latents = np.load(inversion / "latents.npy")
-    before = np.asarray(Image.open(tmp_path / "edited/before/000.png"), np.float32)
+    latents = jnp.asarray(np.load(inversion / "latents.npy"))
+    before = read_image(tmp_path / "edited/before/000.png")
     expected = np.clip(np.asarray(tuned(latents[:1]))[0], -1, 1)
-    np.testing.assert_allclose(before, (expected + 1) * 127.5, atol=0.6)
+    np.testing.assert_allclose(before, expected, atol=0.6 / 127.5)
 
 
 def test_an_edit_of_a_photo_shows_all_stages(run, pictures, clip_path, tmp_path):
@@ -158,7 +160,8 @@ def test_an_edited_face_is_pasted_back(run, checkpoints, tmp_path, monkeypatch):
     )
     assert outcome.code == 0, outcome.err
     (pasted,) = (tmp_path / "results/strength_5.0/photos").iterdir()
-    result = np.asarray(Image.open(pasted))
+    with Image.open(pasted) as photo:
+        result = np.asarray(photo)
     assert result.shape == pixels.shape
     np.testing.assert_array_equal(result[:10], pixels[:10])
     assert (result[65, 65] != pixels[65, 65]).any()
