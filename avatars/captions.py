@@ -32,7 +32,7 @@ from avatars.attributes import LABELS, NAMES, SLOTS, UNKNOWN, observe
 T = TypeVar("T")
 
 LANGUAGES = ("en", "uk")
-MAX_WORDS = 26  # Of a caption, punctuation marks included.
+MAX_WORDS = 22  # Of a caption, punctuation marks included.
 KINDS = ("adjectives", "people", "nouns", "worn", "clauses", "sentences")
 # What a colour can be told together with.
 CARRIERS = {"hair_color": ("hair", "facial_hair"), "clothes_color": ("clothes", "headwear")}
