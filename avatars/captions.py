@@ -32,7 +32,7 @@ from avatars.attributes import LABELS, NAMES, SLOTS, UNKNOWN, observe
 T = TypeVar("T")
 
 LANGUAGES = ("en", "uk")
-MAX_WORDS = 26  # Of a caption, punctuation marks included.
+MAX_WORDS = 22  # Of a caption, punctuation marks included.
 KINDS = ("adjectives", "people", "nouns", "worn", "clauses", "sentences")
 # What a colour can be told together with.
 CARRIERS = {"hair_color": ("hair", "facial_hair"), "clothes_color": ("clothes", "headwear")}
@@ -120,18 +120,19 @@ def _phrases(contents: dict[str, Any], slot: str, value: str) -> dict[str, list[
     phrases = {}
     for kind in KINDS:
         own = [Phrase(text, Truth(only)) for table in tables for text in table.get(kind, ())]
-        typical, shared, common = [], [], False
+        common, typical, shared = [], [], []
         for group in groups:
             values, texts = frozenset(group["values"]), group.get(kind, ())
             if group.get("typical") == value:
-                common |= group.get("common", False)
-                typical += [Phrase(text, Truth(only, values - only)) for text in texts]
+                found = [Phrase(text, Truth(only, values - only)) for text in texts]
+                (common if group.get("common") else typical).extend(found)
             elif "typical" not in group and value in values:
                 shared += [Phrase(text, Truth(values)) for text in texts]
-        pairs = itertools.zip_longest(*((typical, own) if common else (own, typical)))
-        turns = [phrase for pair in pairs for phrase in pair if phrase]
-        if turns + shared:
-            phrases[kind] = turns + shared
+        # Both begin with what is common.
+        turns = [x for pair in itertools.zip_longest(own, typical) for x in pair if x]
+        found = common + turns + shared
+        if found:
+            phrases[kind] = found
     return phrases
 
 
@@ -445,11 +446,11 @@ def prompts(slot: str, value: str) -> list[str]:
         kind: [fill(phrase.text, [word] if word else []) for phrase in phrases for word in words]
         for kind, phrases in language.phrases[slot][value].items()
     }
-    worn = texts.get("worn", [])
+    worn, adjectives = texts.get("worn", []), texts.get("adjectives", [])
     found = [
         *(f"a person with {noun}" for noun in (worn or texts.get("nouns", []))[:2]),
         *(f"a person wearing {noun}" for noun in worn[:1]),
-        *(f"a {adjective} person" for adjective in texts.get("adjectives", [])[:1]),
-        *(f"a person {clause}" for clause in texts.get("clauses", [])[:2]),
+        *(f"a {adjective} person" for adjective in adjectives[:1]),
+        *(f"a person {clause}" for clause in texts.get("clauses", [])[: 0 if adjectives else 2]),
     ]
     return [_readable(text, "they / them / their") for text in found]
