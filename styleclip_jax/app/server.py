@@ -1,0 +1,139 @@
+"""The web server: the page, its health, and how it stops."""
+
+import contextlib
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import fastapi
+import gradio as gr
+import uvicorn
+
+from styleclip_jax.app import page, pictures
+from styleclip_jax.app.engine import Engine
+
+# No request leaves this host: fonts are the system's.
+_FONTS = ["system-ui", "sans-serif"]
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self'"
+    " 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self'"
+    " data:; connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none';"
+    " base-uri 'self'"
+)
+
+
+class Work:
+    """The edits that run; once the service is about to stop, no new ones are admitted."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._closing = False
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Counts an edit while it runs.
+
+        Raises:
+            RuntimeError: The service is about to stop.
+        """
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the service is about to stop")
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @property
+    def running(self) -> int:
+        """How many edits run."""
+        return self._running
+
+    def close(self, seconds: float) -> bool:
+        """Admits no more edits, and waits for those that run.
+
+        Returns:
+            Whether all of them ended in time.
+        """
+        with self._changed:
+            self._closing = True
+            return self._changed.wait_for(lambda: not self._running, seconds)
+
+
+def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fastapi.FastAPI:
+    """The application: the page at ``/``, and ``/health``.
+
+    Args:
+        engine: Computes.
+        work: Counts the edits.
+        max_waiting: Requests that may wait; further ones get an error at once.
+        options: Further arguments of ``gradio.mount_gradio_app``, such as ``auth``.
+    """
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    started = time.time()
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return {"status": "ok", "seconds": round(time.time() - started), "edits": work.running}
+
+    @app.middleware("http")
+    async def secure(request: fastapi.Request, call_next: Any) -> fastapi.Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "same-origin"
+        return response
+
+    blocks = page.build_page(engine, work)
+    blocks.queue(max_size=max_waiting, api_open=False)
+    theme = gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"])
+    return gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        theme=theme,
+        css=page.CSS + pictures.CSS,
+        head=pictures.HEAD,
+        max_file_size=engine.limits.upload_bytes,
+        ssr_mode=False,
+        footer_links=[],
+        show_error=True,
+        **options,
+    )
+
+
+def serve(app: fastapi.FastAPI, work: Work, host: str, port: int, grace_seconds: float) -> None:
+    """Serves until SIGTERM or Ctrl-C, then lets the running edits finish.
+
+    Args:
+        app: From :func:`make_app`.
+        work: The same one.
+        host: The address to listen on.
+        port: Likewise.
+        grace_seconds: How long the running edits may take.
+    """
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(config)
+    # uvicorn's own handlers would close the connections at once.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+
+    def stop(*_: Any) -> None:
+        def wait() -> None:
+            work.close(grace_seconds)
+            server.should_exit = True
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    with tempfile.TemporaryDirectory(prefix="styleclip-"):
+        server.run()
