@@ -43,6 +43,7 @@ SAMPLES = 512
 FILM = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 _CACHED_TEXTS = 256
+_ANY_TEXT = "a person with a hat"
 # Seconds between pictures of a running optimization, and until nobody seems to look at them.
 _FRAME_EVERY, _ABANDONED = 0.4, 20.0
 
@@ -138,19 +139,19 @@ class Engine:
         self._directions = Cache(self._direction)
 
     def warm_up(self) -> None:
-        """Compiles everything that a user would have to wait for."""
+        """Compiles what the first edit needs."""
+        self.instant(self.random_face(0), Instant(_ANY_TEXT, self.neutral))
+
+    def warm_up_rest(self) -> None:
+        """Compiles what a user may ask for later; in the background, while the page is open."""
         face = self.random_face(0)
-        self.instant(face, Instant(self.neutral + "!", self.neutral))
         for name in self.mappers:
             self.mapped(face, Mapped(name))
+        recipe = Optimized(_ANY_TEXT, self.neutral, steps=self.config.steps)
+        # One step is enough.
+        next(self.optimize(face, recipe))
         for size in SIZES[1:]:
             self._synthesize(self.generator, np.repeat(face.latents, size, axis=0))
-
-    def warm_up_optimization(self) -> None:
-        """Compiles the step of an optimization, for the default number of steps."""
-        recipe = Optimized(self.neutral + "!", self.neutral, steps=self.config.steps)
-        # One step is enough.
-        next(self.optimize(self.random_face(0), recipe))
 
     def random_face(self, seed: int) -> Face:
         """A random image; the seed chooses it.

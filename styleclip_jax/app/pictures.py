@@ -9,8 +9,16 @@ from PIL import Image
 
 from styleclip_jax.app.engine import Pixels
 
-# Smaller pictures are enlarged by the browser.
+# Width and height of the loss curve.
 _CURVE = (240, 40)
+
+# Lets the buttons of a `picker` select.
+SELECT = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) trigger("select", { index: Number(button.dataset.index), value: null });
+});
+"""
 
 # A picture's divider stays where it is when another picture comes.
 HEAD = """
@@ -45,6 +53,12 @@ CSS = """
 .compare .tag { position: absolute; bottom: .5rem; padding: .1rem .5rem; border-radius: 6px;
   background: #000b; color: #fff; font-size: .85rem; pointer-events: none; }
 .compare .tag.left { left: .5rem; } .compare .tag.right { right: .5rem; }
+.picker { display: flex; gap: .4rem; flex-wrap: wrap; padding: .25rem; }
+.picker button { padding: 0; border: 0; border-radius: 8px; overflow: hidden; line-height: 0;
+  width: 3.6rem; height: 3.6rem; cursor: pointer; background: none; }
+.picker button:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
+.picker button[aria-current] { outline: 3px solid var(--color-accent); }
+.picker img { width: 100%; height: 100%; object-fit: cover; }
 .film { display: flex; gap: .5rem; overflow-x: auto; padding: .25rem; }
 .film figure { margin: 0; text-align: center; font-size: .85rem; flex: 1 0 5rem; max-width: 10rem; }
 .film img { width: 100%; border-radius: 8px; }
@@ -88,15 +102,40 @@ def compare(
 <input type="range" min="0" max="100" value="50" aria-label="{html.escape(label)}"></div>"""
 
 
-def film(frames: Sequence[Pixels], captions: Sequence[str]) -> str:
-    """Pictures in a row, with captions."""
-    return f"""<div class="film" tabindex="0" role="group">{
-        "".join(
-            f'<figure><img src="{image_uri(frame)}" alt="{html.escape(caption)}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-            for frame, caption in zip(frames, captions, strict=True)
+def picker(pictures: Sequence[Pixels], name: str, title: str, current: int | None = None) -> str:
+    """Pictures in rows, to choose from.
+
+    Args:
+        pictures: The pictures.
+        name: What a person hears who does not see them, before the number.
+        title: The name of all.
+        current: Which one is chosen already.
+    """
+    buttons = []
+    for i, picture in enumerate(pictures):
+        mark = ' aria-current="true"' if i == current else ""
+        alt = html.escape(f"{name} {i + 1}")
+        buttons.append(
+            f'<button type="button" data-index="{i}"{mark}>'
+            f'<img src="{image_uri(picture)}" alt="{alt}"></button>'
         )
-    }</div>"""
+    title = html.escape(title)
+    return (
+        f'<h3>{title}</h3><div class="picker" role="group" aria-label="{title}">'
+        f"{''.join(buttons)}</div>"
+    )
+
+
+def film(frames: Sequence[Pixels], captions: Sequence[str], title: str) -> str:
+    """Pictures in a row, with captions, to look at."""
+    figures = "".join(
+        f'<figure><img src="{image_uri(frame)}" alt=""><figcaption>{html.escape(caption)}'
+        "</figcaption></figure>"
+        for frame, caption in zip(frames, captions, strict=True)
+    )
+    # A row that scrolls must be in the reach of the keyboard.
+    title = html.escape(title)
+    return f'<div class="film" tabindex="0" role="group" aria-label="{title}">{figures}</div>'
 
 
 def progress(step: int, steps: int, losses: Sequence[float], message: str) -> str:
@@ -118,3 +157,8 @@ def progress(step: int, steps: int, losses: Sequence[float], message: str) -> st
 def download_link(content: bytes, kind: str, name: str) -> str:
     """A link that saves a file; a script clicks it."""
     return f'<a download="{html.escape(name)}" href="{data_uri(content, kind)}"></a>'
+
+
+def message(text: str) -> str:
+    """A message that is read aloud."""
+    return f'<div class="progress" role="status">{html.escape(text)}</div>'

@@ -12,7 +12,8 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from styleclip_jax.app import page, pictures
+from styleclip_jax.app import layout, page, pictures
+from styleclip_jax.app.actions import ClosingError
 from styleclip_jax.app.engine import Engine
 
 # No request leaves this host: fonts are the system's.
@@ -38,11 +39,11 @@ class Work:
         """Counts an edit while it runs.
 
         Raises:
-            RuntimeError: The service is about to stop.
+            ClosingError: The service is about to stop.
         """
         with self._changed:
             if self._closing:
-                raise RuntimeError("the service is about to stop")
+                raise ClosingError
             self._running += 1
         try:
             yield
@@ -99,7 +100,7 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
         blocks,
         path="/",
         theme=theme,
-        css=page.CSS + pictures.CSS,
+        css=layout.CSS,
         head=pictures.HEAD,
         max_file_size=engine.limits.upload_bytes,
         ssr_mode=False,

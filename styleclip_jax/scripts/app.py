@@ -59,7 +59,7 @@ def main(_: Sequence[str]) -> None:
         models = engine.Engine(FLAGS.generator, FLAGS.clip, find_mappers(), limits)
         if FLAGS.warmup:
             models.warm_up()
-            threading.Thread(target=models.warm_up_optimization, daemon=True).start()
+            threading.Thread(target=models.warm_up_rest, daemon=True).start()
         work = server.Work()
         app = server.make_app(models, work, FLAGS.max_waiting)
         print(f"the page is at http://{FLAGS.host}:{FLAGS.port}", flush=True)
