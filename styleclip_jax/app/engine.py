@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import io
+import json
 import queue
 import threading
 import time
@@ -35,6 +36,7 @@ from styleclip_jax.methods.optimization import (
     OptimizeConfig,
     edit_latents,
 )
+from styleclip_jax.runs.command_line import differences
 
 TRUNCATION = 0.7
 # Random images from which the directions of texts are learned.
@@ -291,25 +293,33 @@ class Engine:
     def archive(self, edit: Edit) -> bytes:
         """A ZIP file: the picture, its latents, and all that a script needs to make it again."""
         edit = self.exact(edit)
-        models = dict(self.paths)
-        if not isinstance(edit.recipe, Optimized):
-            models.pop("clip")
-        text = recipes.settings(edit.recipe, models)
-        if isinstance(edit.recipe, Mapped):
-            path = self.mapper_paths[edit.recipe.mapper]
-            text = recipes.settings(dataclasses.replace(edit.recipe, mapper=path), models)
         files = {
             "image.png": png(edit.face.pixels),
-            "latents.npy": _npy(edit.face.latents),
+            "latents.npy": npy(edit.face.latents),
             "before.png": png(edit.start.pixels),
-            recipes.START: _npy(edit.start.latents),
-            "settings.json": text.encode(),
+            recipes.START: npy(edit.start.latents),
+            "settings.json": self.settings(edit.recipe).encode(),
         }
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in files.items():
                 archive.writestr(name, content)
         return buffer.getvalue()
+
+    def settings(self, recipe: Recipe) -> str:
+        """The settings of an edit in JSON, for ``--settings`` of the script that it names."""
+        flags = {name: path for name, path in self.paths.items() if path}
+        if isinstance(recipe, Mapped):
+            flags.pop("clip", None)
+            recipe = dataclasses.replace(recipe, mapper=self.mapper_paths[recipe.mapper])
+        elif isinstance(recipe, Optimized):
+            flags |= {"start_samples": SAMPLES} | differences(self.config, OptimizeConfig())
+        settings = {
+            "script": recipe.script,
+            "latents": recipes.START,
+            "flags": flags | recipe.flags(),
+        }
+        return json.dumps(settings, indent=2)
 
     def check_text(self, text: str) -> str:
         """Returns a text without surrounding space.
@@ -395,7 +405,8 @@ def animation(frames: Sequence[Pixels]) -> bytes:
     return buffer.getvalue()
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray) -> bytes:
+    """An array as an NPY file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()

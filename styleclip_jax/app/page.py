@@ -7,6 +7,7 @@ import gradio as gr
 
 from styleclip_jax.app import layout
 from styleclip_jax.app.actions import Actions
+from styleclip_jax.app.api import add_api
 from styleclip_jax.app.engine import Engine
 from styleclip_jax.app.session import Session, first_session
 from styleclip_jax.app.strings import EXAMPLES, preferred_language, say
@@ -16,8 +17,6 @@ _GALLERY_SEEDS = range(1, 9)
 _REMEMBERED = 3600
 # Visits that are remembered at a time.
 _VISITS = 1000
-# Edits that are computed at a time; further ones wait, and see their place.
-_EDITS, _QUICK = 2, 16
 
 _SET_LANGUAGE = "(language) => { document.documentElement.lang = language; }"
 _CLICK_LINK = "() => document.querySelector('#link a').click()"
@@ -45,17 +44,17 @@ def build_page(engine: Engine, admit: Any) -> gr.Blocks:
                 form = layout.form(words, engine, methods)
         _connect_language(page, actions, words, language, session, heading, view, choice, form)
         _connect(actions, language, session, view, choice, form)
+        add_api(engine, admit, _EDITS, _QUICK)
     return page
 
 
 # Nothing of the page is for programs, which have their own functions. What is quick shows no
 # progress and does not wait behind what is not.
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}
-_FAST: dict[str, Any] = _HIDDEN | {
-    "show_progress": "hidden",
-    "concurrency_id": "quick",
-    "concurrency_limit": _QUICK,
-}
+_QUICK = {"concurrency_id": "quick", "concurrency_limit": 16}
+# Edits that take time; further ones wait, and see their place.
+_EDITS = {"concurrency_id": "edits", "concurrency_limit": 2}
+_FAST: dict[str, Any] = _HIDDEN | _QUICK | {"show_progress": "hidden"}
 
 
 def _connect_language(
@@ -156,12 +155,8 @@ def _connect_edits(
     """Connects what starts an edit; returns the events that can be cancelled."""
     controls = form.controls
     inputs = [*visit, *controls]
-    working: dict[str, Any] = _HIDDEN | {
-        "show_progress": "minimal",
-        "show_progress_on": view.status,
-        "concurrency_id": "edits",
-        "concurrency_limit": _EDITS,
-    }
+    working: dict[str, Any] = _HIDDEN | _EDITS
+    working |= {"show_progress": "minimal", "show_progress_on": view.status}
     results = [visit[1], view.picture, view.status]
     edits = [
         trigger(actions.edit, inputs, results, **working)

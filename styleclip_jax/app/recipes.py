@@ -1,8 +1,6 @@
 """How a picture was edited: settings that a script turns into the same picture."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_NEUTRAL, OptimizeConfig
@@ -92,16 +90,3 @@ class Optimized:
 
 
 Recipe = Instant | Mapped | Optimized
-
-
-def settings(recipe: Recipe, models: Mapping[str, Any]) -> str:
-    """The settings of an edit, in JSON.
-
-    Args:
-        recipe: How the picture was edited.
-        models: Flags that name the networks, such as ``generator``.
-    """
-    flags = {name: value for name, value in models.items() if value is not None}
-    return json.dumps(
-        {"script": recipe.script, "latents": START, "flags": flags | recipe.flags()}, indent=2
-    )

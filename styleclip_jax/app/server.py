@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 import fastapi
 import gradio as gr
 import uvicorn
+from starlette.responses import PlainTextResponse
 
 from styleclip_jax.app import layout, page, pictures
 from styleclip_jax.app.actions import ClosingError
@@ -23,6 +23,11 @@ _POLICY = (
     " 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self'"
     " data:; connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none';"
     " base-uri 'self'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
 )
 
 
@@ -68,6 +73,31 @@ class Work:
             return self._changed.wait_for(lambda: not self._running, seconds)
 
 
+class _Guard:
+    """Refuses large requests, and tells browsers to ask no other host for anything."""
+
+    def __init__(self, app: Any, largest_body: int):
+        self._app = app
+        self._largest_body = largest_body
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            # Without a length it could go on for ever.
+            if not length.isdigit() or int(length) > self._largest_body:
+                refusal = PlainTextResponse("the request is too large", 413)
+                return await refusal(scope, receive, send)
+
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
+
+
 def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fastapi.FastAPI:
     """The application: the page at ``/``, and ``/health``.
 
@@ -84,14 +114,8 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
     def health() -> dict[str, Any]:
         return {"status": "ok", "seconds": round(time.time() - started), "edits": work.running}
 
-    @app.middleware("http")
-    async def secure(request: fastapi.Request, call_next: Any) -> fastapi.Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "same-origin"
-        return response
-
+    # A file, and the form around it.
+    app.add_middleware(_Guard, largest_body=engine.limits.upload_bytes + 100_000)
     blocks = page.build_page(engine, work)
     blocks.queue(max_size=max_waiting, api_open=False)
     theme = gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"])
@@ -136,5 +160,4 @@ def serve(app: fastapi.FastAPI, work: Work, host: str, port: int, grace_seconds:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    with tempfile.TemporaryDirectory(prefix="styleclip-"):
-        server.run()
+    server.run()

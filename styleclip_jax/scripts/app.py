@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -39,6 +39,14 @@ flags.DEFINE_bool("warmup", True, "Compile everything before the page opens.")
 flags.DEFINE_integer("max_waiting", 64, "Requests that may wait at a time.", lower_bound=1)
 flags.DEFINE_integer("max_steps", 300, "The most steps of an optimization.", lower_bound=1)
 flags.DEFINE_float("max_seconds", 120, "The most seconds of an optimization.", lower_bound=1)
+flags.DEFINE_string(
+    "auth_file",
+    None,
+    "Let in only the users of this file, which python -m styleclip_jax.app.passwords writes.",
+)
+flags.DEFINE_string(
+    "root_path", None, "The path of the page behind a proxy, such as /faces. Default: /."
+)
 flags.DEFINE_float(
     "grace_seconds", 30, "After SIGTERM, how long running edits may take.", lower_bound=0
 )
@@ -50,18 +58,21 @@ def main(_: Sequence[str]) -> None:
         # Read when Gradio is imported; whatever it writes is removed at the end.
         os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
-            from styleclip_jax.app import engine, server
+            from styleclip_jax.app import engine, passwords, server
         except ImportError as error:
             raise InputError(
                 f"the page needs {error.name}; install it with pip install 'styleclip-jax[app]'"
             ) from None
+        options: dict[str, Any] = {"root_path": FLAGS.root_path}
+        if FLAGS.auth_file:
+            options["auth"] = passwords.password_check(FLAGS.auth_file)
         limits = engine.Limits(steps=FLAGS.max_steps, seconds=FLAGS.max_seconds)
         models = engine.Engine(FLAGS.generator, FLAGS.clip, find_mappers(), limits)
         if FLAGS.warmup:
             models.warm_up()
             threading.Thread(target=models.warm_up_rest, daemon=True).start()
         work = server.Work()
-        app = server.make_app(models, work, FLAGS.max_waiting)
+        app = server.make_app(models, work, FLAGS.max_waiting, **options)
         print(f"the page is at http://{FLAGS.host}:{FLAGS.port}", flush=True)
         server.serve(app, work, FLAGS.host, FLAGS.port, FLAGS.grace_seconds)
 

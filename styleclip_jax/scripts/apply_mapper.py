@@ -43,7 +43,7 @@ from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.models import DeltaMapper, Generator
 from styleclip_jax.models.mapper import Mapper
-from styleclip_jax.runs import command_line, photos
+from styleclip_jax.runs import command_line, photos, settings
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
 from styleclip_jax.runs.strip import first_batch, print_strip, write_strip
@@ -101,6 +101,7 @@ flags.register_validator(
 )
 flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
 
+settings.define_flag()
 flags.DEFINE_string(
     "generator",
     None,
