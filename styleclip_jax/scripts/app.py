@@ -59,7 +59,7 @@ def main(_: Sequence[str]) -> None:
         os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
             from styleclip_jax.app import engine, passwords, server
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise InputError(
                 f"the page needs {error.name}; install it with pip install 'styleclip-jax[app]'"
             ) from None
