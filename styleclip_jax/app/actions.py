@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from styleclip_jax.app import pictures
 from styleclip_jax.app.engine import FILM, Edit, Engine, Face, TooSlowError, animation, png
+from styleclip_jax.app.photos import NoFaceError
 from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe
 from styleclip_jax.app.session import Session
 from styleclip_jax.app.strings import say
@@ -55,9 +57,14 @@ class Actions:
         self._admit = admit
         self.gallery = gallery
 
-    def shown(self, language: str, session: Session) -> tuple[Session, str, str]:
-        """The session, its picture and its history, after they changed."""
-        return session, self.picture(language, session), self.history(language, session)
+    def shown(self, language: str, session: Session) -> tuple[Session, str, str, str]:
+        """The session, its picture, its history and its photo, after they changed."""
+        return (
+            session,
+            self.picture(language, session),
+            self.history(language, session),
+            self.photo(language, session),
+        )
 
     def picture(self, language: str, session: Session) -> str:
         """The picture before and after."""
@@ -95,6 +102,29 @@ class Actions:
             return self.shown(language, session.begin(self._engine.random_face(int(seed or 0))))
         except Exception as error:
             raise self._failure(language, error) from error
+
+    def upload(self, language: str, session: Session, path: str, align: bool) -> tuple:
+        """Starts from a photo, and shows what the generator makes of it.
+
+        The file is removed.
+        """
+        try:
+            with self._admit():
+                session = session.begin(self._engine.upload(path, align))
+            return self.shown(language, session)
+        except Exception as error:
+            raise self._failure(language, error) from error
+        finally:
+            Path(path).unlink(missing_ok=True)
+
+    def photo(self, language: str, session: Session) -> str:
+        """The photo of the start, the face in it and its reconstruction; empty without one."""
+        photo = session.start.photo
+        if photo is None or photo.reconstructed is None:
+            return ""
+        captions = [say(language, key) for key in ("original", "aligned", "reconstructed")]
+        frames = [photo.shown, photo.aligned, photo.reconstructed]
+        return pictures.film(frames, captions, say(language, "uploaded"))
 
     def from_gallery(self, language: str, session: Session, event: gr.SelectData) -> tuple:
         """Starts from a face of the gallery."""
@@ -166,7 +196,7 @@ class Actions:
     def save_image(self, language: str, session: Session) -> str:
         """A link to the picture."""
         face = self._engine.exact(session.edit).face if session.edit else session.start
-        return pictures.download_link(png(face.pixels), "image/png", "face.png")
+        return pictures.download_link(png(face), "image/png", "face.png")
 
     def save_all(self, language: str, session: Session) -> str:
         """A link to an archive with all that makes the picture again."""
@@ -224,6 +254,8 @@ class Actions:
             return error
         if isinstance(error, TooSlowError):
             message = say(language, "too_slow", seconds=self._engine.limits.seconds)
+        elif isinstance(error, NoFaceError):
+            message = say(language, "no_face")
         elif isinstance(error, ClosingError):
             message = say(language, "closing")
         elif isinstance(error, InputError | FloatingPointError):

@@ -107,7 +107,7 @@ def add_api(
 
 def _describe(face: Face) -> dict[str, Any]:
     return {
-        "image": data_uri(png(face.pixels), "image/png"),
+        "image": data_uri(png(face), "image/png"),
         "latents": base64.b64encode(npy(face.latents)).decode(),
     }
 

@@ -16,17 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 from PIL import Image
 
 from styleclip_jax.app import recipes
 from styleclip_jax.app.batching import SIZES, Batcher
+from styleclip_jax.app.photos import Photo, Pixels, finished, read_upload
 from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import load_clip, load_generator, load_mapper
-from styleclip_jax.io.images import to_uint8
+from styleclip_jax.io.checkpoints import load_clip, load_encoder, load_generator, load_mapper
+from styleclip_jax.io.images import from_uint8, to_uint8
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
+from styleclip_jax.methods.inversion import AVATARS_INVERT_CONFIG, check_encoder, invert
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import (
@@ -44,21 +46,23 @@ SAMPLES = 512
 # Strengths of a filmstrip, in parts of the largest.
 FILM = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 
+# Fewer steps than invert.py takes: somebody is waiting.
+_INVERSION = dataclasses.replace(AVATARS_INVERT_CONFIG, steps=40)
 _CACHED_TEXTS = 256
 _ANY_TEXT = "a person with a hat"
 # Seconds between pictures of a running optimization, and until nobody seems to look at them.
 _FRAME_EVERY, _ABANDONED = 0.4, 20.0
 
-Pixels = UInt8[np.ndarray, "height width 3"]
 WPlus = Float[np.ndarray, "1 layers w_dim"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Face:
-    """An image and the latents that it is synthesized from."""
+    """An image and the latents that it is synthesized from; of an uploaded photo, that too."""
 
     latents: WPlus
     pixels: Pixels
+    photo: Photo | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +119,8 @@ class Engine:
         generator: A checkpoint directory; None: the avatars.
         clip: Likewise.
         mappers: Mappers by name: the directory, or the name of one that comes with the package.
+        encoder: A checkpoint directory of an encoder, for uploads; None: for the avatars theirs,
+            otherwise there are no uploads.
         limits: What one request may ask for.
     """
 
@@ -123,6 +129,7 @@ class Engine:
         generator: str | None,
         clip: str | None,
         mappers: dict[str, str],
+        encoder: str | None = None,
         limits: Limits = Limits(),
     ):
         self.paths = {"generator": generator, "clip": clip}
@@ -133,6 +140,10 @@ class Engine:
             self.config = OptimizeConfig(guidance="direction", views=1)
         self.generator = load_generator(generator)
         self.clip, self.tokenizer = load_clip(clip), load_tokenizer(clip)
+        self.encoder = None
+        if encoder or not generator:
+            self.encoder = load_encoder(encoder)
+            check_encoder(self.generator, self.encoder)
         self.mapper_paths = mappers
         self.mappers = {name: load_mapper(path) for name, path in mappers.items()}
         self._synthesize = jax.jit(synthesize)
@@ -165,9 +176,29 @@ class Engine:
             raise InputError(f"the seed is {seed}, expected 0 to {2**32 - 1}")
         return self.face(np.asarray(sample_latents(self.generator, 1, seed, TRUNCATION)))
 
-    def face(self, latents: WPlus) -> Face:
+    def face(self, latents: WPlus, photo: Photo | None = None) -> Face:
         """Synthesizes an image."""
-        return Face(latents, self._batcher(latents))
+        return Face(latents, self._batcher(latents), photo)
+
+    def upload(self, path: str, align: bool) -> Face:
+        """The generator's reconstruction of a photo.
+
+        Raises:
+            NoFaceError: There is no face in it.
+            InputError: It is no image, or too large.
+        """
+        size = self.generator.config.resolution
+        photo = read_upload(path, size, align, self.limits.upload_pixels)
+        inversion = invert(
+            self.generator,
+            jnp.asarray(from_uint8(photo.aligned))[None],
+            self.encoder,
+            _INVERSION,
+            perceptual=self.clip,
+        )
+        pixels = to_uint8(inversion.images[0])
+        photo = dataclasses.replace(photo, reconstructed=pixels)
+        return Face(np.asarray(inversion.latents), pixels, photo)
 
     def instant(self, start: Face, recipe: Instant) -> Edit:
         """Edits along the direction of a text."""
@@ -175,7 +206,7 @@ class Engine:
             (self.check_text(recipe.text), self.check_text(recipe.neutral))
         )
         latents = start.latents + np.float32(recipe.strength) * direction
-        return Edit(start, recipe, self.face(latents))
+        return Edit(start, recipe, self.face(latents, start.photo))
 
     def mapped(self, start: Face, recipe: Mapped) -> Edit:
         """Edits with a mapper.
@@ -190,7 +221,7 @@ class Engine:
         images, latents = apply_mapper(
             self.generator, [self.mappers[recipe.mapper]], start.latents, float(recipe.strength)
         )
-        return Edit(start, recipe, Face(np.asarray(latents), to_uint8(images[0])))
+        return Edit(start, recipe, Face(np.asarray(latents), to_uint8(images[0]), start.photo))
 
     def optimize(self, start: Face, recipe: Optimized) -> Iterator[Progress]:
         """Edits by gradient descent, which goes on while the iterator is asked for more.
@@ -240,13 +271,13 @@ class Engine:
                 raise TooSlowError
             if step == 1 or now - shown > _FRAME_EVERY:
                 left = (now - begun) / step * (recipe.steps - step)
-                face = self.face(np.asarray(latents))
+                face = self.face(np.asarray(latents), start.photo)
                 updates.put(Progress(step, tuple(losses), left, face), timeout=_ABANDONED)
                 shown = time.monotonic()
 
         try:
             result = self.run_optimization(start, recipe, report)
-            face = Face(np.asarray(result.latents), to_uint8(result.images[0]))
+            face = Face(np.asarray(result.latents), to_uint8(result.images[0]), start.photo)
             edit = Edit(start, recipe, face)
             updates.put(
                 Progress(int(result.steps), tuple(losses), 0.0, face, edit), timeout=_ABANDONED
@@ -280,13 +311,13 @@ class Engine:
     def with_strength(self, edit: Edit, strength: float) -> Face:
         """The face between and beyond the two of an edit: 0 is the start, 1 the edited one."""
         before, after = edit.start.latents, edit.face.latents
-        return self.face(before + np.float32(strength) * (after - before))
+        return self.face(before + np.float32(strength) * (after - before), edit.start.photo)
 
     def exact(self, edit: Edit) -> Edit:
         """The edit as the scripts compute it: not in a batch with those of other users."""
         if isinstance(edit.recipe, Instant):
             images = self._synthesize(self.generator, edit.face.latents)
-            face = Face(edit.face.latents, to_uint8(images[0]))
+            face = dataclasses.replace(edit.face, pixels=to_uint8(images[0]))
             return dataclasses.replace(edit, face=face)
         return edit
 
@@ -294,12 +325,14 @@ class Engine:
         """A ZIP file: the picture, its latents, and all that a script needs to make it again."""
         edit = self.exact(edit)
         files = {
-            "image.png": png(edit.face.pixels),
+            "image.png": png(dataclasses.replace(edit.face, photo=None)),
             "latents.npy": npy(edit.face.latents),
-            "before.png": png(edit.start.pixels),
+            "before.png": png(dataclasses.replace(edit.start, photo=None)),
             recipes.START: npy(edit.start.latents),
             "settings.json": self.settings(edit.recipe).encode(),
         }
+        if edit.face.photo and edit.face.photo.transform:
+            files["photo.png"] = png(edit.face)
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in files.items():
@@ -390,10 +423,11 @@ class Cache:
         return future.result()
 
 
-def png(pixels: Pixels) -> bytes:
-    """A picture as a PNG file."""
+def png(face: Face) -> bytes:
+    """An image as a PNG file; a face of a photo is pasted back into it."""
+    image = finished(face.photo, face.pixels) if face.photo else Image.fromarray(face.pixels)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

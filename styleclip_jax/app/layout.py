@@ -83,6 +83,7 @@ class View(NamedTuple):
 
     picture: gr.HTML
     status: gr.HTML
+    photo: gr.HTML
     keep: gr.Button
     undo: gr.Button
     save_image: gr.Button
@@ -100,6 +101,8 @@ class Choice(NamedTuple):
     heading: gr.HTML
     seed: gr.Number
     new_face: gr.Button
+    upload: gr.UploadButton
+    align: gr.Checkbox
     gallery: gr.HTML
 
 
@@ -165,6 +168,7 @@ def view(words: Words) -> View:
     with gr.Column(scale=5, min_width=320, elem_id="view"):
         picture = gr.HTML(elem_id="picture")
         status = gr.HTML(elem_id="status", min_height=24)
+        photo = gr.HTML(elem_id="photo")
         with gr.Row():
             keep, undo = button("keep"), button("undo")
         with gr.Row():
@@ -178,6 +182,7 @@ def view(words: Words) -> View:
     return View(
         picture,
         status,
+        photo,
         keep,
         undo,
         save_image,
@@ -190,7 +195,7 @@ def view(words: Words) -> View:
     )
 
 
-def choice(words: Words, first_seed: int) -> Choice:
+def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
     """Step one: the picture."""
     title = gr.HTML()
     with gr.Row(equal_height=True):
@@ -206,7 +211,24 @@ def choice(words: Words, first_seed: int) -> Choice:
         )
         new_face = words(gr.Button, {"value": "new_face"}, min_width=120, elem_id="new-face")
     gallery = gr.HTML(elem_id="gallery", js_on_load=pictures.SELECT)
-    return Choice(title, seed, new_face, gallery)
+    with gr.Row(visible=engine.encoder is not None, equal_height=True):
+        upload = words(
+            gr.UploadButton,
+            {"label": "upload"},
+            file_types=["image"],
+            type="filepath",
+            min_width=120,
+            elem_id="upload",
+        )
+        align = words(
+            gr.Checkbox,
+            {"label": "align", "info": "align_info"},
+            # Avatars are nothing but faces.
+            value=engine.paths["generator"] is not None,
+            min_width=120,
+            elem_id="align",
+        )
+    return Choice(title, seed, new_face, upload, align, gallery)
 
 
 def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:

@@ -16,7 +16,7 @@ _GALLERY_SEEDS = range(1, 9)
 # Seconds that a visit is remembered after its last action.
 _REMEMBERED = 3600
 # Visits that are remembered at a time.
-_VISITS = 1000
+_VISITS = 200
 
 _SET_LANGUAGE = "(language) => { document.documentElement.lang = language; }"
 _CLICK_LINK = "() => document.querySelector('#link a').click()"
@@ -40,7 +40,7 @@ def build_page(engine: Engine, admit: Any) -> gr.Blocks:
         with gr.Row(equal_height=False):
             view = layout.view(words)
             with gr.Column(scale=4, min_width=300):
-                choice = layout.choice(words, _GALLERY_SEEDS[0])
+                choice = layout.choice(words, engine, _GALLERY_SEEDS[0])
                 form = layout.form(words, engine, methods)
         _connect_language(page, actions, words, language, session, heading, view, choice, form)
         _connect(actions, language, session, view, choice, form)
@@ -71,15 +71,13 @@ def _connect_language(
     """Shows the page in the browser's language, and in another one when it is chosen."""
 
     def speak(chosen: str, state: Session) -> list[Any]:
-        _, picture, history = actions.shown(chosen, state)
         return [
             chosen,
             chosen,
             f"<h1>{say(chosen, 'title')}</h1><p>{say(chosen, 'subtitle')}</p>",
             *(f"<h2>{say(chosen, key)}</h2>" for key in ("picture", "words", "way")),
             *(example[chosen == "uk"] for example in EXAMPLES),
-            picture,
-            history,
+            *actions.shown(chosen, state)[1:],
             actions.gallery_picker(chosen),
             *words.translate(chosen),
         ]
@@ -96,6 +94,7 @@ def _connect_language(
         *form.examples,
         view.picture,
         view.history,
+        view.photo,
         choice.gallery,
         *words.components,
     ]
@@ -116,7 +115,7 @@ def _connect(
 ) -> None:
     """Connects the components with the actions."""
     visit = [language, session]
-    changed = [session, view.picture, view.history]
+    changed = [session, view.picture, view.history, view.photo]
     controls = form.controls
     edits = _connect_edits(actions, visit, view, form)
 
@@ -127,6 +126,16 @@ def _connect(
     )
     choice.seed.submit(actions.new_face, [*visit, choice.seed], changed, **fast)
     choice.gallery.select(actions.from_gallery, visit, changed, **fast)
+    choice.upload.upload(
+        actions.upload,
+        [*visit, choice.upload, choice.align],
+        changed,
+        cancels=edits,
+        show_progress="minimal",
+        show_progress_on=view.status,
+        **_HIDDEN,
+        **_EDITS,
+    )
     view.history.select(actions.from_history, visit, changed, **fast)
     view.keep.click(actions.keep, visit, changed, **fast)
     view.undo.click(actions.undo, visit, changed, **fast)

@@ -14,6 +14,22 @@ _TABLE = {
     "new_face": ("New face", "Нове обличчя"),
     "face": ("Face", "Обличчя"),
     "history_picture": ("Picture", "Зображення"),
+    "upload": ("Upload a photo", "Завантажити фото"),
+    "align": ("Find and align the face", "Знайти й вирівняти обличчя"),
+    "align_info": (
+        "Off for pictures that show nothing but a face.",
+        "Вимкніть для зображень, де є лише обличчя.",
+    ),
+    "uploaded": ("Your photo", "Ваше фото"),
+    "original": ("original", "оригінал"),
+    "aligned": ("aligned", "вирівняне"),
+    "reconstructed": ("reconstructed", "відтворене"),
+    "no_face": (
+        "No face was found. Try a photo with a face seen from the front, or switch off"
+        " “Find and align the face” for a picture that shows nothing but a face.",
+        "Обличчя не знайдено. Спробуйте фото з обличчям спереду або вимкніть"
+        " «Знайти й вирівняти обличчя» для зображення, де є лише обличчя.",
+    ),
     "gallery": ("Faces to start from", "Обличчя для початку"),
     "words": ("2. Text", "2. Текст"),
     "text": ("What should the picture show?", "Що має бути на зображенні?"),

@@ -34,6 +34,12 @@ flags.DEFINE_string(
     None,
     "Checkpoint directory of a CLIP. Default: one that knows avatars and nothing else.",
 )
+flags.DEFINE_string(
+    "encoder",
+    None,
+    "Checkpoint directory of an encoder, for uploads. Default: the avatars'; with --generator there"
+    " are no uploads without it.",
+)
 flags.DEFINE_string("mappers_dir", None, "A directory of mappers that train_mapper.py trained.")
 flags.DEFINE_bool("warmup", True, "Compile everything before the page opens.")
 flags.DEFINE_integer("max_waiting", 64, "Requests that may wait at a time.", lower_bound=1)
@@ -67,7 +73,7 @@ def main(_: Sequence[str]) -> None:
         if FLAGS.auth_file:
             options["auth"] = passwords.password_check(FLAGS.auth_file)
         limits = engine.Limits(steps=FLAGS.max_steps, seconds=FLAGS.max_seconds)
-        models = engine.Engine(FLAGS.generator, FLAGS.clip, find_mappers(), limits)
+        models = engine.Engine(FLAGS.generator, FLAGS.clip, find_mappers(), FLAGS.encoder, limits)
         if FLAGS.warmup:
             models.warm_up()
             threading.Thread(target=models.warm_up_rest, daemon=True).start()
