@@ -119,8 +119,7 @@ class Engine:
         generator: A checkpoint directory; None: the avatars.
         clip: Likewise.
         mappers: Mappers by name: the directory, or the name of one that comes with the package.
-        encoder: A checkpoint directory of an encoder, for uploads; None: for the avatars theirs,
-            otherwise there are no uploads.
+        encoder: A checkpoint directory of an encoder; None: there are no uploads.
         limits: What one request may ask for.
     """
 
@@ -141,7 +140,7 @@ class Engine:
         self.generator = load_generator(generator)
         self.clip, self.tokenizer = load_clip(clip), load_tokenizer(clip)
         self.encoder = None
-        if encoder or not generator:
+        if encoder:
             self.encoder = load_encoder(encoder)
             check_encoder(self.generator, self.encoder)
         self.mapper_paths = mappers

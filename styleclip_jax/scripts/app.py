@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import pretrained_mappers
+from styleclip_jax.io.checkpoints import AVATARS, pretrained_mappers
 from styleclip_jax.runs import command_line
 
 FLAGS = flags.FLAGS
@@ -73,7 +73,7 @@ def main(_: Sequence[str]) -> None:
         if FLAGS.auth_file:
             options["auth"] = passwords.password_check(FLAGS.auth_file)
         limits = engine.Limits(steps=FLAGS.max_steps, seconds=FLAGS.max_seconds)
-        models = engine.Engine(FLAGS.generator, FLAGS.clip, find_mappers(), FLAGS.encoder, limits)
+        models = engine.Engine(FLAGS.generator, FLAGS.clip, find_mappers(), find_encoder(), limits)
         if FLAGS.warmup:
             models.warm_up()
             threading.Thread(target=models.warm_up_rest, daemon=True).start()
@@ -92,6 +92,14 @@ def find_mappers() -> dict[str, str]:
             raise InputError(f"--mappers_dir={directory} is not a directory")
         found |= {path.name: str(path) for path in sorted(directory.iterdir()) if path.is_dir()}
     return found
+
+
+def find_encoder() -> str | None:
+    """The encoder of ``--encoder``, or that of the avatars."""
+    avatars = AVATARS / "encoder"
+    if FLAGS.encoder or FLAGS.generator or not avatars.exists():
+        return FLAGS.encoder
+    return str(avatars)
 
 
 def start() -> NoReturn:
