@@ -102,7 +102,7 @@ def _connect_language(
         page.load(greet, session, spoken, **_FAST),
         heading.language.input(speak, [heading.language, session], spoken, **_FAST),
     ):
-        event.then(None, language, None, js=_SET_LANGUAGE, **_HIDDEN)
+        event.then(None, heading.language, None, js=_SET_LANGUAGE, **_HIDDEN)
 
 
 def _connect(
