@@ -1,8 +1,12 @@
 """The same edits for programs: typed functions of Gradio's HTTP API."""
 
 import base64
+import functools
+import inspect
 import io
 import json
+import math
+import typing
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -102,7 +106,32 @@ def add_api(
         (optimize, edits),
         (mappers, quick),
     ):
-        gr.api(function, api_name=function.__name__, **waiting)
+        gr.api(_checked(function), api_name=function.__name__, **waiting)
+
+
+def _checked(function: Callable) -> Callable:
+    """Lets a function refuse arguments of other types than it names; Gradio passes on any."""
+    signature, hints = inspect.signature(function), typing.get_type_hints(function)
+
+    @functools.wraps(function)
+    def checked(*values: Any) -> Any:
+        for name, value in signature.bind(*values).arguments.items():
+            if not _is_of(value, hints[name]):
+                expected = getattr(hints[name], "__name__", str(hints[name]))
+                message = f"{name} is {repr(value)[:50]}, expected {expected}"
+                raise gr.Error(message, print_exception=False)
+        return function(*values)
+
+    return checked
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    if hint == list[str]:
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return isinstance(value, hint) and not isinstance(value, bool)
 
 
 def _describe(face: Face) -> dict[str, Any]:
