@@ -31,24 +31,25 @@ footer { display: none !important; }
 Texts = Mapping[str, str | tuple[str, ...]]
 
 
+Texts = Mapping[str, str | tuple[str, ...]]
+
+
 class Words:
     """Makes components with texts of the table, and translates them later."""
 
     def __init__(self) -> None:
-        self._texts: list[tuple[Any, dict[str, str]]] = []
+        self._texts: list[tuple[Any, Texts]] = []
 
-    def __call__(
-        self, component: Callable, texts: dict[str, str], *args: Any, **others: Any
-    ) -> Any:
+    def __call__(self, component: Callable, texts: Texts, *args: Any, **others: Any) -> Any:
         """Makes a component.
 
         Args:
             component: Its class.
-            texts: Keys of the table by argument, such as ``label``.
+            texts: Keys of the table by argument, such as ``label``; a tuple of them are choices.
             args: Further arguments.
             others: Further arguments.
         """
-        made = component(*args, **{n: say("en", key) for n, key in texts.items()}, **others)
+        made = component(*args, **_say_all("en", texts), **others)
         self._texts.append((made, texts))
         return made
 
