@@ -31,9 +31,6 @@ footer { display: none !important; }
 Texts = Mapping[str, str | tuple[str, ...]]
 
 
-Texts = Mapping[str, str | tuple[str, ...]]
-
-
 class Words:
     """Makes components with texts of the table, and translates them later."""
 
