@@ -21,6 +21,7 @@ h3 { font-size: .9rem; font-weight: 600; margin: .25rem 0; color: var(--body-tex
 footer { display: none !important; }
 .examples { gap: .4rem !important; flex-wrap: wrap; }
 .examples button { flex: 0 1 auto; min-width: 0 !important; }
+.bottom { align-items: end; }
 .hidden-link { display: none; }
 @media (max-width: 767px) { #view { order: -1; } }
 @media (min-width: 768px) { #view { position: sticky; top: .5rem; } }
@@ -136,7 +137,7 @@ class Form(NamedTuple):
     headings: tuple[gr.HTML, gr.HTML]
     examples: list[gr.Button]
     groups: list[gr.Group]
-    text_group: gr.Group
+    text_group: gr.Column
     go: gr.Button
     cancel: gr.Button
 
@@ -150,7 +151,7 @@ def heading(words: Words) -> Heading:
             # In both languages: whoever needs it reads the other one.
             label="Language / Мова",
             value="en",
-            min_width=230,
+            min_width=290,
             scale=0,
             elem_id="language",
         )
@@ -196,7 +197,7 @@ def view(words: Words) -> View:
 def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
     """Step one: the picture."""
     title = gr.HTML()
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="bottom"):
         seed = words(
             gr.Number,
             {"label": "seed"},
@@ -231,7 +232,7 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
 
 def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
     """Steps two and three: the text and the method."""
-    with gr.Group(elem_id="text-group") as text_group:
+    with gr.Column() as text_group:
         text_heading, text, neutral, examples = _text(words, engine)
     method_heading = gr.HTML()
     method = words(
@@ -259,6 +260,7 @@ def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
         keep_texts = words(
             gr.Textbox,
             {"label": "keep_texts", "info": "keep_texts_info"},
+            value="",
             lines=2,
             elem_id="keep-texts",
         )
@@ -288,6 +290,7 @@ def _text(words: Words, engine: Engine) -> tuple[gr.HTML, gr.Textbox, gr.Textbox
     text = words(
         gr.Textbox,
         {"label": "text", "placeholder": "text_placeholder"},
+        value="",
         # One that is a little too long gets a message.
         max_length=10 * engine.limits.text_length,
         elem_id="text",

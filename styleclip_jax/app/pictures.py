@@ -53,9 +53,9 @@ CSS = """
 .compare .tag { position: absolute; bottom: .5rem; padding: .1rem .5rem; border-radius: 6px;
   background: #000b; color: #fff; font-size: .85rem; pointer-events: none; }
 .compare .tag.left { left: .5rem; } .compare .tag.right { right: .5rem; }
-.picker { display: flex; gap: .4rem; flex-wrap: wrap; padding: .25rem; }
+.picker { display: flex; gap: .35rem; flex-wrap: wrap; padding: .25rem; }
 .picker button { padding: 0; border: 0; border-radius: 8px; overflow: hidden; line-height: 0;
-  width: 3.6rem; height: 3.6rem; cursor: pointer; background: none; }
+  width: 3.1rem; height: 3.1rem; cursor: pointer; background: none; }
 .picker button:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
 .picker button[aria-current] { outline: 3px solid var(--color-accent); }
 .picker img { width: 100%; height: 100%; object-fit: cover; }
