@@ -11,13 +11,31 @@ from styleclip_jax.app.strings import EXAMPLES, LANGUAGES, say
 
 METHODS = ("instant", "mapper", "optimize")
 
+# Texts with enough contrast, and no fonts from other hosts.
+THEME = gr.themes.Default(
+    primary_hue="indigo",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+).set(
+    body_text_color_subdued="*neutral_600",
+    block_info_text_color="*neutral_600",
+    block_label_text_color="*neutral_700",
+    block_title_text_color="*neutral_700",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_700",
+)
+
 CSS = (
     pictures.CSS
     + """
 .gradio-container { max-width: 75rem !important; margin: 0 auto !important; }
 h1 { font-size: 1.6rem; margin: 0; }
 h2 { font-size: 1.15rem; margin: .5rem 0 .25rem; }
-h3 { font-size: .9rem; font-weight: 600; margin: .25rem 0; color: var(--body-text-color); }
+.picker-title { font-size: .9rem; font-weight: 600; margin: .25rem 0; }
 footer { display: none !important; }
 .examples { gap: .4rem !important; flex-wrap: wrap; }
 .examples button { flex: 0 1 auto; min-width: 0 !important; }
@@ -145,7 +163,7 @@ class Form(NamedTuple):
 def heading(words: Words) -> Heading:
     """The title and the switch of the language."""
     with gr.Row():
-        title = gr.HTML()
+        title = gr.HTML(min_width=280)
         switch = gr.Radio(
             list(LANGUAGES.items()),
             # In both languages: whoever needs it reads the other one.

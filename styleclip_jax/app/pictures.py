@@ -121,7 +121,7 @@ def picker(pictures: Sequence[Pixels], name: str, title: str, current: int | Non
         )
     title = html.escape(title)
     return (
-        f'<h3>{title}</h3><div class="picker" role="group" aria-label="{title}">'
+        f'<p class="picker-title">{title}</p><div class="picker" role="group" aria-label="{title}">'
         f"{''.join(buttons)}</div>"
     )
 

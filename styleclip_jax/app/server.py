@@ -16,8 +16,7 @@ from styleclip_jax.app import layout, page, pictures
 from styleclip_jax.app.actions import ClosingError
 from styleclip_jax.app.engine import Engine
 
-# No request leaves this host: fonts are the system's.
-_FONTS = ["system-ui", "sans-serif"]
+# No request leaves this host.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self'"
     " 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self'"
@@ -118,12 +117,11 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
     app.add_middleware(_Guard, largest_body=engine.limits.upload_bytes + 100_000)
     blocks = page.build_page(engine, work)
     blocks.queue(max_size=max_waiting, api_open=False)
-    theme = gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"])
     return gr.mount_gradio_app(
         app,
         blocks,
         path="/",
-        theme=theme,
+        theme=layout.THEME,
         css=layout.CSS,
         head=pictures.HEAD,
         max_file_size=engine.limits.upload_bytes,
