@@ -24,12 +24,12 @@ class Batcher:
             entries.
     """
 
-    def __init__(self, run: Callable[[Any], np.ndarray]):
+    def __init__(self, run: Callable[[Any], Any]):
         self._run = run
         self._requests: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="batcher", daemon=True).start()
 
-    def __call__(self, entry: Any) -> np.ndarray:
+    def __call__(self, entry: Any) -> Any:
         """Waits for the result of one entry, a pytree of arrays (1, ...).
 
         Raises:

@@ -54,7 +54,7 @@ class Service:
 
     def end(self):
         self.process.terminate()
-        return self.process.wait(TIMEOUT)
+        self.process.communicate(timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="session")
