@@ -154,6 +154,9 @@ class Actions:
             with self._admit():
                 recipe = self._recipe(asked)
                 if isinstance(recipe, Optimized):
+                    # Another number of steps is compiled first, which takes seconds.
+                    preparing = pictures.message(say(language, "preparing"))
+                    yield gr.skip(), gr.skip(), preparing
                     for update in self._engine.optimize(session.start, recipe):
                         edit = update.edit or Edit(session.start, recipe, update.face)
                         shown = session.with_edit(edit)

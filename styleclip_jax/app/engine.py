@@ -38,6 +38,7 @@ from styleclip_jax.methods.optimization import (
     OptimizeConfig,
     edit_latents,
 )
+from styleclip_jax.models import DeltaMapper
 from styleclip_jax.runs.command_line import differences
 
 TRUNCATION = 0.7
@@ -144,7 +145,9 @@ class Engine:
             self.encoder = load_encoder(encoder)
             check_encoder(self.generator, self.encoder)
         self.mapper_paths = mappers
-        self.mappers = {name: load_mapper(path) for name, path in mappers.items()}
+        loaded = {name: load_mapper(path) for name, path in mappers.items()}
+        # Those for any text would need one.
+        self.mappers = {n: m for n, m in loaded.items() if not isinstance(m, DeltaMapper)}
         self._synthesize = jax.jit(synthesize)
         self._batcher = Batcher(lambda w: to_uint8(self._synthesize(self.generator, w)))
         self._features = Cache(self._encode)

@@ -88,6 +88,7 @@ _TABLE = {
         "Step {step} of {steps}, loss {loss:.3f}, about {seconds:.0f} s left",
         "Крок {step} з {steps}, похибка {loss:.3f}, лишилося близько {seconds:.0f} с",
     ),
+    "preparing": ("Getting ready…", "Підготовка…"),
     "done": ("Done: {text}", "Готово: {text}"),
     "no_text": ("Write what the picture should show.", "Напишіть, що має бути на зображенні."),
     "long_text": (

@@ -82,7 +82,6 @@ def test_cancel_stops_the_work_and_the_picture_stays(open_page, service):
     page = open_page()
     choose_method(page, "Thorough")
     write(page, "a person with a red hat")
-    set_slider(page, "#steps", 300)
     before = picture(page, "")
     page.locator("#go").click()
     page.locator("#status progress").wait_for()
@@ -118,7 +117,6 @@ def test_the_saved_settings_make_the_same_picture_bit_for_bit(open_page, method,
     choose_method(page, method)
     if method == "Thorough":
         write(page, "a person with sunglasses")
-        set_slider(page, "#steps", 6)
     change(page)
     archive = zipfile.ZipFile(io.BytesIO(save(page, "#download_all")))
     archive.extractall(tmp_path)
