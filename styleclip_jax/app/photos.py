@@ -15,7 +15,7 @@ from styleclip_jax.faces import FaceTransform, align_face, dlib_landmarks, find_
 from styleclip_jax.io.images import from_uint8
 from styleclip_jax.io.photos import read_photo, upright_rgb
 
-Pixels = UInt8[np.ndarray, "height width 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 # A photo is shown at this size.
 _SHOWN = 512

@@ -186,3 +186,36 @@ def test_a_filmstrip_and_its_animation_show_the_edit_in_several_strengths(open_p
     assert page.locator("#film figure").count() >= 5
     animation = Image.open(io.BytesIO(save(page, "#animation")))
     assert animation.format == "GIF" and getattr(animation, "n_frames", 1) >= 5
+
+
+def upload(page, name, content):
+    page.locator("#align input").set_checked(False)
+    with page.expect_file_chooser() as chooser:
+        page.locator("#upload").click()
+    chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
+
+
+def test_an_upload_shows_what_the_generator_makes_of_it_and_can_be_edited(open_page):
+    page = open_page()
+    # An image that the generator knows: one of its own.
+    known = save(page, "#download_image")
+    page.locator("#gallery button").nth(3).click()
+    page.wait_for_function("() => document.querySelectorAll('#history button').length === 2")
+    upload(page, "me.png", known)
+    page.locator("#photo figure").nth(2).wait_for()
+    captions = page.locator("#photo figcaption").all_inner_texts()
+    assert captions == ["original", "aligned", "reconstructed"]
+    original = np.asarray(Image.open(io.BytesIO(known)).convert("RGB"), np.int16)
+    assert np.abs(picture(page, "") - original).mean() < 30
+    write(page, "a person with sunglasses")
+    change(page)
+    assert np.abs(picture(page, ".before") - picture(page, ".after")).mean() > 2
+
+
+@pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n and no more"])
+def test_an_upload_that_is_no_image_gets_a_message(open_page, content):
+    page = open_page()
+    before = picture(page, "")
+    upload(page, "me.png", content)
+    page.get_by_text("cannot be read as an image").wait_for()
+    assert np.array_equal(picture(page, ""), before)
