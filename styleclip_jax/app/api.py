@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.events import api
 
 from styleclip_jax.app.actions import ClosingError
 from styleclip_jax.app.engine import Edit, Engine, Face, TooSlowError, npy, png
@@ -91,6 +92,7 @@ def add_api(
 
         def make() -> Edit:
             *_, last = engine.optimize(start(seed, latents), recipe)
+            assert last.edit
             return last.edit
 
         return answer(make)
@@ -106,7 +108,7 @@ def add_api(
         (optimize, edits),
         (mappers, quick),
     ):
-        gr.api(_checked(function), api_name=function.__name__, **waiting)
+        api(_checked(function), api_name=function.__name__, **waiting)
 
 
 def _checked(function: Callable) -> Callable:

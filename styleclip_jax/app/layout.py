@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.themes import Default
 
 from styleclip_jax.app import pictures
 from styleclip_jax.app.engine import Engine
@@ -12,7 +13,7 @@ from styleclip_jax.app.strings import EXAMPLES, LANGUAGES, say
 METHODS = ("instant", "mapper", "optimize")
 
 # Texts with enough contrast, and no fonts from other hosts.
-THEME = gr.themes.Default(
+THEME = Default(
     primary_hue="indigo",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],

@@ -120,7 +120,7 @@ def _connect(
     edits = _connect_edits(actions, visit, view, form)
 
     # Whoever goes on to another picture does not wait for the edit of this one.
-    fast = _FAST | {"cancels": edits}
+    fast: dict[str, Any] = _FAST | {"cancels": edits}
     choice.new_face.click(lambda: random.randrange(2**16), None, choice.seed, **_FAST).then(
         actions.new_face, [*visit, choice.seed], changed, **fast
     )

@@ -91,13 +91,13 @@ def compare(
         alts: What a person hears who does not see them.
         label: The name of the divider.
     """
-    names, alts = (tuple(map(html.escape, pair)) for pair in (names, alts))
+    left, right, alt_before, alt_after = map(html.escape, (*names, *alts))
     if after is None:
-        return f'<div class="compare"><img src="{image_uri(before)}" alt="{alts[0]}"></div>'
+        return f'<div class="compare"><img src="{image_uri(before)}" alt="{alt_before}"></div>'
     return f"""<div class="compare">
-<img class="after" src="{image_uri(after)}" alt="{alts[1]}">
-<img class="before" src="{image_uri(before)}" alt="{alts[0]}">
-<span class="tag left">{names[0]}</span><span class="tag right">{names[1]}</span>
+<img class="after" src="{image_uri(after)}" alt="{alt_after}">
+<img class="before" src="{image_uri(before)}" alt="{alt_before}">
+<span class="tag left">{left}</span><span class="tag right">{right}</span>
 <div class="divider"></div>
 <input type="range" min="0" max="100" value="50" aria-label="{html.escape(label)}"></div>"""
 
