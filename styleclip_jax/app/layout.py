@@ -164,7 +164,8 @@ class Form(NamedTuple):
 def heading(words: Words) -> Heading:
     """The title and the switch of the language."""
     with gr.Row():
-        title = gr.HTML(min_width=280)
+        with gr.Column(min_width=290):
+            title = gr.HTML()
         switch = gr.Radio(
             list(LANGUAGES.items()),
             # In both languages: whoever needs it reads the other one.
@@ -229,7 +230,7 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
         )
         new_face = words(gr.Button, {"value": "new_face"}, min_width=120, elem_id="new-face")
     gallery = gr.HTML(elem_id="gallery", js_on_load=pictures.SELECT)
-    with gr.Row(visible=engine.encoder is not None, equal_height=True):
+    with gr.Row(visible=engine.encoder is not None, elem_classes="bottom"):
         upload = words(
             gr.UploadButton,
             {"label": "upload"},
