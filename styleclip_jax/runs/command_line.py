@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -14,6 +15,7 @@ import jax
 from absl import app, flags, logging
 
 from styleclip_jax.errors import InputError, is_out_of_memory
+from styleclip_jax.runs import settings
 from styleclip_jax.runs.compilation_cache import enable_compilation_cache
 
 Config = TypeVar("Config")
@@ -31,6 +33,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         main: Called with the program's name in a list, as by ``absl.app.run``.
         argv: The command line. None: that of the process.
     """
+    script = sys.modules[main.__module__]
 
     def main_with_short_errors(arguments: Sequence[str]) -> None:
         try:
@@ -50,8 +53,11 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
                 raise
             _fail("out of memory; use fewer images or a smaller batch")
 
-    _let_help_describe(sys.modules[main.__module__])
-    app.run(main_with_short_errors, argv=list(argv) if argv else None, flags_parser=_parse_flags)
+    def parse(arguments: Sequence[str]) -> list[str]:
+        return _parse_flags(arguments, script)
+
+    _let_help_describe(script)
+    app.run(main_with_short_errors, argv=list(argv) if argv else None, flags_parser=parse)
     sys.exit(0)
 
 
@@ -73,11 +79,15 @@ def refuse_random_images(latents_flag: str, *names: str) -> None:
         )
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: Sequence[str], script: ModuleType) -> list[str]:
     try:
+        if "settings" in flags.FLAGS:
+            argv = settings.expand(argv, Path(getattr(script, "__file__", "")).name)
         arguments = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         _fail(f"{error}; --help lists all flags")
+    except InputError as error:
+        _fail(error)
     except flags.Error as error:
         if missing := re.match(r"flag (--\w+)=None: ", str(error)):
             _fail(f"{missing[1]} is missing; add {missing[1]}=VALUE, with quotes around words")

@@ -43,7 +43,7 @@ from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.models import DeltaMapper, Generator
 from styleclip_jax.models.mapper import Mapper
-from styleclip_jax.runs import command_line, photos
+from styleclip_jax.runs import command_line, photos, settings
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
 from styleclip_jax.runs.strip import first_batch, print_strip, write_strip
@@ -105,6 +105,7 @@ flags.DEFINE_string(
     "New directory for the results. If it exists, results-2, results-3 and so on is used.",
 )
 
+settings.define_flag()
 flags.DEFINE_string(
     "generator",
     None,

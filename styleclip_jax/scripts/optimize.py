@@ -46,7 +46,7 @@ from styleclip_jax.methods.optimization import (
     edit_latents,
 )
 from styleclip_jax.models import ArcFace, Generator
-from styleclip_jax.runs import command_line, objective_flags, photos
+from styleclip_jax.runs import command_line, objective_flags, photos, settings
 from styleclip_jax.runs.results import image_name, run_directory, write_images, write_metrics
 
 FLAGS = flags.FLAGS
@@ -72,6 +72,7 @@ flags.DEFINE_string(
     "New directory for the results. If it exists, results-2, results-3 and so on is used.",
 )
 
+settings.define_flag()
 flags.DEFINE_string(
     "generator",
     None,

@@ -1,0 +1,20 @@
+# Serves the page of app.py, as a user without privileges and on a read-only root:
+#   docker build --tag=styleclip .
+#   docker run --read-only --tmpfs=/tmp --publish=127.0.0.1:7860:7860 styleclip
+FROM python:3.12-slim
+
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY styleclip_jax styleclip_jax
+COPY ckpt_convert ckpt_convert
+RUN pip install --no-cache-dir '.[app]' && useradd --uid=10001 --no-create-home styleclip
+
+USER styleclip
+WORKDIR /tmp
+# The only place that can be written to.
+ENV HOME=/tmp JAX_COMPILATION_CACHE_DIR=/tmp/compiled
+EXPOSE 7860
+HEALTHCHECK --start-period=2m CMD ["python", "-c", \
+    "import urllib.request as r; r.urlopen('http://127.0.0.1:7860/health', timeout=5)"]
+STOPSIGNAL SIGTERM
+CMD ["styleclip-app", "--host=0.0.0.0"]

@@ -1,0 +1,92 @@
+"""How fast the served page answers: python benchmarks/page.py, with nothing else running.
+
+Starts app.py with the embedded models, and asks over HTTP as the page does.
+"""
+
+import json
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CLIENTS, REQUESTS = 20, 200
+TEXT = "a person with sunglasses"
+
+
+def main() -> None:
+    """Prints one measurement in a line."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    begun = time.perf_counter()
+    service = subprocess.Popen([sys.executable, "app.py", f"--port={port}"], cwd=ROOT)
+    try:
+        while not answers(url):
+            time.sleep(0.05)
+        print(f"usable after {time.perf_counter() - begun:.1f} s")
+        # Until what is compiled in the background is compiled.
+        optimize(url, steps=1)
+        print(f"an optimization of one step: {seconds(lambda: optimize(url, steps=1)):.2f} s")
+
+        instant(url, 0, 0.0)
+        single = [seconds(lambda i=i: instant(url, 0, i / 10)) for i in range(50)]
+        print(f"an instant edit: {1000 * statistics.median(single):.0f} ms (median of 50)")
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            taken = seconds(
+                lambda: list(pool.map(lambda i: instant(url, i % 50, 4.0), range(REQUESTS)))
+            )
+        print(f"{CLIENTS} clients: {REQUESTS / taken:.1f} instant edits a second")
+    finally:
+        service.send_signal(signal.SIGTERM)
+        service.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether the page is there."""
+    try:
+        urllib.request.urlopen(url, timeout=5).read()
+    except OSError:
+        return False
+    return True
+
+
+def instant(url: str, seed: int, strength: float) -> None:
+    """An instant edit."""
+    call(url, "instant", TEXT, seed, strength, "a person", "")
+
+
+def optimize(url: str, steps: int) -> None:
+    """An optimization."""
+    call(url, "optimize", TEXT, 0, steps, 0.35, "a person", [], "")
+
+
+def call(url: str, name: str, *data: object) -> None:
+    """Calls a function of the API, and waits for its answer."""
+    body = json.dumps({"data": data}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/gradio_api/call/{name}", body, headers)
+    with urllib.request.urlopen(request) as response:
+        event = json.load(response)["event_id"]
+    with urllib.request.urlopen(f"{url}/gradio_api/call/{name}/{event}") as lines:
+        if b"event: complete" not in lines.read():
+            raise RuntimeError(f"{name} failed")
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long a function takes."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The same edits for programs: typed functions of Gradio's HTTP API."""
+
+import base64
+import functools
+import inspect
+import io
+import json
+import math
+import typing
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.events import api
+
+from styleclip_jax.app.actions import ClosingError
+from styleclip_jax.app.engine import Edit, Engine, Face, TooSlowError, npy, png
+from styleclip_jax.app.pictures import data_uri
+from styleclip_jax.app.recipes import Instant, Mapped, Optimized
+from styleclip_jax.errors import InputError
+
+# Longer ones cannot be the latents of any generator.
+_LONGEST_LATENTS = 1_000_000
+
+
+def add_api(
+    engine: Engine,
+    admit: Callable[[], AbstractContextManager],
+    edits: dict[str, Any],
+    quick: dict[str, Any],
+) -> None:
+    """Adds the functions to the page that is being built.
+
+    Args:
+        engine: Computes.
+        admit: A context manager around every edit.
+        edits: Where edits that take time wait: ``concurrency_id`` and ``concurrency_limit``.
+        quick: Where the others do.
+    """
+
+    def start(seed: int, latents: str) -> Face:
+        return engine.face(_read_latents(latents, engine)) if latents else engine.random_face(seed)
+
+    def answer(make: Callable[[], Edit]) -> dict[str, Any]:
+        try:
+            with admit():
+                edit = make()
+        except (InputError, FloatingPointError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        except ClosingError as error:
+            raise gr.Error("the service is about to stop", print_exception=False) from error
+        except TooSlowError as error:
+            raise gr.Error("the edit took too long", print_exception=False) from error
+        return _describe(edit.face) | {"settings": json.loads(engine.settings(edit.recipe))}
+
+    def face(seed: int = 0) -> dict:
+        """A random face: its image (PNG, as a data: address) and its latents (.npy, base64)."""
+        try:
+            return _describe(engine.random_face(seed))
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def instant(
+        text: str,
+        seed: int = 0,
+        strength: float = 4.0,
+        neutral: str = engine.neutral,
+        latents: str = "",
+    ) -> dict:
+        """Edits at once, by the direction of a text, the face of a seed or of latents."""
+        return answer(
+            lambda: engine.instant(start(seed, latents), Instant(text, neutral, strength))
+        )
+
+    def mapper(mapper: str, seed: int = 0, strength: float = 0.1, latents: str = "") -> dict:
+        """Edits with a trained mapper; ``mappers`` lists their names."""
+        return answer(lambda: engine.mapped(start(seed, latents), Mapped(mapper, strength)))
+
+    def optimize(
+        text: str,
+        seed: int = 0,
+        steps: int = 80,
+        hold: float = 0.35,
+        neutral: str = engine.neutral,
+        keep: list[str] = [],  # noqa: B006 (Gradio reads the default from the signature.)
+        latents: str = "",
+    ) -> dict:
+        """Edits thoroughly, by gradient descent."""
+        recipe = Optimized(text, neutral, tuple(keep), steps, hold)
+
+        def make() -> Edit:
+            *_, last = engine.optimize(start(seed, latents), recipe)
+            assert last.edit
+            return last.edit
+
+        return answer(make)
+
+    def mappers() -> list[str]:
+        """The names of the trained mappers."""
+        return list(engine.mappers)
+
+    for function, waiting in (
+        (face, quick),
+        (instant, quick),
+        (mapper, quick),
+        (optimize, edits),
+        (mappers, quick),
+    ):
+        api(_checked(function), api_name=function.__name__, **waiting)
+
+
+def _checked(function: Callable) -> Callable:
+    """Lets a function refuse arguments of other types than it names; Gradio passes on any."""
+    signature, hints = inspect.signature(function), typing.get_type_hints(function)
+
+    @functools.wraps(function)
+    def checked(*values: Any) -> Any:
+        for name, value in signature.bind(*values).arguments.items():
+            if not _is_of(value, hints[name]):
+                expected = getattr(hints[name], "__name__", str(hints[name]))
+                message = f"{name} is {repr(value)[:50]}, expected {expected}"
+                raise gr.Error(message, print_exception=False)
+        return function(*values)
+
+    return checked
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    if hint == list[str]:
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return isinstance(value, hint) and not isinstance(value, bool)
+
+
+def _describe(face: Face) -> dict[str, Any]:
+    return {
+        "image": data_uri(png(face), "image/png"),
+        "latents": base64.b64encode(npy(face.latents)).decode(),
+    }
+
+
+def _read_latents(text: str, engine: Engine) -> np.ndarray:
+    shape = (1, engine.generator.num_layers, engine.generator.config.w_dim)
+    try:
+        if len(text) > _LONGEST_LATENTS:
+            raise ValueError
+        array = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
+        if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ValueError
+    except Exception:
+        raise InputError(
+            f"the latents are not a .npy file of shape {shape}, float32, in base64"
+        ) from None
+    return array

@@ -1,0 +1,70 @@
+"""Requests of several users that wait for the device at the same time share a batch."""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import numpy as np
+
+# Every size is compiled once; a batch is filled up to the next one.
+SIZES = (1, 2, 4, 8)
+
+
+class Batcher:
+    """Runs a function of a batch for requests of one entry each, on one thread.
+
+    A request that comes while the device is free runs at once. Those that come while it is busy
+    make up the next batch.
+
+    Args:
+        run: Takes a pytree of arrays (B, ...), with B one of ``SIZES``, and returns an array of B
+            entries.
+    """
+
+    def __init__(self, run: Callable[[Any], Any]):
+        self._run = run
+        self._requests: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="batcher", daemon=True).start()
+
+    def __call__(self, entry: Any) -> Any:
+        """Waits for the result of one entry, a pytree of arrays (1, ...).
+
+        Raises:
+            Exception: What the function raised.
+        """
+        future: Future = Future()
+        self._requests.put((entry, future))
+        return future.result()
+
+    def _serve(self) -> None:
+        while True:
+            requests = [self._requests.get()]
+            while len(requests) < SIZES[-1] and not self._requests.empty():
+                requests.append(self._requests.get())
+            # Entries of other shapes, such as StyleSpace beside W+, make batches of their own.
+            groups: dict[Any, list[tuple[Any, Future]]] = {}
+            for request in requests:
+                groups.setdefault(_shape(request[0]), []).append(request)
+            for group in groups.values():
+                self._answer(group)
+
+    def _answer(self, requests: Sequence[tuple[Any, Future]]) -> None:
+        entries = [entry for entry, _ in requests]
+        size = next(size for size in SIZES if size >= len(entries))
+        entries += entries[-1:] * (size - len(entries))
+        try:
+            results = self._run(jax.tree.map(lambda *x: np.concatenate(x), *entries))
+        except Exception as error:
+            for _, future in requests:
+                future.set_exception(error)
+        else:
+            for (_, future), result in zip(requests, results, strict=False):
+                future.set_result(result)
+
+
+def _shape(entry: Any) -> Any:
+    leaves, structure = jax.tree.flatten(entry)
+    return structure, tuple(np.shape(leaf) for leaf in leaves)

@@ -1,0 +1,448 @@
+"""The models and what is computed with them, for all users of the page at once."""
+
+import collections
+import dataclasses
+import functools
+import io
+import json
+import queue
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from styleclip_jax.app import recipes
+from styleclip_jax.app.batching import SIZES, Batcher
+from styleclip_jax.app.photos import Photo, Pixels, finished, read_upload
+from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import load_clip, load_encoder, load_generator, load_mapper
+from styleclip_jax.io.images import from_uint8, to_uint8
+from styleclip_jax.io.text import encode_texts, load_tokenizer
+from styleclip_jax.latents import sample_latents, synthesize
+from styleclip_jax.methods.inversion import AVATARS_INVERT_CONFIG, check_encoder, invert
+from styleclip_jax.methods.linear_start import latent_directions, sample_features
+from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.optimization import (
+    AVATARS_CONFIG,
+    AVATARS_NEUTRAL,
+    EditResult,
+    OptimizeConfig,
+    edit_latents,
+)
+from styleclip_jax.models import DeltaMapper
+from styleclip_jax.runs.command_line import differences
+
+TRUNCATION = 0.7
+# Random images from which the directions of texts are learned.
+SAMPLES = 512
+# Strengths of a filmstrip, in parts of the largest.
+FILM = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
+
+# Fewer steps than invert.py takes: somebody is waiting.
+_INVERSION = dataclasses.replace(AVATARS_INVERT_CONFIG, steps=40)
+_CACHED_TEXTS = 256
+_ANY_TEXT = "a person with a hat"
+# Seconds between pictures of a running optimization, and until nobody seems to look at them.
+_FRAME_EVERY, _ABANDONED = 0.4, 20.0
+
+WPlus = Float[np.ndarray, "1 layers w_dim"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Face:
+    """An image and the latents that it is synthesized from; of an uploaded photo, that too."""
+
+    latents: WPlus
+    pixels: Pixels
+    photo: Photo | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Edit:
+    """An edited image, and how it came about."""
+
+    start: Face
+    recipe: Recipe
+    face: Face
+
+
+class Progress(NamedTuple):
+    """A running optimization.
+
+    Attributes:
+        step: Steps taken.
+        losses: The loss of every step.
+        seconds_left: An estimate.
+        face: The image now.
+        edit: The result, at the end.
+    """
+
+    step: int
+    losses: tuple[float, ...]
+    seconds_left: float
+    face: Face
+    edit: Edit | None = None
+
+
+class TooSlowError(Exception):
+    """A request took longer than the limit."""
+
+
+class _Cancelled(Exception):
+    """The user does not want the result any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    steps: int = 300
+    text_length: int = 200
+    keep_texts: int = 4
+    seconds: float = 120.0
+    upload_bytes: int = 10_000_000
+    upload_pixels: int = 40_000_000
+
+
+class Engine:
+    """Models, loaded once, and the edits that the page offers.
+
+    Args:
+        generator: A checkpoint directory; None: the avatars.
+        clip: Likewise.
+        mappers: Mappers by name: the directory, or the name of one that comes with the package.
+        encoder: A checkpoint directory of an encoder; None: there are no uploads.
+        limits: What one request may ask for.
+    """
+
+    def __init__(
+        self,
+        generator: str | None,
+        clip: str | None,
+        mappers: dict[str, str],
+        encoder: str | None = None,
+        limits: Limits = Limits(),
+    ):
+        self.paths = {"generator": generator, "clip": clip}
+        self.limits = limits
+        self.neutral = "a face" if generator else AVATARS_NEUTRAL
+        self.config = AVATARS_CONFIG
+        if generator:
+            self.config = OptimizeConfig(guidance="direction", views=1)
+        self.generator = load_generator(generator)
+        self.clip, self.tokenizer = load_clip(clip), load_tokenizer(clip)
+        self.encoder = None
+        if encoder:
+            self.encoder = load_encoder(encoder)
+            check_encoder(self.generator, self.encoder)
+        self.mapper_paths = mappers
+        loaded = {name: load_mapper(path) for name, path in mappers.items()}
+        # Those for any text would need one.
+        self.mappers = {n: m for n, m in loaded.items() if not isinstance(m, DeltaMapper)}
+        self._synthesize = jax.jit(synthesize)
+        self._batcher = Batcher(lambda w: to_uint8(self._synthesize(self.generator, w)))
+        self._features = Cache(self._encode)
+        self._directions = Cache(self._direction)
+
+    def warm_up(self) -> None:
+        """Compiles what the first edit needs."""
+        self.instant(self.random_face(0), Instant(_ANY_TEXT, self.neutral))
+
+    def warm_up_rest(self) -> None:
+        """Compiles what a user may ask for later; in the background, while the page is open."""
+        face = self.random_face(0)
+        for name in self.mappers:
+            self.mapped(face, Mapped(name))
+        recipe = Optimized(_ANY_TEXT, self.neutral, steps=self.config.steps)
+        # One step is enough.
+        next(self.optimize(face, recipe))
+        for size in SIZES[1:]:
+            self._synthesize(self.generator, np.repeat(face.latents, size, axis=0))
+
+    def random_face(self, seed: int) -> Face:
+        """A random image; the seed chooses it.
+
+        Raises:
+            InputError: The seed is out of range.
+        """
+        if not 0 <= seed < 2**32:
+            raise InputError(f"the seed is {seed}, expected 0 to {2**32 - 1}")
+        return self.face(np.asarray(sample_latents(self.generator, 1, seed, TRUNCATION)))
+
+    def face(self, latents: WPlus, photo: Photo | None = None) -> Face:
+        """Synthesizes an image."""
+        return Face(latents, self._batcher(latents), photo)
+
+    def upload(self, path: str, align: bool) -> Face:
+        """The generator's reconstruction of a photo.
+
+        Raises:
+            NoFaceError: There is no face in it.
+            InputError: It is no image, or too large.
+        """
+        size = self.generator.config.resolution
+        photo = read_upload(path, size, align, self.limits.upload_pixels)
+        inversion = invert(
+            self.generator,
+            jnp.asarray(from_uint8(photo.aligned))[None],
+            self.encoder,
+            _INVERSION,
+            perceptual=self.clip,
+        )
+        pixels = to_uint8(inversion.images[0])
+        photo = dataclasses.replace(photo, reconstructed=pixels)
+        return Face(np.asarray(inversion.latents), pixels, photo)
+
+    def instant(self, start: Face, recipe: Instant) -> Edit:
+        """Edits along the direction of a text."""
+        direction = self._directions(
+            (self.check_text(recipe.text), self.check_text(recipe.neutral))
+        )
+        latents = start.latents + np.float32(recipe.strength) * direction
+        return Edit(start, recipe, self.face(latents, start.photo))
+
+    def mapped(self, start: Face, recipe: Mapped) -> Edit:
+        """Edits with a mapper.
+
+        Raises:
+            InputError: There is no such mapper.
+        """
+        if recipe.mapper not in self.mappers:
+            raise InputError(
+                f"there is no mapper {recipe.mapper!r}, expected one of {', '.join(self.mappers)}"
+            )
+        images, latents = apply_mapper(
+            self.generator, [self.mappers[recipe.mapper]], start.latents, float(recipe.strength)
+        )
+        return Edit(start, recipe, Face(np.asarray(latents), to_uint8(images[0]), start.photo))
+
+    def optimize(self, start: Face, recipe: Optimized) -> Iterator[Progress]:
+        """Edits by gradient descent, which goes on while the iterator is asked for more.
+
+        Yields:
+            The state after the first step, and several times a second; the last one has the edit.
+
+        Raises:
+            InputError: The settings are beyond the limits.
+            TooSlowError: It took longer than the limit.
+        """
+        self.check_text(recipe.text)
+        if not 1 <= recipe.steps <= self.limits.steps:
+            raise InputError(f"{recipe.steps} steps, expected 1 to {self.limits.steps}")
+        if len(recipe.keep) > self.limits.keep_texts:
+            raise InputError(f"at most {self.limits.keep_texts} texts can be kept")
+        # Read one by one: whoever computes waits until its picture is taken.
+        updates: queue.Queue[Progress | BaseException] = queue.Queue(maxsize=1)
+        stop = threading.Event()
+        threading.Thread(
+            target=self._run_optimization, args=(start, recipe, updates, stop), daemon=True
+        ).start()
+        try:
+            while True:
+                update = updates.get()
+                if isinstance(update, BaseException):
+                    raise update
+                yield update
+                if update.edit:
+                    return
+        finally:
+            stop.set()
+
+    def _run_optimization(
+        self, start: Face, recipe: Optimized, updates: queue.Queue, stop: threading.Event
+    ) -> None:
+        begun = shown = time.monotonic()
+        losses: list[float] = []
+
+        def report(step: int, loss: Array, latents: Any) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            losses.append(float(loss[0]))
+            if stop.is_set():
+                raise _Cancelled
+            if now - begun > self.limits.seconds:
+                raise TooSlowError
+            if step == 1 or now - shown > _FRAME_EVERY:
+                left = (now - begun) / step * (recipe.steps - step)
+                face = self.face(np.asarray(latents), start.photo)
+                updates.put(Progress(step, tuple(losses), left, face), timeout=_ABANDONED)
+                shown = time.monotonic()
+
+        try:
+            result = self.run_optimization(start, recipe, report)
+            face = Face(np.asarray(result.latents), to_uint8(result.images[0]), start.photo)
+            edit = Edit(start, recipe, face)
+            updates.put(
+                Progress(int(result.steps), tuple(losses), 0.0, face, edit), timeout=_ABANDONED
+            )
+        except (_Cancelled, queue.Full):
+            return
+        except Exception as error:
+            updates.put(error, timeout=_ABANDONED)
+
+    def run_optimization(
+        self, start: Face, recipe: Optimized, report: Callable | None = None
+    ) -> EditResult:
+        """The optimization itself; the same computation as that of optimize.py."""
+        texts = [recipe.text, recipe.neutral, *recipe.keep]
+        features = [self._features(self.check_text(text)) for text in texts]
+        direction = self._directions((recipe.text, recipe.neutral))
+        return edit_latents(
+            self.generator,
+            (self.clip,),
+            jnp.asarray(start.latents),
+            (features[0],),
+            recipe.config(self.config),
+            neutral_features=(features[1],),
+            keep_features=(jnp.concatenate(features[2:]),) if recipe.keep else None,
+            directions=direction,
+            key=jax.random.key(recipe.seed),
+            on_progress=report,
+            progress_every=1,
+        )
+
+    def with_strength(self, edit: Edit, strength: float) -> Face:
+        """The face between and beyond the two of an edit: 0 is the start, 1 the edited one."""
+        before, after = edit.start.latents, edit.face.latents
+        return self.face(before + np.float32(strength) * (after - before), edit.start.photo)
+
+    def exact(self, edit: Edit) -> Edit:
+        """The edit as the scripts compute it: not in a batch with those of other users."""
+        if isinstance(edit.recipe, Instant):
+            images = self._synthesize(self.generator, edit.face.latents)
+            face = dataclasses.replace(edit.face, pixels=to_uint8(images[0]))
+            return dataclasses.replace(edit, face=face)
+        return edit
+
+    def archive(self, edit: Edit) -> bytes:
+        """A ZIP file: the picture, its latents, and all that a script needs to make it again."""
+        edit = self.exact(edit)
+        files = {
+            "image.png": png(dataclasses.replace(edit.face, photo=None)),
+            "latents.npy": npy(edit.face.latents),
+            "before.png": png(dataclasses.replace(edit.start, photo=None)),
+            recipes.START: npy(edit.start.latents),
+            "settings.json": self.settings(edit.recipe).encode(),
+        }
+        if edit.face.photo and edit.face.photo.transform:
+            files["photo.png"] = png(edit.face)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return buffer.getvalue()
+
+    def settings(self, recipe: Recipe) -> str:
+        """The settings of an edit in JSON, for ``--settings`` of the script that it names."""
+        flags = {name: path for name, path in self.paths.items() if path}
+        if isinstance(recipe, Mapped):
+            flags.pop("clip", None)
+            recipe = dataclasses.replace(recipe, mapper=self.mapper_paths[recipe.mapper])
+        elif isinstance(recipe, Optimized):
+            flags |= {"start_samples": SAMPLES} | differences(self.config, OptimizeConfig())
+        settings = {
+            "script": recipe.script,
+            "latents": recipes.START,
+            "flags": flags | recipe.flags(),
+        }
+        return json.dumps(settings, indent=2)
+
+    def check_text(self, text: str) -> str:
+        """Returns a text without surrounding space.
+
+        Raises:
+            InputError: It is empty or too long.
+        """
+        text = text.strip()
+        if not text:
+            raise InputError("the text is empty; write what the picture should show")
+        if len(text) > self.limits.text_length:
+            raise InputError(
+                f"the text has {len(text)} letters, at most {self.limits.text_length} are allowed"
+            )
+        return text
+
+    @functools.cached_property
+    def _samples(self) -> Any:
+        return sample_features(
+            self.generator,
+            (self.clip,),
+            SAMPLES,
+            resolution=self.config.guide_resolution,
+            preprocess=self.config.preprocess,
+        )
+
+    def _encode(self, text: str) -> Array:
+        return encode_texts(self.clip, self.tokenizer, [text])
+
+    def _direction(self, texts: tuple[str, str]) -> Float[np.ndarray, "1 w_dim"]:
+        text, neutral = map(self._features, texts)
+        return np.asarray(latent_directions(self._samples, (text,), (neutral,)))
+
+
+class Cache:
+    """The latest results of a function; of calls at the same time only one computes.
+
+    Args:
+        function: Of one hashable argument.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self._function = function
+        self._results: collections.OrderedDict[Any, Future] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, argument: Any) -> Any:
+        """The function's result.
+
+        Raises:
+            Exception: What the function raised, which is not kept.
+        """
+        with self._lock:
+            future = self._results.get(argument)
+            mine = future is None
+            if future is None:
+                future = self._results[argument] = Future()
+                if len(self._results) > _CACHED_TEXTS:
+                    self._results.popitem(last=False)
+            self._results.move_to_end(argument)
+        if mine:
+            try:
+                future.set_result(self._function(argument))
+            except Exception as error:
+                with self._lock:
+                    self._results.pop(argument, None)
+                future.set_exception(error)
+        return future.result()
+
+
+def png(face: Face) -> bytes:
+    """An image as a PNG file; a face of a photo is pasted back into it."""
+    image = finished(face.photo, face.pixels) if face.photo else Image.fromarray(face.pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def animation(frames: Sequence[Pixels]) -> bytes:
+    """Pictures as an endless GIF, there and back."""
+    first, *others = (Image.fromarray(f) for f in [*frames, *frames[-2:0:-1]])
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=250, loop=0)
+    return buffer.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An array as an NPY file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

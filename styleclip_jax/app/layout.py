@@ -1,0 +1,341 @@
+"""What is where on the page."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import gradio as gr
+from gradio.themes import Default
+
+from styleclip_jax.app import pictures
+from styleclip_jax.app.engine import Engine
+from styleclip_jax.app.strings import EXAMPLES, LANGUAGES, say
+
+METHODS = ("instant", "mapper", "optimize")
+
+# Texts with enough contrast, and no fonts from other hosts.
+THEME = Default(
+    primary_hue="indigo",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+).set(
+    body_text_color_subdued="*neutral_600",
+    block_info_text_color="*neutral_600",
+    block_label_text_color="*neutral_700",
+    block_title_text_color="*neutral_700",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_700",
+)
+
+CSS = (
+    pictures.CSS
+    + """
+.gradio-container { max-width: 75rem !important; margin: 0 auto !important; }
+h1 { font-size: 1.6rem; margin: 0; }
+h2 { font-size: 1.15rem; margin: .5rem 0 .25rem; }
+.picker-title { font-size: .9rem; font-weight: 600; margin: .25rem 0; }
+footer { display: none !important; }
+.examples { gap: .4rem !important; flex-wrap: wrap; }
+.examples button { flex: 0 1 auto; min-width: 0 !important; }
+.bottom { align-items: end; }
+.hidden-link { display: none; }
+@media (max-width: 767px) { #view { order: -1; } }
+@media (min-width: 768px) { #view { position: sticky; top: .5rem; } }
+"""
+)
+
+
+Texts = Mapping[str, str | tuple[str, ...]]
+
+
+class Words:
+    """Makes components with texts of the table, and translates them later."""
+
+    def __init__(self) -> None:
+        self._texts: list[tuple[Any, Texts]] = []
+
+    def __call__(self, component: Callable, texts: Texts, *args: Any, **others: Any) -> Any:
+        """Makes a component.
+
+        Args:
+            component: Its class.
+            texts: Keys of the table by argument, such as ``label``; a tuple of them are choices.
+            args: Further arguments.
+            others: Further arguments.
+        """
+        made = component(*args, **_say_all("en", texts), **others)
+        self._texts.append((made, texts))
+        return made
+
+    @property
+    def components(self) -> list[Any]:
+        """All components, in the order of ``translate``."""
+        return [component for component, _ in self._texts]
+
+    def translate(self, language: str) -> list[Any]:
+        """Updates of all components."""
+        return [gr.update(**_say_all(language, texts)) for _, texts in self._texts]
+
+
+def _say_all(language: str, texts: Texts) -> dict[str, Any]:
+    def say_one(key: str | tuple[str, ...]) -> Any:
+        if isinstance(key, tuple):
+            return [(say(language, choice), choice) for choice in key]
+        return say(language, key)
+
+    return {argument: say_one(key) for argument, key in texts.items()}
+
+
+class Heading(NamedTuple):
+    """The top of the page."""
+
+    title: gr.HTML
+    language: gr.Radio
+
+
+class View(NamedTuple):
+    """The picture, and what can be done with it."""
+
+    picture: gr.HTML
+    status: gr.HTML
+    photo: gr.HTML
+    keep: gr.Button
+    undo: gr.Button
+    save_image: gr.Button
+    save_all: gr.Button
+    link: gr.HTML
+    history: gr.HTML
+    film: gr.HTML
+    show_film: gr.Button
+    save_film: gr.Button
+
+
+class Choice(NamedTuple):
+    """The choice of a picture."""
+
+    heading: gr.HTML
+    seed: gr.Number
+    new_face: gr.Button
+    upload: gr.UploadButton
+    align: gr.Checkbox
+    gallery: gr.HTML
+
+
+class Controls(NamedTuple):
+    """The components that say how to edit, in the order in which a function gets their values."""
+
+    method: gr.Radio
+    text: gr.Textbox
+    neutral: gr.Textbox
+    strength: gr.Slider
+    mapper: gr.Radio
+    mapper_strength: gr.Slider
+    steps: gr.Slider
+    hold: gr.Slider
+    keep_texts: gr.Textbox
+    stop_early: gr.Checkbox
+
+
+class Form(NamedTuple):
+    """The text, the method and the buttons.
+
+    Attributes:
+        controls: Say how to edit.
+        headings: Of the text and of the method.
+        examples: Buttons that write a text.
+        groups: What belongs to each of ``METHODS``.
+        text_group: What belongs to those that take a text.
+        go: Starts the edit.
+        cancel: Ends it.
+    """
+
+    controls: Controls
+    headings: tuple[gr.HTML, gr.HTML]
+    examples: list[gr.Button]
+    groups: list[gr.Group]
+    text_group: gr.Column
+    go: gr.Button
+    cancel: gr.Button
+
+
+def heading(words: Words) -> Heading:
+    """The title and the switch of the language."""
+    with gr.Row():
+        with gr.Column(min_width=290):
+            title = gr.HTML()
+        switch = gr.Radio(
+            list(LANGUAGES.items()),
+            # In both languages: whoever needs it reads the other one.
+            label="Language / Мова",
+            value="en",
+            min_width=290,
+            scale=0,
+            elem_id="language",
+        )
+    return Heading(title, switch)
+
+
+def view(words: Words) -> View:
+    """The column of the picture."""
+
+    def button(key: str) -> gr.Button:
+        return words(gr.Button, {"value": key}, size="sm", min_width=120, elem_id=key)
+
+    with gr.Column(scale=5, min_width=320, elem_id="view"):
+        picture = gr.HTML(elem_id="picture")
+        status = gr.HTML(elem_id="status", min_height=24)
+        photo = gr.HTML(elem_id="photo")
+        with gr.Row():
+            keep, undo = button("keep"), button("undo")
+        with gr.Row():
+            save_image, save_all = button("download_image"), button("download_all")
+        link = gr.HTML(elem_id="link", elem_classes="hidden-link")
+        history = gr.HTML(elem_id="history", js_on_load=pictures.SELECT)
+        with words(gr.Accordion, {"label": "film"}, open=False):
+            film = gr.HTML(elem_id="film")
+            with gr.Row():
+                show_film, save_film = button("show_film"), button("animation")
+    return View(
+        picture,
+        status,
+        photo,
+        keep,
+        undo,
+        save_image,
+        save_all,
+        link,
+        history,
+        film,
+        show_film,
+        save_film,
+    )
+
+
+def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
+    """Step one: the picture."""
+    title = gr.HTML()
+    with gr.Row(elem_classes="bottom"):
+        seed = words(
+            gr.Number,
+            {"label": "seed"},
+            value=first_seed,
+            precision=0,
+            minimum=0,
+            maximum=2**32 - 1,
+            min_width=120,
+            elem_id="seed",
+        )
+        new_face = words(gr.Button, {"value": "new_face"}, min_width=120, elem_id="new-face")
+    gallery = gr.HTML(elem_id="gallery", js_on_load=pictures.SELECT)
+    with gr.Row(visible=engine.encoder is not None, elem_classes="bottom"):
+        upload = words(
+            gr.UploadButton,
+            {"label": "upload"},
+            file_types=["image"],
+            type="filepath",
+            min_width=120,
+            elem_id="upload",
+        )
+        align = words(
+            gr.Checkbox,
+            {"label": "align", "info": "align_info"},
+            # Avatars are nothing but faces.
+            value=engine.paths["generator"] is not None,
+            min_width=120,
+            elem_id="align",
+        )
+    return Choice(title, seed, new_face, upload, align, gallery)
+
+
+def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
+    """Steps two and three: the text and the method."""
+    with gr.Column() as text_group:
+        text_heading, text, neutral, examples = _text(words, engine)
+    method_heading = gr.HTML()
+    method = words(
+        gr.Radio,
+        {"label": "method", "choices": methods},
+        value="instant",
+        elem_id="method",
+    )
+    with gr.Group() as instant_group:
+        strength = _slider(words, "strength", -8, 8, 4, 0.1)
+    with gr.Group(visible=False) as mapper_group:
+        names = [(name.replace("_", " "), name) for name in engine.mappers]
+        mapper = words(
+            gr.Radio,
+            {"label": "mapper_name"},
+            names,
+            value=names[0][1] if names else None,
+            elem_id="mapper",
+        )
+        mapper_strength = _slider(words, "strength", -0.2, 0.2, 0.1, 0.005, "mapper-strength")
+    with gr.Group(visible=False) as optimize_group:
+        most = engine.limits.steps
+        steps = _slider(words, "steps", 5, most, min(engine.config.steps, most), 1)
+        hold = _slider(words, "hold", 0, 2, engine.config.orthogonal_lambda, 0.05)
+        keep_texts = words(
+            gr.Textbox,
+            {"label": "keep_texts", "info": "keep_texts_info"},
+            value="",
+            lines=2,
+            elem_id="keep-texts",
+        )
+        stop_early = words(gr.Checkbox, {"label": "stop_early"}, elem_id="stop-early")
+    with gr.Row():
+        go = words(gr.Button, {"value": "go"}, variant="primary", size="lg", elem_id="go")
+        cancel = words(gr.Button, {"value": "cancel"}, size="lg", elem_id="cancel")
+    controls = Controls(
+        method,
+        text,
+        neutral,
+        strength,
+        mapper,
+        mapper_strength,
+        steps,
+        hold,
+        keep_texts,
+        stop_early,
+    )
+    groups = [instant_group, mapper_group, optimize_group]
+    headings = (text_heading, method_heading)
+    return Form(controls, headings, examples, groups, text_group, go, cancel)
+
+
+def _text(words: Words, engine: Engine) -> tuple[gr.HTML, gr.Textbox, gr.Textbox, list[gr.Button]]:
+    heading = gr.HTML()
+    text = words(
+        gr.Textbox,
+        {"label": "text", "placeholder": "text_placeholder"},
+        value="",
+        # One that is a little too long gets a message.
+        max_length=10 * engine.limits.text_length,
+        elem_id="text",
+    )
+    with gr.Row(elem_classes="examples"):
+        examples = [gr.Button(english, size="sm", min_width=0) for english, _ in EXAMPLES]
+    with words(gr.Accordion, {"label": "more"}, open=False):
+        neutral = words(
+            gr.Textbox,
+            {"label": "neutral", "info": "neutral_info"},
+            value=engine.neutral,
+            elem_id="neutral",
+        )
+    return heading, text, neutral, examples
+
+
+def _slider(
+    words: Words, key: str, least: Any, most: Any, value: Any, step: float, elem_id: str = ""
+) -> gr.Slider:
+    return words(
+        gr.Slider,
+        {"label": key, "info": f"{key}_info"},
+        minimum=least,
+        maximum=most,
+        value=value,
+        step=step,
+        elem_id=elem_id or key,
+    )

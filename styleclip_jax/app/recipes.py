@@ -1,0 +1,92 @@
+"""How a picture was edited: settings that a script turns into the same picture."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_NEUTRAL, OptimizeConfig
+
+# The file beside the settings that holds the latents of the picture before the edit.
+START = "start.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instant:
+    """An edit along the direction of a text in W.
+
+    Attributes:
+        text: What the image should show.
+        neutral: What it shows anyway.
+        strength: In standard deviations of random images along the direction.
+    """
+
+    script: ClassVar[str | None] = None
+    text: str
+    neutral: str = AVATARS_NEUTRAL
+    strength: float = 4.0
+
+    def flags(self) -> dict[str, Any]:
+        """The settings by name."""
+        return {"description": [self.text], "neutral": self.neutral, "strength": [self.strength]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """An edit by a mapper that was trained for one text."""
+
+    script: ClassVar[str | None] = "apply_mapper.py"
+    mapper: str
+    strength: float = 0.1
+
+    @property
+    def text(self) -> str:
+        """A title."""
+        return self.mapper.replace("_", " ")
+
+    def flags(self) -> dict[str, Any]:
+        """The flags of the script."""
+        return {"mapper": [self.mapper], "strength": [self.strength]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimized:
+    """An edit by gradient descent.
+
+    Attributes:
+        text: What the image should show.
+        neutral: What it shows anyway.
+        keep: Texts that must fit as well as before.
+        steps: The most steps.
+        hold: How firmly the rest of the image is held: ``orthogonal_lambda``.
+        patience: Steps without an improvement after which it stops; 0: never.
+        seed: Decides the random views.
+    """
+
+    script: ClassVar[str | None] = "optimize.py"
+    text: str
+    neutral: str = AVATARS_NEUTRAL
+    keep: tuple[str, ...] = ()
+    steps: int = AVATARS_CONFIG.steps
+    hold: float = 0.35
+    patience: int = 0
+    seed: int = 0
+
+    def config(self, defaults: OptimizeConfig) -> OptimizeConfig:
+        """The settings of the optimization."""
+        return dataclasses.replace(
+            defaults, steps=self.steps, orthogonal_lambda=self.hold, patience=self.patience
+        )
+
+    def flags(self) -> dict[str, Any]:
+        """The flags of the script."""
+        return {
+            "description": [self.text],
+            "neutral": self.neutral,
+            **({"keep": list(self.keep)} if self.keep else {}),
+            "steps": self.steps,
+            "orthogonal_lambda": self.hold,
+            "patience": self.patience,
+            "seed": self.seed,
+        }
+
+
+Recipe = Instant | Mapped | Optimized

@@ -1,0 +1,111 @@
+r"""Serves a page on which faces are edited by text.
+
+Examples:
+  python app.py
+  python app.py --port=8080 --mappers_dir=runs
+  python app.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 --host=0.0.0.0
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import flags
+
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import AVATARS, pretrained_mappers
+from styleclip_jax.runs import command_line
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("host", "127.0.0.1", "The address to listen on; 0.0.0.0 is every network.")
+flags.DEFINE_integer("port", 7860, "The port to listen on.", lower_bound=1, upper_bound=65535)
+flags.DEFINE_string(
+    "generator",
+    None,
+    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
+    " come with the package.",
+)
+flags.DEFINE_string(
+    "clip",
+    None,
+    "Checkpoint directory of a CLIP. Default: one that knows avatars and nothing else.",
+)
+flags.DEFINE_string(
+    "encoder",
+    None,
+    "Checkpoint directory of an encoder, for uploads. Default: the avatars'; with --generator there"
+    " are no uploads without it.",
+)
+flags.DEFINE_string("mappers_dir", None, "A directory of mappers that train_mapper.py trained.")
+flags.DEFINE_bool("warmup", True, "Compile everything before the page opens.")
+flags.DEFINE_integer("max_waiting", 64, "Requests that may wait at a time.", lower_bound=1)
+flags.DEFINE_integer("max_steps", 300, "The most steps of an optimization.", lower_bound=1)
+flags.DEFINE_float("max_seconds", 120, "The most seconds of an optimization.", lower_bound=1)
+flags.DEFINE_string(
+    "auth_file",
+    None,
+    "Let in only the users of this file, which python -m styleclip_jax.app.passwords writes.",
+)
+flags.DEFINE_string(
+    "root_path", None, "The path of the page behind a proxy, such as /faces. Default: /."
+)
+flags.DEFINE_float(
+    "grace_seconds", 30, "After SIGTERM, how long running edits may take.", lower_bound=0
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Loads the models, and serves the page."""
+    with tempfile.TemporaryDirectory(prefix="styleclip-app-") as directory:
+        # Read when Gradio is imported; whatever it writes is removed at the end.
+        os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False"}
+        try:
+            from styleclip_jax.app import engine, passwords, server
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"the page needs {error.name}; install it with pip install 'styleclip-jax[app]'"
+            ) from None
+        options: dict[str, Any] = {"root_path": FLAGS.root_path}
+        if FLAGS.auth_file:
+            options["auth"] = passwords.password_check(FLAGS.auth_file)
+        limits = engine.Limits(steps=FLAGS.max_steps, seconds=FLAGS.max_seconds)
+        models = engine.Engine(FLAGS.generator, FLAGS.clip, find_mappers(), find_encoder(), limits)
+        if FLAGS.warmup:
+            models.warm_up()
+            threading.Thread(target=models.warm_up_rest, daemon=True).start()
+        work = server.Work()
+        app = server.make_app(models, work, FLAGS.max_waiting, **options)
+        print(f"the page is at http://{FLAGS.host}:{FLAGS.port}", flush=True)
+        server.serve(app, work, FLAGS.host, FLAGS.port, FLAGS.grace_seconds)
+
+
+def find_mappers() -> dict[str, str]:
+    """Mappers by name: those of the package for the avatars, and those of ``--mappers_dir``."""
+    found = {} if FLAGS.generator else {name: name for name in pretrained_mappers()}
+    if FLAGS.mappers_dir:
+        directory = Path(FLAGS.mappers_dir)
+        if not directory.is_dir():
+            raise InputError(f"--mappers_dir={directory} is not a directory")
+        found |= {path.name: str(path) for path in sorted(directory.iterdir()) if path.is_dir()}
+    return found
+
+
+def find_encoder() -> str | None:
+    """The encoder of ``--encoder``, or that of the avatars."""
+    avatars = AVATARS / "encoder"
+    if FLAGS.encoder or FLAGS.generator or not avatars.exists():
+        return FLAGS.encoder
+    return str(avatars)
+
+
+def start() -> NoReturn:
+    """Runs the script; the command ``styleclip-app``."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,227 @@
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def picture(page, which):
+    """The pixels that the page shows."""
+    uri = page.locator(f"#picture img{which}").first.get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), np.int16)
+
+
+def write(page, text):
+    page.locator("#text textarea, #text input").fill(text)
+
+
+def choose_method(page, name):
+    page.locator("#method").get_by_role("radio", name=name).check()
+
+
+def change(page):
+    page.locator("#go").click()
+    page.locator("#status").get_by_text("Done:").wait_for()
+    page.locator("#picture img.after").wait_for()
+
+
+def save(page, button):
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return Path(download.value.path()).read_bytes()
+
+
+def set_slider(page, slider, value):
+    number = page.locator(f"{slider} input[type=number]")
+    number.fill(str(value))
+    number.press("Tab")
+
+
+def test_a_text_changes_the_picture(open_page):
+    page = open_page()
+    write(page, "a person with sunglasses")
+    change(page)
+    before, after = picture(page, ".before"), picture(page, ".after")
+    assert np.abs(before - after).mean() > 2
+
+
+def test_the_picture_follows_the_slider_and_zero_changes_nothing(open_page):
+    page = open_page()
+    write(page, "a person with a beard")
+    change(page)
+    before = picture(page, ".before")
+    distances = []
+    for value in (0, 3, 7):
+        old = page.locator("#picture img.after").get_attribute("src")
+        set_slider(page, "#strength", value)
+        page.wait_for_function(
+            "old => document.querySelector('#picture img.after')?.src !== old", arg=old
+        )
+        distances.append(np.abs(picture(page, ".after") - before).mean())
+    assert distances[0] < 0.5 < distances[1] < distances[2]
+
+
+def test_an_empty_text_gets_a_message(open_page):
+    page = open_page()
+    page.locator("#go").click()
+    page.get_by_text("Write what the picture should show").wait_for()
+
+
+def test_cancel_stops_the_work_and_the_picture_stays(open_page, service):
+    page = open_page()
+    choose_method(page, "Thorough")
+    write(page, "a person with a red hat")
+    before = picture(page, "")
+    page.locator("#go").click()
+    page.locator("#status progress").wait_for()
+    assert service.health()["edits"] == 1
+    page.locator("#cancel").click()
+    page.locator("#status").get_by_text("Cancelled").wait_for()
+    page.wait_for_function(
+        "async () => (await (await fetch('/health')).json()).edits === 0", polling=200
+    )
+    assert np.array_equal(picture(page, ""), before)
+
+
+def test_edits_chain_and_undo_takes_them_back(open_page):
+    page = open_page()
+    first = picture(page, "")
+    write(page, "a person with sunglasses")
+    change(page)
+    edited = picture(page, ".after")
+    page.locator("#keep").click()
+    page.locator("#picture img.after").wait_for(state="detached")
+    assert np.array_equal(picture(page, ""), edited)
+    assert page.locator("#history button").count() == 2
+    page.locator("#undo").click()
+    page.wait_for_function(
+        "() => document.querySelectorAll('#history button')[0].hasAttribute('aria-current')"
+    )
+    assert np.array_equal(picture(page, ""), first)
+
+
+@pytest.mark.parametrize("method", ["Trained", "Thorough"])
+def test_the_saved_settings_make_the_same_picture_bit_for_bit(open_page, method, tmp_path):
+    page = open_page()
+    choose_method(page, method)
+    if method == "Thorough":
+        write(page, "a person with sunglasses")
+    change(page)
+    archive = zipfile.ZipFile(io.BytesIO(save(page, "#download_all")))
+    archive.extractall(tmp_path)
+    assert (tmp_path / "image.png").read_bytes() == save(page, "#download_image")
+    script = json.loads((tmp_path / "settings.json").read_text())["script"]
+    subprocess.run(
+        [
+            sys.executable,
+            script,
+            f"--settings={tmp_path / 'settings.json'}",
+            f"--results_dir={tmp_path / 'results'}",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        check=True,
+    )
+    (made,) = (p for p in (tmp_path / "results").glob("*/000.png") if p.parent.name != "before")
+    assert Image.open(made).tobytes() == Image.open(tmp_path / "image.png").tobytes()
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_sticks_out_and_everybody_can_use_it(open_page, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = open_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # A heading in one column with the switch of the language would be a word wide.
+    heading = page.get_by_role("heading", level=1).bounding_box()
+    assert heading and heading["width"] > 200
+    write(page, "a person with sunglasses")
+    change(page)
+    faults = [
+        f"{fault['id']}: {fault['nodes'][0]['html']}"
+        for fault in axe.Axe().run(page).response["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+    # docs/page.png is one of these.
+    if directory := os.environ.get("STYLECLIP_SCREENSHOTS"):
+        page.screenshot(path=f"{directory}/{width}-{scheme}.png", full_page=True)
+    assert not faults
+
+
+def test_the_keyboard_alone_moves_the_divider(open_page):
+    page = open_page()
+    write(page, "a person with sunglasses")
+    page.locator("#text textarea, #text input").press("Enter")
+    page.locator("#picture img.after").wait_for()
+    divider = page.get_by_role("slider", name="Divider between before and after")
+    divider.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    style = "getComputedStyle(document.documentElement).getPropertyValue('--divider')"
+    assert page.evaluate(style) == "60%"
+
+
+def test_a_ukrainian_browser_gets_ukrainian_and_the_switch_english(open_page):
+    page = open_page(locale="uk-UA")
+    page.get_by_role("heading", name="Змінюйте обличчя словами").wait_for()
+    page.wait_for_function("document.documentElement.lang === 'uk'")
+    assert page.get_by_role("button", name="Змінити обличчя").is_visible()
+    page.locator("#language").get_by_role("radio", name="English").check()
+    page.get_by_role("heading", name="Edit faces by text").wait_for()
+    page.wait_for_function("document.documentElement.lang === 'en'")
+
+
+def test_a_filmstrip_and_its_animation_show_the_edit_in_several_strengths(open_page):
+    page = open_page()
+    write(page, "a person with a beard")
+    change(page)
+    page.get_by_role("button", name=re.compile("^Filmstrip")).click()
+    page.locator("#show_film").click()
+    page.locator("#film figure").first.wait_for()
+    assert page.locator("#film figure").count() >= 5
+    animation = Image.open(io.BytesIO(save(page, "#animation")))
+    assert animation.format == "GIF" and getattr(animation, "n_frames", 1) >= 5
+
+
+def upload(page, name, content):
+    page.locator("#align input").set_checked(False)
+    with page.expect_file_chooser() as chooser:
+        page.locator("#upload").click()
+    chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
+
+
+def test_an_upload_shows_what_the_generator_makes_of_it_and_can_be_edited(open_page):
+    page = open_page()
+    # An image that the generator knows: one of its own.
+    known = save(page, "#download_image")
+    page.locator("#gallery button").nth(3).click()
+    page.wait_for_function("() => document.querySelectorAll('#history button').length === 2")
+    upload(page, "me.png", known)
+    page.locator("#photo figure").nth(2).wait_for()
+    captions = page.locator("#photo figcaption").all_inner_texts()
+    assert captions == ["original", "aligned", "reconstructed"]
+    original = np.asarray(Image.open(io.BytesIO(known)).convert("RGB"), np.int16)
+    assert np.abs(picture(page, "") - original).mean() < 30
+    write(page, "a person with sunglasses")
+    change(page)
+    assert np.abs(picture(page, ".before") - picture(page, ".after")).mean() > 2
+
+
+@pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n and no more"])
+def test_an_upload_that_is_no_image_gets_a_message(open_page, content):
+    page = open_page()
+    before = picture(page, "")
+    upload(page, "me.png", content)
+    page.get_by_text("cannot be read as an image").wait_for()
+    assert np.array_equal(picture(page, ""), before)

@@ -1,0 +1,42 @@
+import pytest
+
+from styleclip_jax import InputError
+from styleclip_jax.app import passwords
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "users"
+    for name in ("olena", "tom"):
+        monkeypatch.setattr(passwords.getpass, "getpass", lambda _, name=name: f"secret of {name}")
+        passwords.main([str(path), name])
+    return path
+
+
+def test_only_the_right_name_and_password_open(file):
+    check = passwords.password_check(file)
+    assert check("olena", "secret of olena")
+    assert check("tom", "secret of tom")
+    assert not check("tom", "secret of olena")
+    assert not check("nobody", "")
+    assert not check("nobody", "secret of tom")
+
+
+def test_passwords_are_not_in_the_file_and_nobody_else_can_read_it(file):
+    assert "secret" not in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_line_that_is_no_user_ends_in_one_line(file):
+    with file.open("a") as lines:
+        lines.write("plain:password\n")
+    with pytest.raises(InputError, match=r"line 3 .* is not NAME:SALT"):
+        passwords.password_check(file)
+
+
+def test_a_missing_or_empty_file_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        passwords.password_check(tmp_path / "absent")
+    (tmp_path / "empty").touch()
+    with pytest.raises(InputError, match="has no users"):
+        passwords.password_check(tmp_path / "empty")

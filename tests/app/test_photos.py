@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from styleclip_jax import InputError
+from styleclip_jax.app import photos
+from styleclip_jax.app.photos import NoFaceError, finished, read_upload
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (40, 20), "navy").save(path)
+    return path
+
+
+def test_a_photo_that_is_a_face_alone_becomes_a_square_with_all_of_it(photo):
+    read = read_upload(photo, 16, align=False, most_pixels=1000)
+    assert read.aligned.shape == (16, 16, 3)
+    assert (read.aligned[8, 8] == (0, 0, 128)).all()
+    assert (read.aligned[0, 0] == 255).all()
+
+
+def test_a_photo_of_too_many_pixels_is_refused_before_it_is_unpacked(photo):
+    with pytest.raises(InputError, match="40 x 20 pixels"):
+        read_upload(photo, 16, align=False, most_pixels=799)
+
+
+def test_a_photo_without_a_face_says_so(photo, monkeypatch):
+    monkeypatch.setattr(photos, "dlib_landmarks", lambda _: [])
+    with pytest.raises(NoFaceError):
+        read_upload(photo, 16, align=True, most_pixels=1000)
+
+
+def test_an_edited_face_alone_is_the_whole_result(photo):
+    read = read_upload(photo, 16, align=False, most_pixels=1000)
+    edited = np.full((16, 16, 3), 7, np.uint8)
+    assert (np.asarray(finished(read, edited)) == 7).all()

@@ -1,0 +1,39 @@
+import string
+
+import pytest
+
+from styleclip_jax.app import strings
+from styleclip_jax.app.strings import EXAMPLES, keys, preferred_language, say
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [
+        ("uk-UA,uk;q=0.9,en;q=0.8", "uk"),
+        ("en-GB,en;q=0.9,uk;q=0.5", "en"),
+        ("de-DE,de;q=0.9,uk;q=0.7,en;q=0.3", "uk"),
+        ("fr", "en"),
+        ("", "en"),
+        ("uk;q=rubbish", "uk"),
+        ("*", "en"),
+    ],
+)
+def test_the_browsers_language_decides(header, language):
+    assert preferred_language(header) == language
+
+
+def test_both_languages_fill_in_the_same_words():
+    for key in keys():
+        english, ukrainian = (
+            {name for _, name, _, _ in string.Formatter().parse(text) if name}
+            for text in strings._TABLE[key]
+        )
+        assert english == ukrainian, key
+
+
+def test_every_text_is_in_ukrainian():
+    for key in keys():
+        values = dict.fromkeys(("step", "steps", "loss", "seconds", "length", "limit"), 1)
+        said = [say(language, key, text="x", reason="x", **values) for language in ("en", "uk")]
+        assert said[0] != said[1], key
+    assert all(english != ukrainian for english, ukrainian in EXAMPLES)
