@@ -108,7 +108,7 @@ def save_model(
     Args:
         path: The directory; must not exist.
         model: Any of this package's networks.
-        tokenizer_files: Contents by name of a CLIP's ``vocab.json`` and ``merges.txt``, for example
+        tokenizer_files: Contents by name of the files of a CLIP's tokenizer,
             ``load_tokenizer(path).files``.
         dtype: Store the parameters in this type, for example ``float16``; None: as they are.
 

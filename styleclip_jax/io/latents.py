@@ -52,7 +52,9 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
         ) from None
 
 
-def save_latents(path: str | os.PathLike[str], latents: Latents) -> None:
+def save_latents(
+    path: str | os.PathLike[str], latents: Latents | np.ndarray | tuple[np.ndarray, ...]
+) -> None:
     """Writes latents to a file that :func:`load_latents` reads, completely or not at all.
 
     Args:

@@ -44,6 +44,7 @@ from styleclip_jax.io.checkpoints import (
     load_generator,
     save_model,
 )
+from styleclip_jax.io.files import expand_user
 from styleclip_jax.io.images import before_after_sheet, sheet
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.latents import sample_latents
@@ -76,9 +77,10 @@ from styleclip_jax.methods.mapper_training import (
 )
 from styleclip_jax.models import CLIP, DeltaMapper, DeltaMapperConfig, Generator, MapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, Mapper
-from styleclip_jax.runs import command_line, objective_flags
+from styleclip_jax.runs import command_line, objective_flags, process_flags
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.experiment import Checkpoints, Measurements, Preemption, Progress, claim
+from styleclip_jax.runs.results import check_local
 from styleclip_jax.sharding import host_share, replicate
 
 FLAGS = flags.FLAGS
@@ -123,7 +125,7 @@ PAIR_FLAGS = (
 SHEET_ROWS = 8
 
 # What a resumed run may change: where it runs, not what it computes.
-MACHINE_FLAGS = ("exp_dir", "coordinator_address", "num_processes", "process_id", "join_timeout")
+MACHINE_FLAGS = ("exp_dir", *process_flags.NAMES)
 
 flags.DEFINE_string(
     "description",
@@ -274,18 +276,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("val_interval", 2000, "Steps between two validations.", lower_bound=1)
 flags.DEFINE_integer("save_interval", 2000, "Steps between two checkpoints.", lower_bound=1)
 
-flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "On several machines: host:port of the first one. Not needed on TPU pods and under SLURM.",
-)
-flags.DEFINE_integer(
-    "num_processes", None, "On several machines: how many there are.", lower_bound=1
-)
-flags.DEFINE_integer(
-    "process_id", None, "On several machines: number of this one, from 0.", lower_bound=0
-)
-flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other machines.", lower_bound=1)
+process_flags.define_flags()
 
 
 class Training(NamedTuple):
@@ -314,13 +305,11 @@ class Training(NamedTuple):
 
 def main(_: Sequence[str]) -> None:
     """Trains, and leaves the best mapper in ``exp_dir``."""
-    distributed.initialize(
-        FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout
-    )
+    process_flags.join()
     with distributed.together():
         choose_defaults()
+        directory = epath.Path(expand_user(FLAGS.exp_dir))
     training = pair_training() if FLAGS.mapper_type == "DeltaMapper" else text_training()
-    directory = epath.Path(FLAGS.exp_dir).expanduser()
     config, test = training.config, training.test
     state = init_mapper_state(training.mapper, config)
     progress = Progress()
@@ -330,6 +319,9 @@ def main(_: Sequence[str]) -> None:
         if resumed is not None:
             state, progress = saved.restore(resumed, state)
             say(f"going on after step {resumed}")
+            missing = progress.best_step > 0 and not (directory / MAPPER).exists()
+            if distributed.from_first(int(missing)):
+                export(saved.restore(progress.best_step, state)[0].mapper, directory / MAPPER)
         with distributed.together():
             measurements = Measurements(directory, resumed)
         with contextlib.closing(measurements):
@@ -459,8 +451,7 @@ def see(generator: Generator, clip: CLIP, latents: Any) -> SeenStyles:
 
 def choose_defaults() -> None:
     """Sets the flags whose defaults depend on others, and checks that they fit each other."""
-    if "://" in FLAGS.exp_dir:
-        raise InputError(f"--exp_dir={FLAGS.exp_dir} is no directory of a file system; mount it")
+    check_local(f"--exp_dir={FLAGS.exp_dir}")
     if not FLAGS.generator:
         for name, value in AVATARS.items():
             FLAGS.set_default(name, value)
