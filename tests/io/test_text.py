@@ -146,8 +146,8 @@ def test_words_are_told_apart_from_their_case_and_punctuation():
 def test_the_avatars_tokenizer_knows_the_words_of_its_captions():
     tokenizer = load_tokenizer()
     assert tokenizer.unknown_words("A person with sunglasses and a red hat") == []
-    texts = ["a person holding a banana", "посмішка", "a 😀"]
-    assert tokenizer.unknown_words(texts) == ["holding", "banana", "посмішка", "😀"]
+    texts = ["a person holding a banana", "банан", "a 😀"]
+    assert tokenizer.unknown_words(texts) == ["holding", "banana", "банан", "😀"]
     assert "words.txt" in tokenizer.files
 
 
