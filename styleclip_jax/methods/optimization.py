@@ -310,7 +310,7 @@ def edit_latents(
         clip, text_features, config, arcface, neutral_features, keep_features, batch
     )
     starts = [latents]
-    if directions is not None:
+    if directions is not None and not isinstance(latents, tuple):
         starts = [latents + step * directions[:, None] for step in _START_STEPS]
     if config.space == "stylespace" and not isinstance(latents, tuple):
         starts = [jax.jit(Generator.styles)(generator, start) for start in starts]
