@@ -509,12 +509,8 @@ def _start(
     # One number per image, on the devices that the images are on. Explicit types: weak ones would
     # become strong in the first step and compile it twice.
     zeros = jnp.zeros_like(jnp.sum(entries, axis=range(1, entries.ndim)), jnp.float32)
-    step = jnp.zeros((), jnp.int32)
-    if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
-        # On all devices of the images, where the first step leaves it, or the second compiles anew.
-        step = jax.device_put(step, NamedSharding(zeros.sharding.mesh, PartitionSpec()))
     state = _State(
-        step=step,
+        step=jnp.zeros((), jnp.int32),
         latents=latents,
         optimizer=_ADAM.init(latents),
         losses=jnp.full((config.steps, 1), jnp.nan, jnp.float32) + zeros,
@@ -524,6 +520,10 @@ def _start(
         active=zeros == 0,
         failed_at=zeros.astype(jnp.int32),
     )
+    if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
+        # Scalars on all devices of the images, where a step leaves them; or the second one compiles.
+        everywhere = NamedSharding(zeros.sharding.mesh, PartitionSpec())
+        state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
     return originals, state
 
 
