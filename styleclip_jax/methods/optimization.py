@@ -521,7 +521,7 @@ def _start(
         failed_at=zeros.astype(jnp.int32),
     )
     if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
-        # Scalars on all devices of the images, where a step leaves them; or the second one compiles.
+        # On all devices of the images, where a step leaves them, or the second one compiles anew.
         everywhere = NamedSharding(zeros.sharding.mesh, PartitionSpec())
         state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
     return originals, state
