@@ -3,7 +3,10 @@
 The code is in ``styleclip_jax/scripts/invert.py``.
 """
 
-from styleclip_jax.scripts.invert import start
+try:
+    from styleclip_jax.scripts.invert import start
+except KeyboardInterrupt:
+    raise SystemExit("error: interrupted") from None
 
 if __name__ == "__main__":
     start()

@@ -56,7 +56,7 @@ from avatars.running_edits import RunningEdits, choose_targets
 from avatars.train_generator import halved
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax.io import checkpoints
-from styleclip_jax.io.text import Tokenizer
+from styleclip_jax.io.text import WORDS_FILE, Tokenizer, format_words, words_of
 from styleclip_jax.latents import synthesize
 from styleclip_jax.losses import clip_pixels
 from styleclip_jax.models import Generator
@@ -80,7 +80,7 @@ NEUTRAL_SHARE = 0.04
 
 
 def train_tokenizer(num_captions: int = 30_000, merges: int = 3000) -> dict[str, bytes]:
-    """A CLIP tokenizer whose merges are learned from captions: `vocab.json` and `merges.txt`.
+    """A CLIP tokenizer whose merges are learned from captions, and the words of these captions.
 
     There are `num_captions` of each language, so that both get their share of the merges.
 
@@ -114,6 +114,7 @@ def train_tokenizer(num_captions: int = 30_000, merges: int = 3000) -> dict[str,
     return {
         "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
         "merges.txt": "\n".join(lines).encode() + b"\n",
+        WORDS_FILE: format_words({word for text in texts for word in words_of(text)}),
     }
 
 

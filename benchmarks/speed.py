@@ -10,6 +10,7 @@ step_R                a step of latent optimization, with CLIP ViT-B/32
 step_R_guide_S        the same, with guide_resolution=S
 mapper_step_R         a step of a LevelsMapper's training: Ranger, CLIP ViT-B/32, identity loss
 mapper_apply_R        an edit with a mapper
+..._batch_B           the same with B images at once, whatever --batch_size says
 encode_R              latents of images by an e4e encoder, which sees 256 pixels
 refine_step_R         a step that refines an inversion: pixels and LPIPS
 tune_step_R           a step of pivotal tuning: pixels and LPIPS
@@ -19,6 +20,7 @@ text_direction        the direction of a text: two texts of one sentence by ViT-
 Examples:
   python benchmarks/speed.py
   python benchmarks/speed.py --measure=forward_1024,step_1024_guide_256 --dtype=bfloat16
+  python benchmarks/speed.py --measure=step_256_batch_1,step_256_batch_4,step_256_batch_16
 """
 
 import functools
@@ -57,9 +59,10 @@ from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS, LPIPSConfig
 from styleclip_jax.models.mapper import LevelsMapper, MapperConfig
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
-from styleclip_jax.sharding import replicate
+from styleclip_jax.sharding import replicate, spread
 
 FLAGS = flags.FLAGS
+BATCH_SIZES = (1, 2, 4, 8, 16)
 MEASUREMENTS = (
     "forward_256",
     "forward_1024",
@@ -70,6 +73,7 @@ MEASUREMENTS = (
     "mapper_step_1024",
     "mapper_apply_256",
     "mapper_apply_1024",
+    *(f"{kind}_256_batch_{n}" for kind in ("step", "mapper_apply") for n in BATCH_SIZES),
     "encode_1024",
     "refine_step_256",
     "refine_step_1024",
@@ -141,6 +145,7 @@ def step(resolution: int, guide_resolution: int | None) -> Measured:
     """Takes one step of latent optimization with CLIP ViT-B/32."""
     generator, latents = random_generator(resolution, FLAGS.batch_size)
     clip, text_features = random_clip()
+    generator, clip, latents = replicate(generator), replicate(clip), spread(latents)
     every = steps_between_reports()
     config = OptimizeConfig(steps=(1 + FLAGS.repeats) * every, guide_resolution=guide_resolution)
     times = []
@@ -193,7 +198,8 @@ def mapper_step(resolution: int) -> Measured:
 def mapper_apply(resolution: int) -> Measured:
     """Edits images with a mapper."""
     generator, latents = random_generator(resolution, FLAGS.batch_size)
-    arguments: Any = (generator, random_mapper(generator), latents, 0.1)
+    networks = replicate((generator, random_mapper(generator)))
+    arguments: Any = (*networks, spread(latents), 0.1)
     seconds = median_seconds(lambda: apply_mapper(*arguments), FLAGS.repeats)
     return Measured(seconds, apply_mapper.lower(*arguments))
 
@@ -330,7 +336,11 @@ def measurement(name: str) -> Callable[[], Measured]:
 
 def measure(name: str) -> dict[str, Any]:
     """Runs one measurement."""
-    seconds, program = measurement(name)()
+    kind, _, batch_size = name.partition("_batch_")
+    if batch_size:
+        FLAGS.batch_size = FLAGS.mapper_batch = int(batch_size)
+    images = FLAGS.mapper_batch if name.startswith("mapper_step") else FLAGS.batch_size
+    seconds, program = measurement(kind)()
     memory = peak_memory_gb()
     analysis = program.cost_analysis()
     assert analysis is not None, "XLA does not count operations on this platform"
@@ -338,10 +348,11 @@ def measure(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "seconds": seconds,
+        "images_per_second": images / seconds,
         "gflop": analysis["flops"] / 1e9,
         "ratio_to_matrix_product": seconds / product_seconds,
         "peak_memory_gb": memory,
-        "batch_size": FLAGS.mapper_batch if name.startswith("mapper_step") else FLAGS.batch_size,
+        "batch_size": images,
         "dtype": FLAGS.dtype,
         "device": jax.devices()[0].device_kind,
     }

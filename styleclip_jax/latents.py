@@ -4,6 +4,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
@@ -26,7 +27,8 @@ def sample_latents(
             independent images, lower values a walk along which images change gradually.
 
     Raises:
-        InputError: ``num`` is not positive, or the latents do not fit in memory.
+        InputError: ``num`` is not positive, the latents do not fit in this machine's memory, or
+            ``truncation`` makes them larger than any image's.
     """
     if num < 1:
         raise InputError(f"the number of images is {num}, expected at least 1")
@@ -46,7 +48,14 @@ def sample_latents(
         )
         rows = jax.lax.cummax(jnp.where(drawn, jnp.arange(num)[:, None], 0), axis=0)
         z = jnp.take_along_axis(z, rows, axis=0)
-    return jax.jit(Generator.map)(generator, z, truncation)
+    latents = jax.jit(Generator.map)(generator, z, truncation)
+    # Losses are sums of squares.
+    if not isinstance(latents, Tracer) and not jnp.isfinite(jnp.sum(jnp.square(latents))):
+        raise InputError(
+            f"truncation is {truncation}, with which the latents are too large to compute with;"
+            " take 0 to about 1"
+        )
+    return latents
 
 
 def synthesize(

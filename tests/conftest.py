@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -179,6 +180,8 @@ def run_script(monkeypatch, capsys):
 
     def run(script: str, *arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", [script, *arguments])
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         app.define_help_flags()
         before = set(flags.FLAGS)
         try:
@@ -191,6 +194,8 @@ def run_script(monkeypatch, capsys):
             for name in [name for name in sys.modules if name.startswith("styleclip_jax.scripts.")]:
                 del sys.modules[name]
             flags.FLAGS.unparse_flags()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return Outcome(stopped.value.code or 0, *capsys.readouterr())
 
     return run

@@ -24,6 +24,7 @@ from styleclip_jax.models import (
     MapperConfig,
 )
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
+from styleclip_jax.runs import results
 
 
 def make_mapper(generator, kind: type[Mapper] = LevelsMapper, seed=0) -> Any:
@@ -154,9 +155,46 @@ def test_flags_of_random_images_are_refused_beside_latents(apply, tmp_path):
     assert_refused(outcome, tmp_path, "--num_images, --truncation", "--latents")
 
 
-def test_images_that_are_not_finite_are_not_written(apply, tmp_path):
-    outcome = apply("--strength=1e38")
-    assert_refused(outcome, tmp_path, "not finite", "--strength=1e+38")
+def test_images_that_are_not_finite_are_named_and_stay_what_they_were(apply, tmp_path):
+    outcome = apply("--strength=1e38", "--strength=0.1")
+    assert outcome.code == 1
+    failure = "the image is not finite with --strength=1e+38"
+    names = [f"strength_1e+38/{i:03}.png" for i in range(3)]
+    assert outcome.err.splitlines() == [f"error: {name}: {failure}" for name in names]
+    place = tmp_path / "results"
+    before, failed, edited = (
+        np.load(place / name / "latents.npy")
+        for name in ("before", "strength_1e+38", "strength_0.1")
+    )
+    np.testing.assert_array_equal(before, failed)
+    assert np.abs(edited - before).max() > 0.001
+    strengths = json.loads((place / "metrics.json").read_text())["strengths"]
+    assert all(image["failed"] == failure for image in strengths["strength 1e+38"]["images"])
+
+
+def test_an_interrupted_run_resumes_to_the_same_files(apply, tmp_path, monkeypatch):
+    flags = ("--num_images=5", "--batch_size=2", "--strength=0.1")
+    assert apply(*flags).code == 0
+
+    def write(path, image):
+        if str(path).endswith("strength_0.1/002.png"):
+            raise KeyboardInterrupt
+        original(path, image)
+
+    original = results.write_image
+    other = tmp_path / "other"
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "write_image", write)
+        assert apply(*flags, f"--results_dir={other}").code == 1
+    stamp = (other / "strength_0.1" / "001.png").stat().st_mtime_ns
+    assert apply(*flags, f"--results_dir={other}", "--resume").code == 0
+    assert (other / "strength_0.1" / "001.png").stat().st_mtime_ns == stamp
+    whole = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    assert len(whole) == len([path for path in other.rglob("*") if path.is_file()])
+    for path in whole:
+        if path.name not in ("command.txt", "metrics.json"):
+            name = path.relative_to(tmp_path / "results")
+            assert path.read_bytes() == (other / name).read_bytes()
 
 
 def test_no_mapper_is_refused(generator):

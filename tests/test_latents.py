@@ -39,6 +39,11 @@ def test_more_images_than_memory_holds_are_refused(generator):
         sample_latents(generator, 10**9, seed=0)
 
 
+def test_a_truncation_beyond_all_images_is_refused(generator):
+    with pytest.raises(InputError, match=r"truncation is 1e\+38"):
+        sample_latents(generator, 2, seed=0, truncation=1e38)
+
+
 def test_both_kinds_of_latents_are_drawn_alike(generator, w_plus, styles):
     drawn = jax.jit(synthesize, static_argnames="resolution")
     np.testing.assert_allclose(drawn(generator, w_plus), drawn(generator, styles), atol=1e-5)

@@ -245,6 +245,20 @@ def test_stops_when_the_loss_stalls(optimize, tmp_path):
     assert all(len(image["losses"]) == 4 for image in edit["images"])
 
 
+@pytest.mark.parametrize("every", ["3", "7"])
+def test_an_accelerator_waits_for_frames_and_not_for_every_step(optimize, monkeypatch, every):
+    given = []
+
+    def edit(*_, progress_every, **__):
+        given.append(progress_every)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("styleclip_jax.methods.optimization.edit_latents", edit)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    optimize(f"--save_intermediate_every={every}")
+    assert given == [int(every)]
+
+
 def test_help_explains_the_flags_with_examples(run_script):
     outcome = run_script("optimize.py", "--help")
     assert "python optimize.py --description=" in outcome.out
@@ -287,6 +301,11 @@ def test_help_explains_the_flags_with_examples(run_script):
         ("--clip=nowhere", ("nowhere",)),
         ("--generator=", ("--generator", "empty")),
         ("--results_dir=", ("--results_dir", "empty")),
+        ("--results_dir=gs://bucket/x", ("--results_dir=gs://bucket/x", "mount")),
+        ("--results_dir=~nobody-at-all/x", ("~nobody-at-all/x", "no such user")),
+        ("--batch_size=0", ("batch_size", "0")),
+        ("--num_processes=2", ("--coordinator_address", "--process_id")),
+        ("--truncation=1e38", ("truncation is 1e+38",)),
     ],
 )
 def test_bad_flags_end_in_one_line(optimize, tmp_path, flag, words):
@@ -348,9 +367,35 @@ def test_an_unwritable_results_directory_ends_in_one_line_before_any_work(optimi
     assert_refused(outcome, tmp_path, str(tmp_path / "file" / "results"), "cannot be written")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(optimize, tmp_path):
-    outcome = optimize("--steps=30", "--learning_rate=1e38", "--save_intermediate_every=1")
-    assert_refused(outcome, tmp_path, "not finite", "step 3 of 30", "learning_rate")
+def test_images_whose_loss_is_not_finite_are_named_and_stay_what_they_were(optimize, tmp_path):
+    outcome = optimize("--steps=30", "--learning_rate=1e38", "--num_images=3", "--batch_size=2")
+    assert outcome.code == 1
+    failure = "the loss is not finite at step 3 of 30; try a lower learning_rate"
+    names = [f"1-a-hat/{i:03}.png" for i in range(3)]
+    assert outcome.err.splitlines() == [f"error: {name}: {failure}" for name in names]
+    results = tmp_path / "results"
+    before, after = (results / place / "latents.npy" for place in ("before", "1-a-hat"))
+    np.testing.assert_array_equal(np.load(before), np.load(after))
+    (edit,) = json.loads((results / "metrics.json").read_text())["descriptions"]
+    assert [image["failed"] for image in edit["images"]] == [failure] * 3
+
+
+def test_latents_beyond_all_numbers_end_an_image_although_its_similarity_is_finite(
+    run_script, generator_path, clip_path, tmp_path
+):
+    outcome = run_script(
+        "optimize.py",
+        f"--generator={generator_path}",
+        f"--clip={clip_path}",
+        "--description=a hat",
+        "--mode=generate",
+        "--steps=20",
+        "--learning_rate=1e30",
+        f"--results_dir={tmp_path / 'results'}",
+    )
+    assert outcome.code == 1
+    assert outcome.err.count("error:") == outcome.err.count("\n") == 1
+    assert "not finite at step 3 of 20; try a lower learning_rate" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -360,13 +405,89 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(optimize, tm
         (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
     ],
 )
-def test_a_run_that_ends_midway_leaves_nothing(optimize, tmp_path, monkeypatch, failure, words):
+def test_a_run_that_ends_before_an_edit_leaves_nothing(
+    optimize, tmp_path, monkeypatch, failure, words
+):
     def fail(*_):
         assert (tmp_path / "results" / "before" / "000.png").exists()
         raise failure
 
     monkeypatch.setattr(images, "sheet", fail)
     assert_refused(optimize("--save_intermediate_every=2"), tmp_path, words)
+
+
+@pytest.fixture
+def interrupted(optimize, tmp_path, monkeypatch):
+    """Two texts and five images in batches of two, and Ctrl-C when the fourth batch is written."""
+    flags = ("--description=a bow", "--num_images=5", "--batch_size=2", "--patience=2")
+    assert optimize(*flags).code == 0
+    written = []
+
+    def write(path, image):
+        written.append(path)
+        if str(path).endswith("2-a-bow/000.png"):
+            raise KeyboardInterrupt
+        original(path, image)
+
+    original = images.write_image
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "write_image", write)
+        patched.setattr("styleclip_jax.runs.results.write_image", write)
+        outcome = optimize(*flags, f"--results_dir={tmp_path / 'other'}")
+    assert outcome.code == 1
+    assert "keeps what is finished; the same line with --resume" in outcome.err
+    assert outcome.err.endswith("error: interrupted\n")
+    return flags
+
+
+def files(directory):
+    return {str(p.relative_to(directory)): p for p in directory.rglob("*") if p.is_file()}
+
+
+def test_an_interrupted_run_keeps_what_is_finished_and_resumes_to_the_same_files(
+    optimize, tmp_path, interrupted
+):
+    other = tmp_path / "other"
+    kept = files(other)
+    assert {"unfinished.json", "1-a-hat/004.png", "1-a-hat/latents-000004.npy"} <= kept.keys()
+    stamp = kept["1-a-hat/000.png"].stat().st_mtime_ns
+    again = (*interrupted, f"--results_dir={other}", "--resume")
+    refused = optimize(*again, "--l2_lambda=0.5")
+    assert refused.code == 1 and "--l2_lambda was 0.008 and is 0.5" in refused.err
+    outcome = optimize(*again)
+    assert outcome.code == 0 and outcome.err == ""
+    assert kept["1-a-hat/000.png"].stat().st_mtime_ns == stamp
+    ours, whole = files(other), files(tmp_path / "results")
+    assert ours.keys() == whole.keys()
+    for name in ours.keys() - {"command.txt", "metrics.json"}:
+        assert ours[name].read_bytes() == whole[name].read_bytes(), name
+    metrics = [json.loads(x["metrics.json"].read_text())["descriptions"] for x in (ours, whole)]
+    assert [e["images"] for e in metrics[0]] == [e["images"] for e in metrics[1]]
+    complete = optimize(*again)
+    assert complete.code == 0 and "nothing left to do" in complete.out
+
+
+def test_a_run_may_be_resumed_with_other_batches(optimize, tmp_path, interrupted):
+    other = tmp_path / "other"
+    again = (*interrupted[:2], "--batch_size=3", *interrupted[3:], "--resume")
+    assert optimize(*again, f"--results_dir={other}").code == 0
+    for name in ("1-a-hat/latents.npy", "2-a-bow/latents.npy"):
+        whole = np.load(tmp_path / "results" / name)
+        np.testing.assert_allclose(np.load(other / name), whole, atol=1e-4)
+
+
+def test_resume_starts_anew_where_there_is_no_run(optimize, tmp_path):
+    assert optimize("--resume").code == 0
+    assert (tmp_path / "results" / "metrics.json").exists()
+
+
+def test_too_little_memory_names_a_smaller_batch(optimize, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+
+    monkeypatch.setattr("styleclip_jax.methods.optimization.edit_latents", fail)
+    outcome = optimize("--num_images=9", "--batch_size=9")
+    assert_refused(outcome, tmp_path, "not enough memory", "--batch_size=9", "--batch_size=4")
 
 
 def test_a_clip_without_a_tokenizer_ends_in_one_line(optimize, tmp_path, clip_path):

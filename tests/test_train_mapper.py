@@ -215,6 +215,16 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted,
     assert measurements(directory) == measurements(uninterrupted)
 
 
+def test_a_finished_run_writes_its_best_mapper_again_where_it_is_gone(
+    start, uninterrupted, tmp_path
+):
+    directory = tmp_path / "run"
+    shutil.copytree(uninterrupted, directory)
+    shutil.rmtree(directory / "mapper")
+    finish(start(directory))
+    assert_same_bits(mapper_parameters(directory), mapper_parameters(uninterrupted))
+
+
 def test_a_preempted_run_saves_before_it_stops(start, uninterrupted, tmp_path):
     directory = tmp_path / "run"
     process = start(directory, save_interval=1000)
@@ -402,6 +412,7 @@ def test_useless_latents_are_refused(train, tmp_path, name, flag):
         ({"seed": -1}, ["seed", "-1"]),
         ({"seed": 2**63}, ["seed", str(2**63)]),
         ({"exp_dir": "gs://bucket/run"}, ["--exp_dir=gs://bucket/run", "mount"]),
+        ({"exp_dir": "~nobody-at-all/run"}, ["~nobody-at-all/run", "no such user"]),
         ({"optimizer": "sgd"}, ["ranger", "adam"]),
         (
             {"latents_train": "faces.npy", "train_dataset_size": 5},

@@ -282,7 +282,8 @@ class Engine:
             face = Face(np.asarray(result.latents), to_uint8(result.images[0]), start.photo)
             edit = Edit(start, recipe, face)
             updates.put(
-                Progress(int(result.steps), tuple(losses), 0.0, face, edit), timeout=_ABANDONED
+                Progress(int(np.max(result.steps)), tuple(losses), 0.0, face, edit),
+                timeout=_ABANDONED,
             )
         except (_Cancelled, queue.Full):
             return

@@ -107,8 +107,8 @@ def save_model(
 
     Args:
         path: The directory; must not exist.
-        model: Any network of this package.
-        tokenizer_files: Contents of a CLIP's ``vocab.json`` and ``merges.txt`` by name, for example
+        model: Any of this package's networks.
+        tokenizer_files: Contents by name of the files of a CLIP's tokenizer,
             ``load_tokenizer(path).files``.
         dtype: Type of the stored parameters, for example ``float16``. None: unchanged.
 

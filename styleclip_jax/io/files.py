@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +32,34 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def hold_lock(
+    path: str | os.PathLike[str], directory: str | os.PathLike[str], held: contextlib.ExitStack
+) -> None:
+    """Holds the lock of a run's directory until ``held`` is closed; Windows has no such locks.
+
+    Args:
+        path: The file in the directory that is locked; made where it is missing.
+        directory: The directory.
+        held: What holds the lock.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    file = held.enter_context(open(path, "a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{directory} holds a run that is running; wait for it, or end it"
+        ) from None
+    except OSError:
+        pass  # A file system without locks.
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:

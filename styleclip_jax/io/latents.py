@@ -52,8 +52,10 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
         ) from None
 
 
-def save_latents(path: str | os.PathLike[str], latents: Latents) -> None:
-    """Atomically writes latents to a file for :func:`load_latents`.
+def save_latents(
+    path: str | os.PathLike[str], latents: Latents | np.ndarray | tuple[np.ndarray, ...]
+) -> None:
+    """Writes latents to a file that :func:`load_latents` reads, completely or not at all.
 
     Args:
         path: The file, with the suffix ``.npy`` for W+ or ``.npz`` for StyleSpace, or without.

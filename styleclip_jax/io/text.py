@@ -4,7 +4,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ftfy
@@ -22,6 +22,9 @@ from styleclip_jax.models.clip import CLIP, CLIPConfig
 # Templates contain the article.
 _ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+# In a tokenizer's directory, if the CLIP was trained on few words: one on each line.
+WORDS_FILE = "words.txt"
+_PUNCTUATION = ".,;:!?\"'()"
 
 
 class Tokenizer:
@@ -30,20 +33,40 @@ class Tokenizer:
     Args:
         vocab: Token ids by token; the end-of-text token has the highest id.
         merges: Byte-pair merges, most frequent first, each two tokens separated by a space.
-        context_length: Tokens per text, including the start and end tokens.
+        context_length: Tokens of a text, start and end tokens included.
+        words: The words of all texts that the CLIP was trained on; None: they are not known, as
+            with a CLIP that has seen a whole language.
     """
 
-    def __init__(self, vocab: dict[str, int], merges: Sequence[str], context_length: int):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: Sequence[str],
+        context_length: int,
+        words: Iterable[str] | None = None,
+    ):
         pairs: Any = [tuple(merge.split()) for merge in merges]
         self._tokenizer = _import_tokenizer()(vocab=vocab, merges=pairs)
         self._vocab, self._merges = vocab, merges
+        self._words = None if words is None else frozenset(words)
         self.context_length = context_length
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Contents of ``vocab.json`` and ``merges.txt`` by name, for ``save_model``."""
+        """Contents by name of the tokenizer's files, as ``save_model`` takes them."""
         merges = "".join(f"{merge}\n" for merge in ("#version: 0.2", *self._merges))
-        return {"vocab.json": json.dumps(self._vocab).encode(), "merges.txt": merges.encode()}
+        files = {"vocab.json": json.dumps(self._vocab).encode(), "merges.txt": merges.encode()}
+        if self._words is not None:
+            files[WORDS_FILE] = format_words(self._words)
+        return files
+
+    def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
+        """The words that no text had which the CLIP was trained on, as far as that is known."""
+        texts = [texts] if isinstance(texts, str) else texts
+        if self._words is None:
+            return []
+        words = dict.fromkeys(word for text in texts for word in words_of(text))
+        return [word for word in words if word not in self._words]
 
     def __call__(self, texts: str | Sequence[str]) -> Int[np.ndarray, "batch context"]:
         """Encodes one or several texts like OpenAI's ``clip.tokenize``: start, tokens, end, zeros.
@@ -94,6 +117,17 @@ def _clean(text: str) -> str:
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation around them."""
+    words = (word.strip(_PUNCTUATION) for word in _clean(text).lower().split())
+    return [word for word in words if word]
+
+
+def format_words(words: Iterable[str]) -> bytes:
+    """The content of ``words.txt``."""
+    return "".join(f"{word}\n" for word in sorted(words)).encode()
+
+
 def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
     """Reads the tokenizer of a CLIP checkpoint directory. None: the avatars CLIP's.
 
@@ -112,6 +146,8 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
         vocab, merges = parse_tokenizer(
             vocab_file.read_bytes(), merges_file.read_bytes(), config.vocab_size
         )
+        words_file = folder / WORDS_FILE
+        words = words_file.read_bytes().decode().split() if words_file.exists() else None
     except InputError:
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -120,11 +156,8 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
             " CLIP again with --tokenizer"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"the tokenizer in {folder} is damaged or belongs to another CLIP; convert the CLIP"
-            " again with --tokenizer"
-        ) from None
-    return Tokenizer(vocab, merges, config.context_length)
+        raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP") from None
+    return Tokenizer(vocab, merges, config.context_length, words)
 
 
 def parse_tokenizer(

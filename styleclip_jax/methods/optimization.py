@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
@@ -39,7 +40,9 @@ _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
 # Images synthesized at once.
 _CHUNK = 8
-# Candidate starts along a direction, in standard deviations of random images.
+# Steps between two looks at whether all images are finished, for which an accelerator waits.
+_CHECK_EVERY = 10
+# How far along its direction an edit may start, in the standard deviations of random images.
 _START_STEPS = (0.0, 1.5, 3.0, 4.5, 6.0, 7.5)
 # One number for all images, or one per image.
 Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
@@ -95,7 +98,8 @@ class OptimizeConfig:
         view_kinds: Kinds of views, from :data:`styleclip_jax.views.VIEWS`.
         stop_loss: An image is finished when its loss is below this. None: never.
         patience: An image is finished when its loss has not improved by ``min_improvement`` for
-            this number of steps. 0: never. The run stops when all images are finished.
+            this many steps; 0: never. A finished image stays as it is while others go on, and the
+            run stops when all are finished.
         min_improvement: See ``patience``.
         guide_resolution: The losses see the generator's skip output at this lower resolution, for a
             fraction of the cost. None: the full image.
@@ -176,14 +180,25 @@ class EditResult:
     Attributes:
         latents: The edited latents, in the space of the optimization.
         images: Their images (B, R, R, 3) in about [-1, 1], at full resolution.
-        losses: (steps, B), the loss of every image before every step; NaN for steps not taken.
-        steps: Number of steps taken.
+        losses: (steps, B), the loss of every image before every step; NaN after its last step.
+        steps: Number of steps taken with every image.
+        failed_at: The step at which an image's loss, or at last the image, was not finite; 0: none.
+            Such an image is what it was before the edit.
     """
 
     latents: Latents
     images: Float[Array, "batch resolution resolution 3"]
     losses: Float[Array, "steps batch"]
-    steps: Int[Array, ""]
+    steps: Int[Array, " batch"]
+    failed_at: Int[Array, " batch"]
+
+    def failures(self) -> dict[int, str]:
+        """The images whose edit failed, by number, and what happened."""
+        failed_at, losses = np.asarray(self.failed_at), np.asarray(self.losses)
+        return {
+            int(i): _describe_failure(losses[:, i], int(failed_at[i]))
+            for i in np.flatnonzero(failed_at)
+        }
 
 
 class _Program(NamedTuple):
@@ -214,7 +229,9 @@ class _State(NamedTuple):
     losses: Float[Array, "steps batch"]
     best: Float[Array, " batch"]
     best_step: Int[Array, " batch"]
-    stopped: Bool[Array, ""]
+    taken: Int[Array, " batch"]
+    active: Bool[Array, " batch"]
+    failed_at: Int[Array, " batch"]
 
 
 def learning_rate_schedule(peak: float | Float[Array, "*images"], steps: int) -> optax.Schedule:
@@ -243,14 +260,17 @@ def edit_latents(
     keep_features: TextFeatures | None = None,
     directions: Float[Array, "_ _"] | None = None,
     key: PRNGKeyArray | None = None,
-    on_progress: Callable[[int, Float[Array, " batch"], Latents], None] | None = None,
+    on_progress: Callable[[int, Float[np.ndarray, " batch"], Latents], None] | None = None,
     progress_every: int = 10,
 ) -> EditResult:
     """Edits latents by gradient descent until their images match a text.
 
-    Every image has a loss of its own. On accelerators the whole run is one compiled loop. On a CPU,
-    where XLA runs the convolutions of a compiled loop on one thread, the host calls the compiled
-    step.
+    Images do not depend on each other: one that is finished, or whose loss is not finite, does not
+    stop the others. Latents that are spread over devices (:func:`styleclip_jax.sharding.spread`)
+    are edited where they are, by a program without communication.
+
+    On accelerators the whole run is one compiled loop. On a CPU, where XLA runs the convolutions of
+    a compiled loop on one thread, the same compiled step is called from the host.
 
     Args:
         generator: Synthesizes the images.
@@ -260,26 +280,28 @@ def edit_latents(
         text_features: ``clip.encode_text`` of one text per image, (B, E), or of one text for all,
             (1, E). With several CLIPs, a sequence with the features of each, here and below.
         config: The settings.
-        arcface: The identity network; required if ``config.id_lambda`` is not zero.
-        neutral_features: Features of a text that describes all images, such as "a face", in the
-            shape of ``text_features``; required for guidance by direction.
-        keep_features: Features (K, E) of texts whose similarity to the image should not change.
-        directions: Directions in W, (B, w_dim) or (1, w_dim), from
-            :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts at the
-            lowest loss along its direction. None: start at ``latents``.
-        key: Key of the random views. None: ``jax.random.key(0)``.
-        on_progress: Called every ``progress_every`` steps with the number of steps taken, the
-            losses before the last step, and the latents. It stalls the device, so call it rarely.
+        arcface: Needed where ``config.id_lambda`` is not zero.
+        neutral_features: With guidance by direction, of what the images show anyway, such as "a
+            face", in the shape of ``text_features``.
+        keep_features: Of texts (K, E) whose similarity shall stay what it was.
+        directions: In W, (B, w_dim) or (1, w_dim), of
+            :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts where
+            its loss is lowest along its direction. None: at its own latents.
+        key: Decides the random views; None: ``jax.random.key(0)``.
+        on_progress: Called every ``progress_every`` steps with the number of steps done, the losses
+            before every image's last one, and the latents. The device waits for it, so not too
+            often.
         progress_every: See ``on_progress``.
 
     Returns:
         Latents, images and losses.
 
     Raises:
-        InputError: Shapes do not match; or the ArcFace for an identity loss, the neutral text for
-            guidance by direction, or the original image for texts to keep is missing.
-        FloatingPointError: A loss or the final image is not finite; the message names the step.
-            Inside a caller's ``jax.jit``, where values are unknown, the losses contain NaN instead.
+        InputError: Shapes that do not fit, an identity loss without an ArcFace, guidance by
+            direction without a neutral text, or texts to keep where there is no original image.
+        FloatingPointError: No image's loss stayed finite; the message names the step. Where some
+            did, :meth:`EditResult.failures` names the others. Inside a caller's ``jax.jit``, where
+            values are unknown, only the result tells.
     """
     latents = _check(generator, latents, config, arcface, keep_features)
     _check_directions(generator, latents, directions)
@@ -289,7 +311,7 @@ def edit_latents(
         clip, text_features, config, arcface, neutral_features, keep_features, batch
     )
     starts = [latents]
-    if directions is not None:
+    if directions is not None and not isinstance(latents, tuple):
         starts = [latents + step * directions[:, None] for step in _START_STEPS]
     if config.space == "stylespace" and not isinstance(latents, tuple):
         starts = [jax.jit(Generator.styles)(generator, start) for start in starts]
@@ -306,20 +328,24 @@ def edit_latents(
         return _finish(problem, state)
 
     advance = _advance_from_host if jax.default_backend() == "cpu" else _advance
-    every = progress_every if on_progress else config.steps
-    for until in range(every, config.steps + every, every):
-        state = advance(problem, state, min(until, config.steps), program)
-        done = int(state.step)
-        if not np.isfinite(state.losses[done - 1]).all():
-            raise _not_finite("loss", done, config.steps)
-        if on_progress:
-            on_progress(done, state.losses[done - 1], state.latents)
-        if state.stopped:
+    reports = range(progress_every, config.steps, progress_every) if on_progress else ()
+    can_finish = config.stop_loss is not None or not is_zero(config.patience)
+    checks = range(_CHECK_EVERY, config.steps, _CHECK_EVERY) if can_finish else ()
+    for until in sorted({*reports, *checks, config.steps}):
+        state = advance(problem, state, until, program)
+        stopped = not np.asarray(state.active).any()
+        if on_progress and (stopped or until == config.steps or until in reports):
+            on_progress(int(state.step), _last_losses(state), state.latents)
+        if stopped:
             break
     result = _finish(problem, state)
-    # No loss was computed after the last step.
-    if not _is_finite((result.latents, result.images)):
-        raise _not_finite("image", int(state.step), config.steps)
+    # No loss has seen what the last step made.
+    finite = _is_finite(problem.start, result)
+    if not np.asarray(finite | (state.failed_at > 0)).all():
+        result = _finish(problem, _restore(problem, state, finite))
+    failures = result.failures()
+    if len(failures) == batch:
+        raise FloatingPointError(failures[0])
     return result
 
 
@@ -374,18 +400,37 @@ def _text_losses(
 
 
 @jax.jit
-def _is_finite(arrays: tuple[Latents, Array]) -> Bool[Array, ""]:
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(arrays)]).all()
+def _is_finite(start: Latents, result: EditResult) -> Bool[Array, " batch"]:
+    """Whether an image is finite, and how far its latents have moved."""
+    images = jnp.isfinite(result.images).all(axis=(1, 2, 3))
+    return images & jnp.isfinite(squared_distance(result.latents, start))
 
 
-def _not_finite(what: str, step: int, steps: int) -> FloatingPointError:
-    # The rate of the first step is zero.
+@jax.jit
+def _restore(problem: _Problem, state: _State, finite: Bool[Array, " batch"]) -> _State:
+    """Gives images that are not finite, after the last step, what they were."""
+    latents = jax.tree.map(
+        lambda new, start: jnp.where(_each(finite, new), new, start), state.latents, problem.start
+    )
+    failed_at = jnp.where(finite | (state.failed_at > 0), state.failed_at, state.taken)
+    return state._replace(latents=latents, failed_at=failed_at)
+
+
+def _last_losses(state: _State) -> Float[np.ndarray, " batch"]:
+    """The loss of every image before the last step that was taken with it."""
+    losses, taken = np.asarray(state.losses), np.asarray(state.taken)
+    return losses[taken - 1, np.arange(len(taken))]
+
+
+def _describe_failure(losses: Float[np.ndarray, " steps"], step: int) -> str:
+    what = "image" if np.isfinite(losses[step - 1]) else "loss"
+    # The first step, whose rate is zero, changes nothing.
     cause = (
         "try a lower learning_rate"
         if step > 2 or what == "image"
         else "the learning rate is not the cause; check weights, latents and text features"
     )
-    return FloatingPointError(f"the {what} is not finite at step {step} of {steps}; {cause}")
+    return f"the {what} is not finite at step {step} of {len(losses)}; {cause}"
 
 
 def _check(generator, latents, config, arcface, keep_features) -> Latents:
@@ -476,8 +521,14 @@ def _start(
         losses=jnp.full((config.steps, 1), jnp.nan, jnp.float32) + zeros,
         best=zeros + jnp.inf,
         best_step=zeros.astype(jnp.int32),
-        stopped=jnp.zeros((), bool),
+        taken=zeros.astype(jnp.int32),
+        active=zeros == 0,
+        failed_at=zeros.astype(jnp.int32),
     )
+    if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
+        # On all devices of the images, where a step leaves them, or the second one compiles anew.
+        everywhere = NamedSharding(zeros.sharding.mesh, PartitionSpec())
+        state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
     return originals, state
 
 
@@ -527,24 +578,29 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
         gradients = jnp.broadcast_to(gradients.mean(1, keepdims=True), gradients.shape)
     directions, optimizer = _ADAM.update(gradients, state.optimizer)
     rate = learning_rate_schedule(numbers["learning_rate"], len(state.losses))(state.step)
-    finite = jnp.isfinite(losses).all()
-    latents = jax.tree.map(
-        lambda old, direction: jnp.where(finite, old - _each(rate, old) * direction, old),
-        state.latents,
-        directions,
-    )
+    # With a similarity alone, latents may leave the numbers long before the loss does.
+    distance = squared_distance(state.latents, problem.start)
+    finite = jnp.isfinite(losses) & jnp.isfinite(distance)
+    moves, failed = state.active & finite, state.active & ~finite
+
+    def moved(old: Array, direction: Array, start: Array) -> Array:
+        new = jnp.where(_each(moves, old), old - _each(rate, old) * direction, old)
+        return jnp.where(_each(failed, old), start, new)
+
     improved = losses < state.best - numbers["min_improvement"]
     best_step = jnp.where(improved, state.step, state.best_step)
     stalled = state.step - best_step >= numbers["patience"]
     finished = stalled | (losses < numbers["stop_loss"])
     return _State(
         step=state.step + 1,
-        latents=latents,
+        latents=jax.tree.map(moved, state.latents, directions, problem.start),
         optimizer=optimizer,
-        losses=state.losses.at[state.step].set(losses),
+        losses=state.losses.at[state.step].set(jnp.where(state.active, losses, jnp.nan)),
         best=jnp.where(improved, losses, state.best),
         best_step=best_step,
-        stopped=finished.all() | ~finite,
+        taken=state.taken + state.active,
+        active=moves & ~finished,
+        failed_at=jnp.where(failed, state.step + 1, state.failed_at),
     )
 
 
@@ -555,9 +611,12 @@ def _each(number: Any, x: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="program")
 def _advance(problem: _Problem, state: _State, until: Array | int, program: _Program) -> _State:
-    """Steps to ``until`` in one compiled loop."""
+    """Steps to ``until`` in one compiled loop.
+
+    Also where all images are finished by then: to know it, devices would have to communicate.
+    """
     return jax.lax.while_loop(
-        lambda state: (state.step < until) & ~state.stopped,
+        lambda state: state.step < until,
         lambda state: _step(problem, state, program),
         state,
     )
@@ -567,10 +626,10 @@ _step_from_host = jax.jit(_step, static_argnames="program")
 
 
 def _advance_from_host(problem: _Problem, state: _State, until: int, program: _Program) -> _State:
-    """Steps to ``until`` one by one, with the same result as :func:`_advance`."""
+    """Steps to ``until`` one by one, while an image is active; the same result."""
     for _ in range(int(state.step), until):
         state = _step_from_host(problem, state, program)
-        if state.stopped:
+        if not np.asarray(state.active).any():
             break
     return state
 
@@ -578,4 +637,4 @@ def _advance_from_host(problem: _Problem, state: _State, until: int, program: _P
 def _finish(problem: _Problem, state: _State) -> EditResult:
     # A separate program, which the caller has usually compiled for the first images.
     images = jax.jit(synthesize)(problem.generator, state.latents)
-    return EditResult(state.latents, images, state.losses, state.step)
+    return EditResult(state.latents, images, state.losses, state.taken, state.failed_at)

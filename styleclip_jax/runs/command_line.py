@@ -3,9 +3,11 @@
 import ast
 import dataclasses
 import math
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,9 @@ from styleclip_jax.runs import settings
 from styleclip_jax.runs.compilation_cache import enable_compilation_cache
 
 Config = TypeVar("Config")
+
+# Of a message, in characters.
+_LONGEST_LINE = 1000
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -41,8 +46,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
                 # Orbax logs errors with the stack of every thread, and raises them as well.
                 logging.set_verbosity(logging.FATAL)
             enable_compilation_cache()
-            # Like Ctrl-C, so that a run removes its unfinished results.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            _handle_interruptions()
             main(arguments)
         except (InputError, FloatingPointError, OSError) as error:
             _fail(error)
@@ -59,6 +63,48 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     _let_help_describe(script)
     app.run(main_with_short_errors, argv=list(argv) if argv else None, flags_parser=parse)
     sys.exit(0)
+
+
+def _handle_interruptions() -> None:
+    """Lets Ctrl-C and SIGTERM end the run once: none is lost, and none disturbs the ending.
+
+    Python only reports an exception in a callback of its garbage collector, of which JAX has one,
+    and goes on. So does the run, unless the signal comes again.
+    """
+
+    def interrupt(*_: object) -> NoReturn:
+        # What a run has begun is removed now, and not left half removed by a second signal.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def listen() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
+
+    def unraisable(ignored: Any) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(ignored)
+            return
+        listen()
+        # After the callback.
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = unraisable
+    listen()
+
+
+def check_devices() -> None:
+    """Raises InputError where JAX has no device of the platform that it shall use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that one platform has devices.
+        platforms = os.environ.get("JAX_PLATFORMS")
+        advice = f"; JAX_PLATFORMS={platforms} is set, leave it out" if platforms else ""
+        reason = f" ({error})" if str(error) else ""
+        raise InputError(f"JAX finds no device{reason}{advice}") from None
 
 
 def _let_help_describe(script: ModuleType) -> None:
@@ -106,9 +152,22 @@ def _parse_flags(argv: Sequence[str], script: ModuleType) -> list[str]:
     return arguments
 
 
+def note(message: str) -> None:
+    """Tells the user something on one line of standard error."""
+    print("note:", _one_line(message), file=sys.stderr)
+
+
 def _fail(error: Exception | str) -> NoReturn:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", _one_line(str(error)), file=sys.stderr)
     sys.exit(1)
+
+
+def _one_line(message: str) -> str:
+    """A message without line breaks; of a very long one, such as of a text in it, both ends."""
+    message = " ".join(message.split())
+    if len(message) <= _LONGEST_LINE:
+        return message
+    return f"{message[: _LONGEST_LINE // 2]} [...] {message[-_LONGEST_LINE // 2 :]}"
 
 
 def config_from_flags(config_class: Callable[..., Config]) -> Config:

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -28,10 +27,10 @@ from PIL import Image
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import FLAGS_FILE, absolute
 from styleclip_jax.io.checksums import verify_checksums, write_checksums
-from styleclip_jax.io.files import parse_json
+from styleclip_jax.io.files import hold_lock, parse_json
 from styleclip_jax.io.images import write_image
 from styleclip_jax.runs import processes as distributed
-from styleclip_jax.runs.results import library_versions
+from styleclip_jax.runs.results import flag_differences, library_versions
 
 Tree = TypeVar("Tree")
 
@@ -75,7 +74,7 @@ def _take(
     if begun and not path.exists():
         raise InputError(f"{directory} is not empty and holds no run; use another --exp_dir")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _lock(directory, held)
+    hold_lock(directory / LOCK_FILE, directory, held)
     if begun:
         return
     unfinished = path.with_suffix(".unfinished")
@@ -84,43 +83,21 @@ def _take(
     unfinished.replace(path)
 
 
-def _lock(directory: epath.Path, held: contextlib.ExitStack) -> None:
-    """Locks the directory until ``held`` is closed; Windows has no such locks."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    file = held.enter_context(open(directory / LOCK_FILE, "a"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"{directory} is in use by another process; wait for it or stop it"
-        ) from None
-    except OSError:
-        pass  # A file system without locks.
-
-
 def _compare_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, Any]) -> None:
     try:
         recorded = parse_json(path.read_text())["flags"]
-        names = sorted(recorded.keys() | flags.keys())
+        differences = flag_differences(recorded, flags)
     except FileNotFoundError:
         raise InputError(
             f"{path} is missing on process {jax.process_index()}; use an --exp_dir on a file system"
             " that all machines share"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is damaged; use another --exp_dir") from None
-    differences = [
-        f"--{name} was {recorded.get(name)!r} and is {flags.get(name)!r}"
-        for name in names
-        if recorded.get(name) != flags.get(name)
-    ]
+        raise InputError(f"{path} is damaged; give another --exp_dir") from None
     if differences:
         raise InputError(
-            f"{directory} holds a run with other flags: {'; '.join(differences)}. Use the same"
-            " flags to resume it, or another --exp_dir"
+            f"{directory} holds a run with other flags: {differences}. Give the same"
+            " flags to go on with it, or another --exp_dir"
         )
 
 

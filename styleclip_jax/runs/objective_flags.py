@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, no_type_check
 
+import jax
 from absl import flags
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_clip
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
-from styleclip_jax.io.text import encode_texts, load_tokenizer
+from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.models import CLIP
+from styleclip_jax.runs import command_line
 from styleclip_jax.views import VIEWS
 
 FLAGS = flags.FLAGS
@@ -136,4 +138,17 @@ def read_clips() -> Texts:
         )
 
     neutral = FLAGS.neutral if FLAGS.guidance == "direction" else None
+    for path, tokenizer in zip(paths, tokenizers, strict=True):
+        _note_unknown_words(path or "the CLIP of the avatars", tokenizer, neutral)
     return Texts(clips, encode(FLAGS.description), encode(neutral), encode(FLAGS.keep))
+
+
+def _note_unknown_words(name: str, tokenizer: Tokenizer, neutral: str | None) -> None:
+    texts = [FLAGS.description] if isinstance(FLAGS.description, str) else [*FLAGS.description]
+    texts += [*(FLAGS.keep or ()), *([neutral] if neutral else ())]
+    unknown = tokenizer.unknown_words(texts)
+    if unknown and jax.process_index() == 0:
+        command_line.note(
+            f"{', '.join(unknown)}: no text that {name} was trained on had this; the images need"
+            " not show what it means"
+        )

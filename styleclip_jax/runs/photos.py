@@ -377,10 +377,11 @@ def read_inversion(generator: Generator) -> tuple[Photos, Latents]:
 
 
 def write_inversion(directory: Path, photos: Photos, inversion: Inversion) -> list[dict[str, Any]]:
-    """Writes aligned images, reconstructions and latents; returns measurements per image."""
-    write_images(directory / "aligned", photos.aligned)
-    write_images(directory / "reconstructed", inversion.images)
-    save_latents(directory / "latents.npy", inversion.latents)
+    """Writes aligned and reconstructed images and their latents; returns measurements per image."""
+    if jax.process_index() == 0:
+        write_images(directory / "aligned", photos.aligned)
+        write_images(directory / "reconstructed", inversion.images)
+        save_latents(directory / "latents.npy", inversion.latents)
     return [
         {
             "file": image_name(i),

@@ -98,6 +98,13 @@ def together() -> Iterator[None]:
         raise error
 
 
+def from_first(number: int) -> int:
+    """The number that the first process has; all processes have to call this."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def _connect_devices() -> None:
     """Connects all devices as soon as all hosts have joined.
 

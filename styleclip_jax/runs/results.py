@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from styleclip_jax.io.files import expand_user, replace_file
 from styleclip_jax.io.images import write_image
 
 COMMAND_FILE = "command.txt"
+METRICS_FILE = "metrics.json"
 _LIBRARIES = ("styleclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -49,6 +50,15 @@ def write_metrics(path: Path, metrics: Mapping[str, Any], flags: Mapping[str, An
         file.write(json.dumps(content, indent=2, allow_nan=False).encode())
 
 
+def flag_differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """How the flags of an earlier run differ from these; empty: they do not."""
+    return "; ".join(
+        f"--{name} was {recorded.get(name)!r} and is {given.get(name)!r}"
+        for name in sorted(recorded.keys() | given.keys())
+        if recorded.get(name) != given.get(name)
+    )
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that affect results."""
     return {name: _version(name) for name in _LIBRARIES}
@@ -59,6 +69,17 @@ def _version(library: str) -> str:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raises InputError for an address, such as of a bucket, in place of a directory."""
+    if "://" in str(path):
+        raise InputError(f"{path} is no directory of a file system; mount it")
+
+
+def numbered(path: Path, number: int) -> Path:
+    """The directory itself for number 1, and a sibling for larger ones."""
+    return path if number == 1 else path.with_name(f"{path.name}-{number}")
 
 
 def new_run_directory(path: str | os.PathLike[str]) -> Path:
@@ -73,10 +94,11 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: The directory cannot be written.
     """
+    check_local(path)
     path = Path(os.path.abspath(expand_user(path)))
     command = shlex.join(["python", *sys.argv]) + "\n"
     for number in itertools.count(1):
-        directory = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        directory = numbered(path, number)
         there = _nearest_directory(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -98,18 +120,26 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def run_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Like :func:`new_run_directory`, but a failure removes the results.
+def run_directory(
+    path: str | os.PathLike[str], keep: Callable[[Path], bool] = lambda _: False
+) -> Iterator[Path]:
+    """As :func:`new_run_directory`, for results that are worth nothing unless they are complete.
 
-    Directories that were created for them are removed too.
+    A failure removes what was written, and the directories that were made for it.
+
+    Args:
+        path: See :func:`new_run_directory`.
+        keep: Asked after a failure whether the directory's results are worth something.
     """
+    check_local(path)
     path = Path(os.path.abspath(expand_user(path)))
     there = _nearest_directory(path)
     directory = new_run_directory(path)
     try:
         yield directory
     except BaseException:
-        _remove(directory, there)
+        if not keep(directory):
+            _remove(directory, there)
         raise
 
 

@@ -2,8 +2,10 @@ r"""Edits images with a trained mapper, in one forward pass.
 
 A mapper knows one text, or is one for any text (DeltaMapper) and needs --description.
 
-Results go to a new directory: a sheet of all images before and after, every image, the latents and
-metrics.json.
+Results go to a new directory: a sheet of the first images before and after, every image, the
+latents and metrics.json. Images are edited in batches on all devices of this machine; on several
+machines, run the same line on each of them. They are written as they are finished, and a run that
+was interrupted goes on with the same line and --resume.
 
 Examples:
   python apply_mapper.py --mapper=sunglasses
@@ -20,10 +22,14 @@ Examples:
 
 import functools
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
+import jax
+import numpy as np
 from absl import flags
 
 from styleclip_jax.errors import InputError
@@ -33,6 +39,7 @@ from styleclip_jax.io.checkpoints import (
     load_generator,
     load_mapper,
 )
+from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
@@ -43,10 +50,12 @@ from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.models import DeltaMapper, Generator
 from styleclip_jax.models.mapper import Mapper
-from styleclip_jax.runs import command_line, photos, settings
+from styleclip_jax.runs import command_line, edits, photos, process_flags, settings
+from styleclip_jax.runs import processes as distributed
+from styleclip_jax.runs.edits import Batch
 from styleclip_jax.runs.objective_flags import NEUTRAL
-from styleclip_jax.runs.results import run_directory, write_metrics
-from styleclip_jax.runs.strip import first_batch, print_strip, write_strip
+from styleclip_jax.runs.results import METRICS_FILE, image_name, write_metrics
+from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
 
@@ -99,11 +108,7 @@ flags.register_validator(
     lambda strengths: all(map(math.isfinite, strengths)),
     message="--strength must be a finite number.",
 )
-flags.DEFINE_string(
-    "results_dir",
-    "results",
-    "New directory for the results. If it exists, results-2, results-3 and so on is used.",
-)
+edits.define_flags()
 
 settings.define_flag()
 flags.DEFINE_string(
@@ -142,32 +147,43 @@ flags.DEFINE_float(
 
 def main(_: Sequence[str]) -> None:
     """Applies the mappers with every strength to all images, and writes the results."""
-    photos.check_flags()
-    for name in ("image", "inversion", "latents"):
-        command_line.refuse_random_images(name, "num_images", "seed", "truncation")
-    mappers = [load_mapper(path) for path in FLAGS.mapper]
-    choose_defaults(mappers)
-    generator = load_generator(photos.generator_path(), FLAGS.dtype)
-    with run_directory(FLAGS.results_dir) as directory:
-        given, latents, metrics = photos.photos_to_edit(generator, directory)
-        if latents is None and FLAGS.latents:
-            latents = load_latents(FLAGS.latents, generator)
-        elif latents is None:
-            latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
-
-        begun = time.perf_counter()
-        edit = compile_edit(generator, mappers, first_batch(latents))
-        metrics["compile_seconds"] = time.perf_counter() - begun
-
-        columns = {"original": given.originals, "aligned": given.aligned} if given else {}
-        metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength, columns)
-        if given and FLAGS.paste_back:
-            for strength in FLAGS.strength:
-                place = directory / f"strength_{strength}"
-                photos.paste_faces(place / "photos", given.faces, place, directory / "before")
-        write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
-    print_strip(directory, latents, metrics["strengths"])
+    process_flags.join()
+    with distributed.together():
+        photos.check_flags()
+        for flag in ("image", "inversion", "latents"):
+            command_line.refuse_random_images(flag, "num_images", "seed", "truncation")
+        mappers = [load_mapper(path) for path in FLAGS.mapper]
+        choose_defaults(mappers)
+    with edits.results_directory(command_line.script_flags(__name__)) as directory:
+        # Strength 0 is the image before.
+        places = {strength: directory / name(strength, "_") for strength in {0.0, *FLAGS.strength}}
+        with distributed.together():
+            generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
+            given, latents, inversion = photos.photos_to_edit(generator, directory)
+            if latents is None and FLAGS.latents:
+                latents = load_latents(FLAGS.latents, generator)
+            elif latents is None:
+                latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+            # In the host's memory, for there may be many.
+            latents = jax.device_get(latents)
+            size = len(jax.tree.leaves(latents)[0])
+            batches = edits.make_batches(size, generator.config.resolution)
+            with edits.enough_memory():
+                left = [*plan(places, batches)]
+                begun = time.perf_counter()
+                first = left[0][1] if left else batches[0]
+                edit = compile_edit(generator, replicate(mappers), first.take(latents))
+                seconds = time.perf_counter() - begun
+                for strength, batch in left:
+                    apply(edit, batch.take(latents), batch, strength, places[strength])
+        measured = []
+        if jax.process_index() == 0:
+            measured = summarize(directory, places, given, inversion | {"compile_seconds": seconds})
+            print(f"wrote {directory / 'before_after.png'} and all results beside it")
+            if size > edits.SHEET_ROWS:
+                print(f"before_after.png shows the first {edits.SHEET_ROWS} of {size} images")
     photos.exit_if_some_failed(given)
+    edits.exit_if_some_failed(measured)
 
 
 def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
@@ -198,7 +214,7 @@ def compile_edit(
     if not isinstance(mapper, DeltaMapper):
         program = apply_mapper.lower(generator, mappers, latents, 0.0).compile()
         return functools.partial(program, generator, mappers)
-    clip, tokenizer = load_clip(FLAGS.clip, FLAGS.dtype), load_tokenizer(FLAGS.clip)
+    clip, tokenizer = replicate(load_clip(FLAGS.clip, FLAGS.dtype)), load_tokenizer(FLAGS.clip)
     templates = bool(FLAGS.clip) if FLAGS.templates is None else FLAGS.templates
     dt = text_direction(
         clip, tokenizer, FLAGS.description, FLAGS.neutral, IMAGENET_TEMPLATES if templates else ()
@@ -207,10 +223,72 @@ def compile_edit(
     if FLAGS.directions:
         directions = load_directions(FLAGS.directions)
         check_fingerprints(directions, generator, clip)
-        selection = {"directions": directions, "threshold": FLAGS.threshold}
+        selection = {"directions": replicate(directions), "threshold": FLAGS.threshold}
     models = generator, mapper, clip
     program = edit_with_delta_mapper.lower(*models, latents, dt, 0.0, **selection).compile()
     return lambda latents, strength: program(*models, latents, dt, strength, **selection)
+
+
+def name(strength: float, space: str) -> str:
+    """What the results of a strength are called."""
+    return f"strength{space}{strength}" if strength else "before"
+
+
+def plan(places: Mapping[float, Path], batches: Sequence[Batch]) -> Iterator[tuple[float, Batch]]:
+    """What is left for this host to do: strengths and batches of images."""
+    for strength, place in sorted(places.items()):
+        finished = edits.finished_images(place)
+        for batch in batches:
+            if not finished.issuperset(batch.numbers):
+                yield strength, batch
+
+
+def apply(edit: Callable, latents: Latents, batch: Batch, strength: float, directory: Path) -> None:
+    """Edits a batch of images, and writes the results."""
+    begun = time.perf_counter()
+    images, edited = jax.block_until_ready(edit(latents, strength))
+    seconds = time.perf_counter() - begun
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    measured: list[dict[str, Any]] = [{} for _ in batch.numbers]
+    for i in np.flatnonzero(~finite[: batch.count]):
+        measured[i] = {"failed": f"the image is not finite with --strength={strength}"}
+        file = f"{directory.name}/{image_name(batch.first + int(i))}"
+        print(f"error: {file}: {measured[i]['failed']}", file=sys.stderr)
+    if not finite.all():
+        # Such images stay what they were.
+        images, edited = jax.tree.map(
+            lambda new, old: np.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+            (images, edited),
+            edit(latents, 0.0),
+        )
+    edits.write_part(directory, batch, images, edited, measured, seconds)
+
+
+def summarize(
+    directory: Path,
+    places: Mapping[float, Path],
+    given: photos.Photos | None,
+    metrics: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Writes what all batches have in common; returns what was measured of every strength."""
+    measured = {name(x, " "): edits.join_parts(places[x]) for x in sorted(places)}
+    columns = {name(x, " "): edits.sheet_column(places[x]) for x in sorted(places)}
+    if given:
+        rows = slice(edits.SHEET_ROWS)
+        columns = {"original": given.originals[rows], "aligned": given.aligned[rows], **columns}
+    if given and FLAGS.paste_back:
+        for strength in FLAGS.strength:
+            place = places[strength]
+            photos.paste_faces(place / "photos", given.faces, place, directory / "before")
+    write_image(directory / "before_after.png", sheet([*columns.values()], [*columns]))
+    strengths = {
+        label: {"seconds_per_image": joined["seconds"] / len(joined["images"]), **joined}
+        for label, joined in measured.items()
+    }
+    metrics = {**metrics, "strengths": strengths}
+    write_metrics(directory / METRICS_FILE, metrics, command_line.script_flags(__name__))
+    edits.finish(directory, places.values())
+    return [*strengths.values()]
 
 
 def start() -> NoReturn:

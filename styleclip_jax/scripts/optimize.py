@@ -1,7 +1,10 @@
 r"""Edits images until they match a text, or generates an image from a text alone.
 
-Gradient descent on StyleGAN2's latent code, with a loss by CLIP. Results go to a new directory: a
-sheet of all images before and after, every image, the latents and metrics.json.
+Gradient descent on StyleGAN2's latent code; CLIP tells how well the image fits. Results go to a new
+directory: a sheet of the first images before and after, every image, the latents and metrics.json.
+Images are edited in batches on all devices of this machine; on several machines, run the same line
+on each of them. They are written as they are finished, and a run that was interrupted goes on with
+the same line and --resume.
 
 Examples:
   python optimize.py --description="a person with sunglasses"
@@ -9,30 +12,29 @@ Examples:
   python optimize.py --num_images=8 --seed=3 \
       --description="a person with a beard" --description="a person with a red hat"
   python optimize.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
-      --description="a person with purple hair" --latents=faces.npy --guide_resolution=256
+      --description="a person with purple hair" --latents=faces.npy --guide_resolution=256 \
+      --batch_size=8
   python optimize.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 --templates \
       --guidance=direction --description="a smiling face" --keep="a face with makeup" --views=4
 """
 
-import math
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_generator
-from styleclip_jax.io.images import sheet, write_gif, write_image
-from styleclip_jax.io.latents import load_latents, save_latents
+from styleclip_jax.io.images import read_image, sheet, write_gif, write_image
+from styleclip_jax.io.latents import load_latents
 from styleclip_jax.latents import Latents, sample_latents, squared_distance, synthesize
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
@@ -46,8 +48,18 @@ from styleclip_jax.methods.optimization import (
     edit_latents,
 )
 from styleclip_jax.models import ArcFace, Generator
-from styleclip_jax.runs import command_line, objective_flags, photos, settings
-from styleclip_jax.runs.results import image_name, run_directory, write_images, write_metrics
+from styleclip_jax.runs import (
+    command_line,
+    edits,
+    objective_flags,
+    photos,
+    process_flags,
+    settings,
+)
+from styleclip_jax.runs import processes as distributed
+from styleclip_jax.runs.edits import Batch, Task
+from styleclip_jax.runs.results import METRICS_FILE, image_name, write_metrics
+from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
 DEFAULTS: Any = OptimizeConfig()
@@ -66,11 +78,7 @@ flags.DEFINE_multi_string(
     " texts; each is applied to every image.",
     required=True,
 )
-flags.DEFINE_string(
-    "results_dir",
-    "results",
-    "New directory for the results. If it exists, results-2, results-3 and so on is used.",
-)
+edits.define_flags()
 
 settings.define_flag()
 flags.DEFINE_string(
@@ -172,12 +180,13 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "stop_loss",
     DEFAULTS.stop_loss,
-    "Stop early when the loss of every image is below this.",
+    "An image is finished when its loss, the number that the run makes smaller, is below this.",
 )
 flags.DEFINE_integer(
     "patience",
     DEFAULTS.patience,
-    "Stop early when no image's loss has improved for this number of steps. 0: take all steps.",
+    "An image is finished when its loss has not become smaller for so many steps; 0: take all"
+    " steps.",
 )
 flags.DEFINE_float(
     "min_improvement",
@@ -200,63 +209,38 @@ flags.DEFINE_integer(
 
 def main(_: Sequence[str]) -> None:
     """Applies every text to all images, and writes the results."""
-    if not FLAGS.generator:
-        for name, value in AVATARS[FLAGS.mode].items():
-            FLAGS.set_default(name, value)
-    config = command_line.config_from_flags(OptimizeConfig)
-    check_flags(config)
-    # After an interruption, Python must not exit while a step is still running.
+    process_flags.join()
+    with distributed.together():
+        if not FLAGS.generator:
+            for name, value in AVATARS[FLAGS.mode].items():
+                FLAGS.set_default(name, value)
+        config = command_line.config_from_flags(OptimizeConfig)
+        check_flags(config)
+    # Python must not end while a step, which an interruption may have left behind, still runs.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    with run_directory(FLAGS.results_dir) as directory:
-        generator = load_generator(photos.generator_path(), FLAGS.dtype)
-        texts = objective_flags.read_clips()
-        arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
-
-        given, inverted, measured = photos.photos_to_edit(generator, directory)
-        first = first_latents(generator, texts, config, inverted)
-        directions = start_directions(generator, texts, config)
-        first_images = jax.jit(synthesize)(generator, first)
-        write_images(directory / "before", first_images)
-        save_latents(directory / "before" / "latents", first)
-
-        columns, labels, metrics = [], [], []
-        if config.mode == "edit":
-            columns, labels = [first_images], ["before"]
-        if given:
-            columns = [given.originals, given.aligned, first_images]
-            labels = ["original", "aligned", "reconstructed"]
-        for i, description in enumerate(FLAGS.description):
-            text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))
-            # A text edits all images; with --mode=generate it has a start image of its own.
-            latents, images = first, first_images
-            if config.mode == "generate":
-                latents, images = jax.tree.map(lambda x, i=i: x[i : i + 1], (first, first_images))
-                columns.append(images)
-                labels.append("start")
-            place = directory / directory_name(i, description)
-            begun = time.perf_counter()
-            direction = None if directions is None else directions[i : i + 1]
-            result = edit(generator, text, arcface, latents, direction, config, description, place)
-            jax.block_until_ready(result)
-            seconds = time.perf_counter() - begun
-            write_images(place, result.images)
-            save_latents(place / "latents", result.latents)
-            if given and FLAGS.paste_back:
-                photos.paste_faces(place / "photos", given.faces, place, directory / "before")
-            columns.append(result.images)
-            labels.append(description)
-            metrics.append(
-                {"description": description, "directory": place.name, "seconds": seconds}
-                | measure(text, config, latents, images, result)
-            )
-        write_image(directory / "before_after.png", sheet(columns, labels))
-        write_metrics(
-            directory / "metrics.json",
-            {"descriptions": metrics, "seed": FLAGS.seed, **measured},
-            command_line.script_flags(__name__),
-        )
-    print(f"wrote {directory / 'before_after.png'} and all other results next to it")
+    with edits.results_directory(command_line.script_flags(__name__)) as directory:
+        with distributed.together():
+            generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
+            texts = replicate(objective_flags.read_clips())
+            arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
+            given, inverted, inversion = photos.photos_to_edit(generator, directory)
+            # In the host's memory, for there may be many.
+            first = jax.device_get(first_latents(generator, texts, config, inverted))
+            size = len(jax.tree.leaves(first)[0])
+            tasks = make_tasks(generator, texts, config, directory)
+            batches = edits.make_batches(size, generator.config.resolution)
+            with edits.enough_memory():
+                write_first_images(directory / "before", generator, first, batches)
+                for task, batch, part in plan(config, tasks, batches):
+                    edit(generator, arcface, config, task, batch.take(first), part)
+        measured = []
+        if jax.process_index() == 0:
+            measured = summarize(config, directory, tasks, given, inversion)
+            print(f"wrote {directory / 'before_after.png'} and all results beside it")
+            if len(measured[0]["images"]) > edits.SHEET_ROWS:
+                print(f"before_after.png shows the first {edits.SHEET_ROWS} of {size} images")
     photos.exit_if_some_failed(given)
+    edits.exit_if_some_failed(measured)
 
 
 def check_flags(config: OptimizeConfig) -> None:
@@ -341,86 +325,195 @@ def start_directions(
     return latent_directions(samples, texts.descriptions, texts.neutral)
 
 
+def make_tasks(
+    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig, directory: Path
+) -> list[Task]:
+    """The texts to apply."""
+    directions = start_directions(generator, texts, config)
+    tasks = []
+    for i, description in enumerate(FLAGS.description):
+        text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))
+        direction = None if directions is None else directions[i : i + 1]
+        place = directory / directory_name(i, description)
+        tasks.append(Task(description, place, text, direction))
+    return tasks
+
+
+def write_first_images(
+    directory: Path, generator: Generator, first: Any, batches: Sequence[Batch]
+) -> None:
+    """Writes the images before the edits, and their latents."""
+    finished = edits.finished_images(directory)
+    for batch in batches:
+        if not finished.issuperset(batch.numbers):
+            latents = batch.take(first)
+            images = jax.jit(synthesize)(generator, latents)
+            edits.write_part(directory, batch, images, latents)
+
+
+def plan(
+    config: OptimizeConfig, tasks: Sequence[Task], batches: Sequence[Batch]
+) -> Iterator[tuple[Task, Batch, Batch]]:
+    """What is left for this host to do.
+
+    Yields:
+        A text, the batch of images to start from, and the batch of its results, which differ where
+        every text starts from an image of its own.
+    """
+    for i, task in enumerate(tasks):
+        finished = edits.finished_images(task.directory)
+        if config.mode == "edit":
+            parts = [(batch, batch) for batch in batches]
+        else:
+            mine = i % jax.process_count() == jax.process_index()
+            lone = edits.lone_batch(i)
+            parts = [(lone, lone._replace(first=0))] if mine else []
+        for batch, part in parts:
+            if not finished.issuperset(part.numbers):
+                yield task, batch, part
+
+
 def edit(
     generator: Generator,
-    text: objective_flags.Texts,
     arcface: ArcFace | None,
-    latents: Latents,
-    direction: Array | None,
     config: OptimizeConfig,
-    description: str,
-    directory: Path,
+    task: Task,
+    latents: Latents,
+    batch: Batch,
+) -> None:
+    """Applies a text to a batch of images, and writes the results."""
+    images = jax.jit(synthesize)(generator, latents)
+    before = similarities(task.text, config, images)
+    begun = time.perf_counter()
+    try:
+        result = jax.block_until_ready(optimize(generator, arcface, config, task, latents, batch))
+        failures = result.failures()
+    except FloatingPointError as error:
+        # Of all images; they stay what they were.
+        result, failures = None, dict.fromkeys(range(batch.count), str(error))
+    seconds = time.perf_counter() - begun
+    measured: list[dict[str, Any]] = [{"clip_similarity_before": float(x)} for x in before]
+    if result is not None:
+        after = similarities(task.text, config, result.images)
+        distances = np.sqrt(squared_distance(result.latents, latents))
+        steps, losses = np.asarray(result.steps), np.asarray(result.losses)
+        for i, image in enumerate(measured):
+            image |= {
+                "clip_similarity_after": float(after[i]),
+                "latent_distance": float(distances[i]),
+                "losses": losses[: steps[i], i].tolist(),
+            }
+    for i, failure in failures.items():
+        if i < batch.count:
+            measured[i] = {"failed": failure}
+            name = f"{task.directory.name}/{image_name(batch.first + i)}"
+            tqdm.write(f"error: {name}: {failure}", file=sys.stderr)
+    if result is not None:
+        images, latents = result.images, result.latents
+    edits.write_part(task.directory, batch, images, latents, measured, seconds)
+
+
+def optimize(
+    generator: Generator,
+    arcface: ArcFace | None,
+    config: OptimizeConfig,
+    task: Task,
+    latents: Latents,
+    batch: Batch,
 ) -> EditResult:
-    """Applies a text to all images, with a progress bar and optional frames."""
+    """Optimizes a batch, with a progress bar and, if asked for, frames."""
     frames = []
     frames_every = FLAGS.save_intermediate_every
-    # The bar must not stall an accelerator at every step.
-    bar_every = 1 if jax.default_backend() == "cpu" else 25
+    ending = f"-{batch.first:06}" if batch.first else ""
+    # An accelerator waits for every report.
+    progress_every = 1 if jax.default_backend() == "cpu" else frames_every or 25
 
-    def report(step: int, losses: Array, latents: Latents) -> None:
+    def report(step: int, losses: np.ndarray, latents: Latents) -> None:
         bar.update(step - bar.n)
+        losses = losses[: batch.count]
         bar.set_postfix(loss=f"{np.mean(losses):.3f}")
         if frames_every and step % frames_every == 0:
-            images = jax.jit(synthesize)(generator, latents)
-            labels = [f"step {step}, loss {loss:.3f}" for loss in np.asarray(losses)]
-            frames.append(sheet(list(images[:, None]), labels))
-            write_image(directory / "frames" / f"{step:04}.png", frames[-1])
+            images = jax.jit(synthesize)(generator, latents)[: batch.count]
+            labels = [f"step {step}, loss {loss:.3f}" for loss in losses]
+            frames.append(sheet(list(np.asarray(images)[:, None]), labels))
+            write_image(task.directory / f"frames{ending}" / f"{step:04}.png", frames[-1])
 
-    # No bar where standard error is a file (disable=None).
-    with tqdm(total=config.steps, desc=description, unit="step", disable=None) as bar:
+    # No bar where standard error is a file (disable=None), and only one for all hosts.
+    with tqdm(
+        total=config.steps,
+        desc=task.description + (f", image {batch.first} and on" if batch.first else ""),
+        unit="step",
+        disable=None if jax.process_index() == 0 else True,
+    ) as bar:
         result = edit_latents(
             generator,
-            text.clips,
+            task.text.clips,
             latents,
-            text.descriptions,
+            task.text.descriptions,
             config,
             arcface,
-            neutral_features=text.neutral,
-            keep_features=text.keep,
-            directions=direction,
+            neutral_features=task.text.neutral,
+            keep_features=task.text.keep,
+            directions=task.direction,
             key=jax.random.key(FLAGS.seed),
             on_progress=None if bar.disable and not frames_every else report,
-            progress_every=math.gcd(bar_every, frames_every),
+            progress_every=progress_every,
         )
     if frames:
-        write_gif(directory / "steps.gif", frames)
+        write_gif(task.directory / f"steps{ending}.gif", frames)
     return result
 
 
-def measure(
-    text: objective_flags.Texts,
+def similarities(
+    text: objective_flags.Texts, config: OptimizeConfig, images: Array
+) -> Float[np.ndarray, " batch"]:
+    """How similar images and text are, a mean over CLIPs."""
+    loss = jax.jit(clip_loss, static_argnames="preprocess")
+    losses = [
+        loss(clip, images, features, config.preprocess)
+        for clip, features in zip(text.clips, text.descriptions, strict=True)
+    ]
+    return 1 - np.mean(losses, axis=0)
+
+
+def summarize(
     config: OptimizeConfig,
-    latents: Latents,
-    images: Array,
-    result: EditResult,
-) -> dict:
-    """Measurements of a text for metrics.json, with a list of one entry per image."""
-
-    def similarity(images: Array) -> np.ndarray:
-        loss = jax.jit(clip_loss, static_argnames="preprocess")
-        losses = [
-            loss(clip, images, features, config.preprocess)
-            for clip, features in zip(text.clips, text.descriptions, strict=True)
-        ]
-        return 1 - np.mean(losses, axis=0)
-
-    before, after = similarity(images), similarity(result.images)
-    distance = np.asarray(jnp.sqrt(squared_distance(result.latents, latents)))
-    steps = int(result.steps)
-    losses = np.asarray(result.losses[:steps])
-    return {
-        "steps": steps,
-        "images": [
-            {
-                "file": image_name(i),
-                "clip_similarity_before": float(before[i]),
-                "clip_similarity_after": float(after[i]),
-                "latent_distance": float(distance[i]),
-                "losses": losses[:, i].tolist(),
-            }
-            for i in range(len(images))
-        ],
-    }
+    directory: Path,
+    tasks: Sequence[Task],
+    given: photos.Photos | None,
+    inversion: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Writes what all batches have in common; returns what metrics.json says about every text."""
+    before = directory / "before"
+    measured = []
+    for task in tasks:
+        joined = edits.join_parts(task.directory)
+        if given and FLAGS.paste_back:
+            photos.paste_faces(task.directory / "photos", given.faces, task.directory, before)
+        steps = max((len(image.get("losses", ())) for image in joined["images"]), default=0)
+        names = {"description": task.description, "directory": task.directory.name}
+        measured.append(names | {"steps": steps} | joined)
+    edits.join_parts(before)
+    columns = [edits.sheet_column(task.directory) for task in tasks]
+    labels = [task.description for task in tasks]
+    if given:
+        rows = slice(edits.SHEET_ROWS)
+        shown = [given.originals[rows], given.aligned[rows], edits.sheet_column(before)]
+        columns, labels = [*shown, *columns], ["original", "aligned", "reconstructed", *labels]
+    elif config.mode == "edit":
+        columns, labels = [edits.sheet_column(before), *columns], ["before", *labels]
+    else:
+        starts = [read_image(before / image_name(i))[None] for i in range(len(tasks))]
+        columns = [column for pair in zip(starts, columns, strict=True) for column in pair]
+        labels = [label for text in labels for label in ("start", text)]
+    write_image(directory / "before_after.png", sheet(columns, labels))
+    write_metrics(
+        directory / METRICS_FILE,
+        {"descriptions": measured, "seed": FLAGS.seed, **inversion},
+        command_line.script_flags(__name__),
+    )
+    edits.finish(directory, (before, *(task.directory for task in tasks)))
+    return measured
 
 
 def directory_name(i: int, text: str) -> str:

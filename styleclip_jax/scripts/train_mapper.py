@@ -44,6 +44,7 @@ from styleclip_jax.io.checkpoints import (
     load_generator,
     save_model,
 )
+from styleclip_jax.io.files import expand_user
 from styleclip_jax.io.images import before_after_sheet, sheet
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.latents import sample_latents
@@ -76,9 +77,10 @@ from styleclip_jax.methods.mapper_training import (
 )
 from styleclip_jax.models import CLIP, DeltaMapper, DeltaMapperConfig, Generator, MapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, Mapper
-from styleclip_jax.runs import command_line, objective_flags
+from styleclip_jax.runs import command_line, objective_flags, process_flags
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.experiment import Checkpoints, Measurements, Preemption, Progress, claim
+from styleclip_jax.runs.results import check_local
 from styleclip_jax.sharding import host_share, replicate
 
 FLAGS = flags.FLAGS
@@ -122,8 +124,8 @@ PAIR_FLAGS = (
 
 SHEET_ROWS = 8
 
-# Flags that a resumed run may change: they decide where it runs, not what it computes.
-MACHINE_FLAGS = ("exp_dir", "coordinator_address", "num_processes", "process_id", "join_timeout")
+# What a resumed run may change: where it runs, not what it computes.
+MACHINE_FLAGS = ("exp_dir", *process_flags.NAMES)
 
 flags.DEFINE_string(
     "description",
@@ -281,18 +283,7 @@ flags.DEFINE_integer("image_interval", 100, "Steps between images in TensorBoard
 flags.DEFINE_integer("val_interval", 2000, "Steps between validations.", lower_bound=1)
 flags.DEFINE_integer("save_interval", 2000, "Steps between checkpoints.", lower_bound=1)
 
-flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "Several machines: host:port of the first one. Not needed on TPU pods, SLURM and Open MPI.",
-)
-flags.DEFINE_integer(
-    "num_processes", None, "Several machines: the number of processes.", lower_bound=1
-)
-flags.DEFINE_integer(
-    "process_id", None, "Several machines: the number of this process, from 0.", lower_bound=0
-)
-flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for other processes.", lower_bound=1)
+process_flags.define_flags()
 
 
 class Training(NamedTuple):
@@ -320,14 +311,12 @@ class Training(NamedTuple):
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains a mapper and writes the best one to ``exp_dir``."""
-    distributed.initialize(
-        FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout
-    )
+    """Trains, and leaves the best mapper in ``exp_dir``."""
+    process_flags.join()
     with distributed.together():
         choose_defaults()
+        directory = epath.Path(expand_user(FLAGS.exp_dir))
     training = pair_training() if FLAGS.mapper_type == "DeltaMapper" else text_training()
-    directory = epath.Path(FLAGS.exp_dir).expanduser()
     config, test = training.config, training.test
     state = init_mapper_state(training.mapper, config)
     progress = Progress()
@@ -336,7 +325,10 @@ def main(_: Sequence[str]) -> None:
         resumed = saved.latest_step
         if resumed is not None:
             state, progress = saved.restore(resumed, state)
-            say(f"resuming after step {resumed}")
+            say(f"going on after step {resumed}")
+            missing = progress.best_step > 0 and not (directory / MAPPER).exists()
+            if distributed.from_first(int(missing)):
+                export(saved.restore(progress.best_step, state)[0].mapper, directory / MAPPER)
         with distributed.together():
             measurements = Measurements(directory, resumed)
         with contextlib.closing(measurements):
@@ -465,11 +457,8 @@ def see(generator: Generator, clip: CLIP, latents: Any) -> SeenStyles:
 
 
 def choose_defaults() -> None:
-    """Sets flags whose defaults depend on others; raises InputError if flags contradict."""
-    if "://" in FLAGS.exp_dir:
-        raise InputError(
-            f"--exp_dir={FLAGS.exp_dir} is a URL, expected a directory; mount the file system"
-        )
+    """Sets the flags whose defaults depend on others, and checks that they fit each other."""
+    check_local(f"--exp_dir={FLAGS.exp_dir}")
     if not FLAGS.generator:
         for name, value in AVATARS.items():
             FLAGS.set_default(name, value)

@@ -11,7 +11,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checksums import write_checksums
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
-from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
+from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer, words_of
 
 START, END = 49406, 49407
 OFFICIAL = json.loads((seeded.DIRECTORY / "tokens.json").read_text())
@@ -131,3 +131,27 @@ def test_the_templates_are_those_of_the_official_global_directions():
     assert len(set(IMAGENET_TEMPLATES)) == 79
     assert all(template.count("{}") == 1 for template in IMAGENET_TEMPLATES)
     assert "a photo of many {}." not in IMAGENET_TEMPLATES
+
+
+def test_words_are_told_apart_from_their_case_and_punctuation():
+    assert words_of("A red-headed Person, (it's) \U0001f600!") == [
+        "a",
+        "red-headed",
+        "person",
+        "it's",
+        "\U0001f600",
+    ]
+
+
+def test_the_avatars_tokenizer_knows_the_words_of_its_captions():
+    tokenizer = load_tokenizer()
+    assert tokenizer.unknown_words("A person with sunglasses and a red hat") == []
+    texts = ["a person holding a banana", "банан", "a 😀"]
+    assert tokenizer.unknown_words(texts) == ["holding", "banana", "банан", "😀"]
+    assert "words.txt" in tokenizer.files
+
+
+def test_a_tokenizer_without_a_list_of_words_knows_them_all(clip_path):
+    tokenizer = load_tokenizer(clip_path)
+    assert tokenizer.unknown_words("banana") == []
+    assert "words.txt" not in tokenizer.files

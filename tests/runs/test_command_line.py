@@ -10,8 +10,11 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.runs import command_line
 
 SCRIPT = """
+import atexit
+import gc
 import os
 import signal
+import time
 
 import jax
 from absl import flags
@@ -19,7 +22,7 @@ from styleclip_jax.runs import command_line
 from styleclip_jax.errors import InputError
 
 WAYS = ["no", "input", "float", "os", "ctrl-c", "kill", "device", "bug"]
-WAYS += ["memory", "device memory", "cpu memory"]
+WAYS += ["memory", "device memory", "cpu memory", "long", "swallowed", "twice", "no device"]
 flags.DEFINE_enum("fail", "no", WAYS, "How to end.")
 flags.DEFINE_string("text", None, "A text.", required=True)
 flags.DEFINE_string("path", None, "A file.")
@@ -28,6 +31,20 @@ flags.DEFINE_float("rate", 1.0, "A number.")
 def main(_):
     if flags.FLAGS.fail == "input":
         raise InputError("the input\\nis bad")
+    if flags.FLAGS.fail == "long":
+        raise InputError(f"shorten {'word ' * 6000!r}, please")
+    if flags.FLAGS.fail == "swallowed":
+        # As in JAX's callback, whose exceptions Python only reports.
+        callback = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+        gc.callbacks.append(callback)
+        gc.collect()
+        gc.callbacks.remove(callback)
+        time.sleep(20)
+    if flags.FLAGS.fail == "twice":
+        atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.2)))
+        os.kill(os.getpid(), signal.SIGINT)
+    if flags.FLAGS.fail == "no device":
+        command_line.check_devices()
     if flags.FLAGS.fail == "float":
         raise FloatingPointError("the loss is not finite at step 7")
     if flags.FLAGS.fail == "os":
@@ -105,16 +122,58 @@ def test_bugs_are_not_hidden(run):
         run("--fail=device")
 
 
-def test_a_process_of_its_own_fails_likewise(tmp_path):
+@pytest.fixture
+def run_process(tmp_path):
+    """Runs the script in a process of its own."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, tmp_path / "script.py", "--fail=input", "--text=a"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.getcwd(), "HOME": str(tmp_path)},
-    )
+
+    def run(way: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, tmp_path / "script.py", f"--fail={way}", "--text=a"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.getcwd(), "HOME": str(tmp_path)} | environment,
+        )
+
+    return run
+
+
+def test_a_process_of_its_own_fails_likewise(run_process):
+    done = run_process("input")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: the input is bad\n"
+
+
+@pytest.mark.parametrize("way", ["swallowed", "twice"])
+def test_an_interruption_is_neither_lost_nor_shown_twice(run_process, way):
+    done = run_process(way)
+    assert (done.returncode, done.stderr) == (1, "error: interrupted\n")
+
+
+def test_a_platform_without_devices_is_named(run_process):
+    done = run_process("no device", JAX_PLATFORMS="cuda")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: JAX finds no device")
+    assert "JAX_PLATFORMS=cuda" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_middle_of_a_very_long_line_is_left_out(run):
+    outcome = run("--fail=long")
+    assert outcome.err.startswith("error: shorten 'word word")
+    assert outcome.err.endswith("word ', please\n") and len(outcome.err) < 1100
+
+
+@pytest.mark.parametrize("script", ["optimize", "train_mapper", "apply_mapper", "invert"])
+def test_an_interruption_during_imports_is_one_line(tmp_path, script):
+    (tmp_path / "jax.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, f"{script}.py", "--help"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (1, "error: interrupted\n")
 
 
 def test_a_configuration_takes_the_flags_of_its_fields_names():

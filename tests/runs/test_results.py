@@ -48,6 +48,13 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
         new_run_directory("/proc/results")
 
 
+def test_an_address_is_no_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="gs://bucket/x is no directory"):
+        new_run_directory("gs://bucket/x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_run_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), run_directory(tmp_path / "results") as directory:
         (directory / "half.png").write_text("")

@@ -1,0 +1,357 @@
+"""Edits of any number of images: batches on devices and hosts, results that appear one by one.
+
+While a run lasts, a directory of edited images also has, for every batch, its latents, named after
+the first image, and what was measured, which is written last and means that the batch is finished::
+
+    000.png ... 007.png
+    latents-000000.npy
+    metrics-000000.json
+
+In the end they become one ``latents.npy`` and the run's ``metrics.json``.
+"""
+
+import contextlib
+import json
+import operator
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, no_type_check
+
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Array, Float, Int
+
+from styleclip_jax.errors import InputError, is_out_of_memory
+from styleclip_jax.io.files import expand_user, hold_lock, parse_json, replace_file
+from styleclip_jax.io.images import read_image
+from styleclip_jax.io.latents import save_latents
+from styleclip_jax.latents import Latents
+from styleclip_jax.runs import process_flags
+from styleclip_jax.runs import processes as distributed
+from styleclip_jax.runs.objective_flags import Texts
+from styleclip_jax.runs.results import (
+    COMMAND_FILE,
+    METRICS_FILE,
+    check_local,
+    flag_differences,
+    image_name,
+    numbered,
+    run_directory,
+    write_images,
+)
+from styleclip_jax.sharding import spread
+
+FLAGS = flags.FLAGS
+SHEET_ROWS = 16
+# The flags of a run that is not complete.
+UNFINISHED_FILE = "unfinished.json"
+
+# What a resumed run may change: where it runs, and how many images at a time.
+_MACHINE_FLAGS = {"results_dir", "resume", "batch_size", *process_flags.NAMES}
+# Images on each device: with 1024 pixels an optimization fits into 16 GB.
+_LEAST_PER_DEVICE, _MOST_PER_DEVICE = 4, 16
+
+# The flags count as those of the script that calls define_flags.
+flags.disclaim_key_flags()
+
+
+# A run-time type checker would stand between the script and its flags.
+@no_type_check
+def define_flags() -> None:
+    """Defines the flags of runs that edit many images."""
+    flags.DEFINE_string(
+        "results_dir",
+        "results",
+        "New directory for the results; where it exists, results-2 and so on is taken. With several"
+        " machines, one that all of them reach.",
+    )
+    flags.DEFINE_bool(
+        "resume",
+        False,
+        "Go on with the run of the same flags that was interrupted in the latest of these"
+        " directories.",
+    )
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "How many images to edit at a time, over all devices. Default: on each device"
+        f" {_LEAST_PER_DEVICE} of 1024 pixels, up to {_MOST_PER_DEVICE} smaller ones.",
+        lower_bound=1,
+    )
+    process_flags.define_flags()
+
+
+class Batch(NamedTuple):
+    """Images that this host edits at a time.
+
+    Attributes:
+        first: Number of the first image.
+        indices: Of their latents; the last one fills what is left.
+        count: How many images there are without the filling.
+    """
+
+    first: int
+    indices: Int[np.ndarray, " batch"]
+    count: int
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the images."""
+        return range(self.first, self.first + self.count)
+
+    def take(self, latents: Any) -> Latents:
+        """The latents of the batch, of those on the host, spread over this host's devices."""
+        return spread(jax.tree.map(operator.itemgetter(self.indices), latents))
+
+
+class Task(NamedTuple):
+    """A text that is applied to images.
+
+    Attributes:
+        description: The text.
+        directory: Of its results.
+        text: Its features.
+        direction: In W, along which its edits may start, or None.
+    """
+
+    description: str
+    directory: Path
+    text: Texts
+    direction: Array | None
+
+
+def make_batches(size: int, resolution: int) -> list[Batch]:
+    """Shares images among hosts and batches, all of one size, so that one program does for all.
+
+    Args:
+        size: Number of images of all hosts.
+        resolution: Of the images, on which the default of ``--batch_size`` depends.
+
+    Raises:
+        InputError: The batch does not divide by the devices.
+    """
+    devices, hosts = jax.device_count(), jax.process_count()
+    per_device = _LEAST_PER_DEVICE * 1024 // resolution
+    FLAGS.set_default("batch_size", devices * min(per_device, _MOST_PER_DEVICE))
+    if FLAGS.batch_size % devices:
+        raise InputError(
+            f"--batch_size={FLAGS.batch_size} does not divide by {devices} devices; use"
+            f" --batch_size={_round_up(FLAGS.batch_size, devices)}"
+        )
+    whole = min(FLAGS.batch_size, _round_up(size, devices))
+    share = whole // hosts
+    batches = []
+    for first in range(share * jax.process_index(), size, whole):
+        indices = np.minimum(np.arange(first, first + share), size - 1)
+        batches.append(Batch(first, indices, count=min(share, size - first)))
+    return batches
+
+
+def lone_batch(number: int) -> Batch:
+    """A batch of one image, which the other devices of this host edit too."""
+    return Batch(number, np.full(jax.local_device_count(), number), 1)
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Names a smaller batch where one does not fit into the memory."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        devices = jax.device_count()
+        if not is_out_of_memory(error) or FLAGS.batch_size <= devices:
+            raise
+        smaller = _round_up(FLAGS.batch_size // 2, devices)
+        smaller = smaller if smaller < FLAGS.batch_size else devices
+        raise InputError(
+            f"there is not enough memory for --batch_size={FLAGS.batch_size}; try"
+            f" --batch_size={smaller}"
+        ) from None
+
+
+@contextlib.contextmanager
+def results_directory(values: Mapping[str, Any]) -> Iterator[Path]:
+    """The directory of ``--results_dir``, a new one or with ``--resume`` that of an earlier run.
+
+    An interruption keeps it if a batch is finished, and removes it otherwise. A run that is
+    complete already ends the script.
+
+    Args:
+        values: The script's flags.
+
+    Raises:
+        InputError: The directory cannot be written, or not be resumed: it holds something else, a
+            run with other flags, or one that is running; or the processes do not share it.
+    """
+    check_local(f"--results_dir={FLAGS.results_dir}")
+    path = Path(expand_user(FLAGS.results_dir)).absolute()
+    recorded = {n: x for n, x in values.items() if n not in _MACHINE_FLAGS}
+    recorded = json.loads(json.dumps(recorded))
+    with contextlib.ExitStack() as held:
+        number = 0
+        with distributed.together():
+            if jax.process_index() == 0:
+                number = _latest(path) if FLAGS.resume else 0
+                if number:
+                    directory = numbered(path, number)
+                    _check_resumable(directory, recorded)
+                else:
+                    # Of a failure before the first batch is finished, nothing stays.
+                    directory = held.enter_context(run_directory(path, keep=_has_finished))
+                    number = _number(path, directory)
+                    with replace_file(directory / UNFINISHED_FILE) as file:
+                        file.write(json.dumps({"flags": recorded}, indent=2).encode())
+                hold_lock(directory / UNFINISHED_FILE, directory, held)
+        directory = numbered(path, distributed.from_first(number))
+        with distributed.together():
+            if not (directory / UNFINISHED_FILE).exists():
+                raise InputError(
+                    f"{directory} is not there on process {jax.process_index()}; --results_dir has"
+                    " to be on a file system that all machines share"
+                )
+        try:
+            yield directory
+        except BaseException:
+            if _has_finished(directory):
+                print(
+                    f"{directory} keeps what is finished; the same line with --resume does the"
+                    " rest",
+                    file=sys.stderr,
+                )
+            raise
+
+
+def _latest(path: Path) -> int:
+    """The number of the latest run's directory; 0: there is none."""
+    numbers = (_number(path, x) for x in path.parent.glob(f"{path.name}*") if x.is_dir())
+    taken = (n for n in numbers if n and (numbered(path, n) / COMMAND_FILE).exists())
+    return max(taken, default=0)
+
+
+def _number(path: Path, directory: Path) -> int:
+    """Which of the directories of :func:`numbered` it is; 0: none."""
+    ending = directory.name.removeprefix(path.name)
+    number = int(ending[1:]) if ending[1:].isdecimal() else int(not ending)
+    return number if numbered(path, number) == directory else 0
+
+
+def _check_resumable(directory: Path, values: Mapping[str, Any]) -> None:
+    unfinished = directory / UNFINISHED_FILE
+    path = unfinished if unfinished.exists() else directory / METRICS_FILE
+    try:
+        recorded = parse_json(path.read_text())["flags"]
+        recorded = {n: x for n, x in recorded.items() if n not in _MACHINE_FLAGS}
+    except FileNotFoundError:
+        raise InputError(f"{directory} holds no run that could be resumed") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is damaged; leave out --resume to start anew") from None
+    if differences := flag_differences(recorded, values):
+        raise InputError(
+            f"{directory} holds a run with other flags: {differences}. Give the same flags to go on"
+            " with it, another --results_dir, or leave out --resume"
+        )
+    if path is not unfinished:
+        print(f"{directory} is complete; there is nothing left to do")
+        sys.exit(0)
+
+
+def _has_finished(directory: Path) -> bool:
+    """Whether an edit of a batch is finished; images before the edit do not count."""
+    return any(path.parent.name != "before" for path in directory.glob("*/metrics-*.json"))
+
+
+def finished_images(directory: Path) -> set[int]:
+    """The numbers of the images that a run has finished in a directory."""
+    numbers = set()
+    for first, part in _parts(directory):
+        numbers |= {*range(first, first + len(part["images"]))}
+    return numbers
+
+
+def write_part(
+    directory: Path,
+    batch: Batch,
+    images: Float[Array | np.ndarray, "batch _ _ 3"],
+    latents: Any,
+    measured: Sequence[Mapping[str, Any]] = (),
+    seconds: float = 0.0,
+) -> None:
+    """Writes the images of a batch, their latents, and what was measured of each."""
+    rows = slice(batch.count)
+    write_images(directory, np.asarray(images[rows]), batch.first)
+    save_latents(
+        directory / f"latents-{batch.first:06}",
+        jax.tree.map(lambda x: np.asarray(x[rows]), latents),
+    )
+    records = [
+        {"file": image_name(number), **(measured[i] if measured else {})}
+        for i, number in enumerate(batch.numbers)
+    ]
+    with replace_file(directory / f"metrics-{batch.first:06}.json") as file:
+        content = {"seconds": seconds, "images": records}
+        file.write(json.dumps(content, allow_nan=False).encode())
+
+
+def join_parts(directory: Path) -> dict[str, Any]:
+    """Makes one file of the latents of all batches; returns their measurements.
+
+    Returns:
+        ``images``, a list with an entry for each, and the ``seconds`` of all.
+    """
+    images, latents, seconds = [], [], 0.0
+    for first, part in _parts(directory):
+        # Batches overlap where a resumed run had larger or smaller ones.
+        new = slice(len(images) - first, None)
+        if new.start < len(part["images"]):
+            images += part["images"][new]
+            seconds += part["seconds"]
+            loaded = _read_latents(directory / f"latents-{first:06}")
+            latents.append(jax.tree.map(operator.itemgetter(new), loaded))
+    save_latents(directory / "latents", jax.tree.map(lambda *x: np.concatenate(x), *latents))
+    return {"seconds": seconds, "images": images}
+
+
+def finish(directory: Path, places: Iterable[Path]) -> None:
+    """Ends a run, whose metrics.json is written: removes what only an unfinished one needs."""
+    for place in places:
+        for pattern in ("latents-[0-9]*.np[yz]", "metrics-[0-9]*.json"):
+            for path in place.glob(pattern):
+                path.unlink()
+    (directory / UNFINISHED_FILE).unlink()
+
+
+def sheet_column(directory: Path) -> Float[np.ndarray, "rows height width 3"]:
+    """The first images of a directory, as they were written."""
+    paths = [directory / image_name(i) for i in range(SHEET_ROWS)]
+    return np.stack([read_image(path) for path in paths if path.exists()])
+
+
+def exit_if_some_failed(measured: Iterable[Mapping[str, Any]]) -> None:
+    """Ends the script with exit code 1 where edits of images failed."""
+    if any("failed" in image for edit in measured for image in edit["images"]):
+        sys.exit(1)
+
+
+def _parts(directory: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The finished batches of a directory, by the number of their first image."""
+    paths = sorted(directory.glob("metrics-[0-9]*.json"), key=_first)
+    return [(_first(path), parse_json(path.read_bytes())) for path in paths]
+
+
+def _first(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _read_latents(path: Path) -> Any:
+    """Latents of :func:`save_latents`, without its ending."""
+    in_stylespace = path.with_suffix(".npz")
+    if not in_stylespace.exists():
+        return np.load(path.with_suffix(".npy"), mmap_mode="r")
+    with np.load(in_stylespace) as arrays:
+        return tuple(arrays[name] for name in sorted(arrays))
+
+
+def _round_up(number: int, divisor: int) -> int:
+    return -(-number // divisor) * divisor

@@ -1,0 +1,125 @@
+"""Edits on several devices and hosts, in processes of their own."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from styleclip_jax.io.checkpoints import save_model
+from styleclip_jax.models import LevelsMapper, MapperConfig
+
+ROOT = Path(__file__).parents[1]
+COLLECTIVES = (
+    r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+|ragged\S*|send|recv)"
+    r"(-start)?\("
+)
+# Seven images in batches of four, of which the last is not full, and an early end for some.
+OPTIMIZE = (
+    "optimize.py",
+    "--description=a hat",
+    "--description=a bow",
+    "--num_images=7",
+    "--batch_size=4",
+    "--steps=8",
+    "--guidance=direction",
+    "--views=2",
+    "--patience=3",
+    "--min_improvement=0.02",
+)
+APPLY = ("apply_mapper.py", "--num_images=7", "--batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def edited(generator_path, clip_path, tmp_path_factory) -> Path:
+    """Results of both scripts on 1, 2 and 4 devices, and on 4 devices of two hosts."""
+    directory = tmp_path_factory.mktemp("scale")
+    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
+    save_model(directory / "mapper", mapper)
+    models = {
+        "optimize": (*OPTIMIZE, f"--generator={generator_path}", f"--clip={clip_path}"),
+        "apply": (*APPLY, f"--generator={generator_path}", f"--mapper={directory / 'mapper'}"),
+    }
+    for script, command in models.items():
+        for devices in (1, 2, 4):
+            finish([start(devices, directory, f"{script}-{devices}", *command)])
+        joining = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
+        hosts = [
+            start(2, directory, f"{script}-2x2", *command, *joining, f"--process_id={i}")
+            for i in range(2)
+        ]
+        outputs = finish(hosts)
+        assert "wrote" in outputs[0] and "wrote" not in outputs[1]
+    return directory
+
+
+def start(devices: int, directory: Path, name: str, *command: str) -> subprocess.Popen:
+    flags = [
+        f"--xla_force_host_platform_device_count={devices}",
+        f"--xla_dump_to={directory / 'programs' / name}",
+        "--xla_dump_hlo_as_text",
+        "--xla_dump_hlo_module_re=jit_(_step|apply_mapper)",
+    ]
+    return subprocess.Popen(
+        [sys.executable, *command, f"--results_dir={directory / name}"],
+        cwd=ROOT,
+        # Programs from the cache would not be dumped.
+        env={**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+    outputs = []
+    for process in processes:
+        outputs.append(process.communicate(timeout=500)[0])
+        assert process.returncode == 0, outputs[-1]
+    return outputs
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("devices", ["2", "4", "2x2"])
+@pytest.mark.parametrize("script", ["optimize", "apply"])
+def test_edits_do_not_depend_on_the_number_of_devices_and_hosts(edited, script, devices):
+    alone, shared = edited / f"{script}-1", edited / f"{script}-{devices}"
+    names = {str(path.relative_to(alone)) for path in alone.rglob("*")}
+    assert names == {str(path.relative_to(shared)) for path in shared.rglob("*")}
+    places = {path.parent for path in alone.glob("*/latents.npy")}
+    assert len(places) == (3 if script == "optimize" else 2)
+    for place in places:
+        ours, expected = (np.load(x / place.name / "latents.npy") for x in (shared, alone))
+        assert len(expected) == 7
+        assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+    if script == "optimize":
+        edits, expected = (
+            json.loads((x / "metrics.json").read_text())["descriptions"] for x in (shared, alone)
+        )
+        steps = [[len(image["losses"]) for image in edit["images"]] for edit in expected]
+        assert steps == [[len(image["losses"]) for image in edit["images"]] for edit in edits]
+        # Not all images are finished at the same step.
+        assert len({count for text in steps for count in text}) > 1
+
+
+@pytest.mark.parametrize("devices", ["4", "2x2"])
+@pytest.mark.parametrize("script", ["optimize", "apply"])
+def test_devices_exchange_nothing(edited, script, devices):
+    programs = (edited / "programs" / f"{script}-{devices}").glob("*after_optimizations.txt")
+    texts = [path.read_text() for path in programs]
+    # Compiled once; two hosts may write over each other's.
+    assert len(texts) == 1 if devices == "4" else texts
+    for text in texts:
+        assert f"num_partitions={devices[0]}" in text
+        assert not re.findall(COLLECTIVES, text)
