@@ -86,7 +86,23 @@ def share_of_purple(run_script, results, *arguments):
     return (share(results / name) for name in ("before", EDITED))
 
 
-def test_the_first_command_makes_hair_purple(run_script, tmp_path):
+def test_the_first_command_puts_sunglasses_on_every_face(run_script, tmp_path):
+    results = tmp_path / "results"
+    outcome = run_script(
+        "optimize.py", "--description=a person with sunglasses", f"--results_dir={results}"
+    )
+    assert outcome.code == 0, outcome.err
+
+    def share_of_black(directory):
+        """Of the box around the eyes."""
+        images = [np.asarray(Image.open(path)) for path in sorted(directory.glob("0*.png"))]
+        return np.array([np.mean(i[46:66, 40:88].max(-1) < 90) for i in images])
+
+    assert (share_of_black(results / "before") < 0.2).all()
+    assert (share_of_black(results / "1-a-person-with-sunglasses") > 0.6).all()
+
+
+def test_an_edit_makes_hair_purple(run_script, tmp_path):
     before, after = share_of_purple(run_script, tmp_path / "results")
     assert (before < 0.02).all()
     assert (after > 0.03).sum() >= 3
