@@ -15,7 +15,7 @@ from styleclip_jax.methods.mapper_editing import apply_mapper
 ROOT = Path(__file__).parents[1]
 TEXT = "a person with purple hair"
 EDITED = "1-a-person-with-purple-hair"
-MAPPERS = ("afro", "beard", "purple_hair", "sunglasses")
+MAPPERS = ("afro", "beard", "purple_hair", "smiling", "sunglasses")
 
 
 @pytest.fixture
