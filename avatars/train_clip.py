@@ -390,7 +390,7 @@ def main(_: Sequence[str]) -> None:
     synthesizer, edits, edited = None, None, 0
     if FLAGS.generator:
         synthesizer = checkpoints.load_generator(FLAGS.generator)
-    if FLAGS.generator and not FLAGS.lock_images:
+    if synthesizer is not None and not FLAGS.lock_images:
         edited = FLAGS.batch_size // 2
         annotator = load_classifier(FLAGS.annotator)
         edits = RunningEdits(synthesizer, annotator, tokenizer, edited, FLAGS.seed, FLAGS.ukrainian)

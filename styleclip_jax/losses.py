@@ -5,7 +5,7 @@ Losses are functions of features, so that features of an original image are comp
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -259,9 +259,7 @@ def identity_loss(
     return 1 - jnp.sum(features * reference_features, axis=-1)
 
 
-def perceptual_features(
-    network: Perceptual, images: Float[Array, "batch height height 3"]
-) -> Array | list[Array]:
+def perceptual_features(network: Perceptual, images: Float[Array, "batch height height 3"]) -> Any:
     """Features of square images in [-1, 1] for :func:`perceptual_distance`.
 
     LPIPS sees images of at most 256 pixels, as in StyleGAN2's projector and PTI.
@@ -273,9 +271,7 @@ def perceptual_features(
     return network.features(images)
 
 
-def perceptual_distance(
-    network: Perceptual, features: Array | list[Array], others: Array | list[Array]
-) -> Float[Array, " batch"]:
+def perceptual_distance(network: Perceptual, features: Any, others: Any) -> Float[Array, " batch"]:
     """LPIPS, or one minus the cosine of CLIP's features, from :func:`perceptual_features`."""
     if isinstance(network, CLIP):
         return similarity_loss(features, others)

@@ -103,7 +103,9 @@ def test_the_mappers_that_ship_are_listed_and_load():
     names = sc.pretrained_mappers()
     assert "sunglasses" in names and names == sorted(names)
     for name in names:
-        assert sc.load_mapper(name).config.num_layers == sc.load_generator().num_layers
+        mapper = sc.load_mapper(name)
+        assert isinstance(mapper, sc.models.LevelsMapper)
+        assert mapper.config.num_layers == sc.load_generator().num_layers
 
 
 def test_an_edit_is_exported_for_every_platform(generator):

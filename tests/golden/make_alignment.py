@@ -41,7 +41,7 @@ def main(_: list[str]) -> None:
     Image.ANTIALIAS = Image.Resampling.LANCZOS  # pyright: ignore[reportAttributeAccessIssue]
     e4e: Any = importlib.import_module("utils.alignment")
     ffhq: Any = importlib.import_module("download_ffhq")
-    _, predictor = faces._dlib_models()
+    _, predictor, _ = faces._dlib_models()
     arrays = {}
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(sys.stderr):
         for name in ("hopper", "astronaut_cut"):

@@ -62,7 +62,7 @@ def batches(inputs: dict[str, tuple[int, ...]]) -> list[list[torch.Tensor]]:
     with mock.patch.object(script.random, "randint", side_effect=PARTNERS):
         items = [data[i] for i in range(rows)]
     whole = [torch.stack(column) for column in zip(*items, strict=True)]
-    return list(zip(*(column.split(BATCH) for column in whole), strict=True))
+    return [list(x) for x in zip(*(column.split(BATCH) for column in whole), strict=True)]
 
 
 def train(mapper: torch.nn.Module, dealt: list[list[torch.Tensor]]) -> list[list[float]]:

@@ -205,7 +205,7 @@ def test_a_step_takes_its_state_but_leaves_the_first_mapper_as_it_was(generator,
     mapper = small_mapper()
     before = {name: np.array(array) for name, array in flatten(mapper).items()}
     step = make_mapper_train_step(generator, clip, text_features(clip), config)
-    evaluate = make_mapper_evaluation(generator, clip, text_features(clip), config)
+    evaluate: Any = make_mapper_evaluation(generator, clip, text_features(clip), config)
     state = init_mapper_state(mapper, config)
     expected = evaluate(state.mapper, w_plus(2))
     donated = jax.tree.leaves(state)
@@ -274,7 +274,7 @@ def test_a_key_decides_the_views_of_every_step_and_no_evaluation_has_any(generat
         for _ in range(2):
             state, metrics = step(state, w_plus(2))
             values.append(float(metrics["loss"]))
-        evaluate = make_mapper_evaluation(*arguments, neutral_features=neutral)
+        evaluate: Any = make_mapper_evaluation(*arguments, neutral_features=neutral)
         return values, float(evaluate(state.mapper, w_plus(2))["loss"])
 
     (first, evaluation), (same, _), (other, _) = losses(2, 0), losses(2, 0), losses(2, 1)

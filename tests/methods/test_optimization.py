@@ -418,7 +418,9 @@ def test_a_loss_that_is_not_finite_names_the_step(generator, clip, latents, text
     with pytest.raises(FloatingPointError, match="step 3 of 8; try a lower learning_rate"):
         edit_latents(generator, clip, latents, texts, config)
     damaged = texts.at[:, 0].set(jnp.nan)
-    with pytest.raises(FloatingPointError, match=r"step 1 of 8; the learning rate is not the cause"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 1 of 8; the learning rate is not the cause"
+    ):
         edit_latents(generator, clip, latents, damaged, CONFIG)
 
 
