@@ -325,7 +325,7 @@ def main(_: Sequence[str]) -> None:
         resumed = saved.latest_step
         if resumed is not None:
             state, progress = saved.restore(resumed, state)
-            say(f"going on after step {resumed}")
+            say(f"resuming after step {resumed}")
             missing = progress.best_step > 0 and not (directory / MAPPER).exists()
             if distributed.from_first(int(missing)):
                 export(saved.restore(progress.best_step, state)[0].mapper, directory / MAPPER)

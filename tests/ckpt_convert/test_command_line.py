@@ -121,7 +121,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(fails, rosinality, tmp_pa
     assert "does not exist" in fails("stylegan2", tmp_path / "missing.pt", destination)
     assert "is not a CLIP" in fails("clip", rosinality, destination)
     assert "is not an ArcFace" in fails("arcface", rosinality, destination)
-    assert "is not a StyleCLIP mapper" in fails("mapper", rosinality, destination)
+    assert "is not a StyleCLIP or DeltaEdit mapper" in fails("mapper", rosinality, destination)
     assert "neither a tensor" in fails("latents", rosinality, destination)
     assert "already exists" in fails("stylegan2", rosinality, tmp_path)
     assert "gs:// path" in fails("stylegan2", rosinality, "https://example.org/out")
