@@ -469,7 +469,7 @@ def test_a_run_that_is_running_is_left_alone(train, tmp_path):
     assert train(max_steps=1).code == 0
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     with claim(epath.Path(tmp_path / "run"), flags):
-        assert_refused(train(max_steps=1), "in use by another process; wait for it")
+        assert_refused(train(max_steps=1), "holds a run that is running; wait for it")
     assert train(max_steps=1).code == 0
 
 
