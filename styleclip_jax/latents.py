@@ -79,6 +79,11 @@ def synthesize(
     return generator(latents, resolution)
 
 
+def to_styles(generator: Generator, latents: Latents | list[Array]) -> StyleSpace:
+    """The StyleSpace coordinates of latents of either kind."""
+    return tuple(latents) if isinstance(latents, tuple | list) else generator.styles(latents)
+
+
 def squared_distance(latents: Latents, others: Latents) -> Float[Array, " batch"]:
     """Squared Euclidean distance over all entries between latents of the same kind."""
     moved = jax.tree.map(lambda one, other: one - other, latents, others)

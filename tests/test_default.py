@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from styleclip_jax.io.checkpoints import load_generator, load_mapper
+from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.methods.mapper_editing import apply_mapper
 
@@ -116,6 +117,22 @@ def test_a_face_with_purple_hair_is_made_from_the_text_alone(run_script, tmp_pat
     with Image.open(results / EDITED / "000.png") as image:
         corners = np.asarray(image)[4:28, [*range(4, 28), *range(100, 124)]]
     assert corners.mean() > 150 and corners.std(axis=(0, 1)).max() < 35
+
+
+@pytest.mark.parametrize("kind", ["random images", "style channels"])
+def test_avatars_are_edited_in_stylespace(run_script, tmp_path, kind):
+    flags = [] if kind == "random images" else [f"--latents={tmp_path / 'mine.npz'}"]
+    generator = load_generator()
+    save_latents(tmp_path / "mine", generator.styles(sample_latents(generator, 1, seed=0)))
+    outcome = run_script(
+        "optimize.py",
+        f"--description={TEXT}",
+        "--space=stylespace",
+        "--steps=2",
+        f"--results_dir={tmp_path / 'results'}",
+        *(flags or ["--num_images=1"]),
+    )
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize("name", MAPPERS)

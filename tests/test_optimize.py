@@ -129,6 +129,18 @@ def test_stylespace_is_edited_from_either_kind_of_latents(optimize, tmp_path, ge
             np.testing.assert_allclose(one[name], other[name], atol=1e-4)
 
 
+def test_edits_in_stylespace_start_along_directions_in_w(optimize, tmp_path, generator):
+    latents = sample_latents(generator, 2, seed=1)
+    save_latents(tmp_path / "mine", latents)
+    save_latents(tmp_path / "mine", jax.jit(type(generator).styles)(generator, latents))
+    flags = ["--space=stylespace", "--start_samples=3"]
+    assert optimize(*flags, f"--latents={tmp_path / 'mine.npy'}").code == 0
+    assert (tmp_path / "results" / "before" / "latents.npz").exists()
+    outcome = optimize(*flags, f"--latents={tmp_path / 'mine.npz'}")
+    assert outcome.code == 1
+    assert "mine.npz has StyleSpace arrays; remove --start_samples" in outcome.err
+
+
 def test_generate_starts_from_the_mean_image(run_script, generator_path, clip_path, tmp_path):
     outcome = run_script(
         "optimize.py",

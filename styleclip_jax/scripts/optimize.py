@@ -35,7 +35,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_generator
 from styleclip_jax.io.images import read_image, sheet, write_gif, write_image
 from styleclip_jax.io.latents import load_latents
-from styleclip_jax.latents import Latents, sample_latents, squared_distance, synthesize
+from styleclip_jax.latents import Latents, sample_latents, squared_distance, synthesize, to_styles
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.optimization import (
@@ -227,10 +227,10 @@ def main(_: Sequence[str]) -> None:
             # In the host's memory, for there may be many.
             first = jax.device_get(first_latents(generator, texts, config, inverted))
             size = len(jax.tree.leaves(first)[0])
-            tasks = make_tasks(generator, texts, config, directory)
+            tasks = make_tasks(generator, texts, config, directory, first)
             batches = edits.make_batches(size, generator.config.resolution)
             with edits.enough_memory():
-                write_first_images(directory / "before", generator, first, batches)
+                write_first_images(directory / "before", generator, config, first, batches)
                 for task, batch, part in plan(config, tasks, batches):
                     edit(generator, arcface, config, task, batch.take(first), part)
         measured = []
@@ -292,7 +292,7 @@ def first_latents(
     config: OptimizeConfig,
     inverted: Latents | None,
 ) -> Latents:
-    """The start latents, in the space of the optimization; with --mode=generate one per text."""
+    """The latents of the images to edit; with --mode=generate one per text."""
     if config.mode == "generate" and not FLAGS.samples:
         latents = generator.mean_latents(len(FLAGS.description))
     elif config.mode == "generate":
@@ -304,16 +304,29 @@ def first_latents(
         latents = load_latents(FLAGS.latents, generator)
     else:
         latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
-    if config.space == "stylespace" and not isinstance(latents, tuple):
-        latents = jax.jit(Generator.styles)(generator, latents)
     return latents
 
 
+def in_space(generator: Generator, config: OptimizeConfig, latents: Latents) -> Latents:
+    """Latents in the space of the optimization."""
+    return jax.jit(to_styles)(generator, latents) if config.space == "stylespace" else latents
+
+
 def start_directions(
-    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
+    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig, first: Any
 ) -> Array | None:
-    """Directions of the texts in W along which edits start; None without ``--start_samples``."""
+    """Directions of the texts in W along which edits start; None without ``--start_samples``.
+
+    By default, images that are given by their style channels start where they are.
+    """
     if not FLAGS.start_samples:
+        return None
+    if isinstance(first, tuple):
+        if FLAGS["start_samples"].present:
+            raise InputError(
+                f"--start_samples starts along directions in W, but --latents={FLAGS.latents} has"
+                " StyleSpace arrays; remove --start_samples"
+            )
         return None
     samples = sample_features(
         generator,
@@ -326,10 +339,14 @@ def start_directions(
 
 
 def make_tasks(
-    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig, directory: Path
+    generator: Generator,
+    texts: objective_flags.Texts,
+    config: OptimizeConfig,
+    directory: Path,
+    first: Any,
 ) -> list[Task]:
     """The texts to apply."""
-    directions = start_directions(generator, texts, config)
+    directions = start_directions(generator, texts, config, first)
     tasks = []
     for i, description in enumerate(FLAGS.description):
         text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))
@@ -340,13 +357,17 @@ def make_tasks(
 
 
 def write_first_images(
-    directory: Path, generator: Generator, first: Any, batches: Sequence[Batch]
+    directory: Path,
+    generator: Generator,
+    config: OptimizeConfig,
+    first: Any,
+    batches: Sequence[Batch],
 ) -> None:
     """Writes the images before the edits, and their latents."""
     finished = edits.finished_images(directory)
     for batch in batches:
         if not finished.issuperset(batch.numbers):
-            latents = batch.take(first)
+            latents = in_space(generator, config, batch.take(first))
             images = jax.jit(synthesize)(generator, latents)
             edits.write_part(directory, batch, images, latents)
 
@@ -378,15 +399,16 @@ def edit(
     arcface: ArcFace | None,
     config: OptimizeConfig,
     task: Task,
-    latents: Latents,
+    first: Latents,
     batch: Batch,
 ) -> None:
     """Applies a text to a batch of images, and writes the results."""
+    latents = in_space(generator, config, first)
     images = jax.jit(synthesize)(generator, latents)
     before = similarities(task.text, config, images)
     begun = time.perf_counter()
     try:
-        result = jax.block_until_ready(optimize(generator, arcface, config, task, latents, batch))
+        result = jax.block_until_ready(optimize(generator, arcface, config, task, first, batch))
         failures = result.failures()
     except FloatingPointError as error:
         # Of all images; they stay what they were.
