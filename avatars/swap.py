@@ -13,7 +13,7 @@ from avatars.train_generator import CARDINALITIES, indicators, latent_scale, mea
 
 
 def latents_of(
-    attributes: Int8[np.ndarray, "count slots"], truncation: float, num_layers: int
+    attributes: Int8[Array | np.ndarray, "count slots"], truncation: float, num_layers: int
 ) -> Float[Array, "count layers w_dim"]:
     """The W+ latents of attributes, as given by the mapping network."""
     mean = mean_indicators()

@@ -58,7 +58,7 @@ from avatars.training import learning_rate_schedule, train
 from styleclip_jax.io import checkpoints
 from styleclip_jax.io.text import WORDS_FILE, Tokenizer, format_words, words_of
 from styleclip_jax.latents import synthesize
-from styleclip_jax.losses import clip_pixels
+from styleclip_jax.losses import image_features, unit
 from styleclip_jax.models import Generator
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.runs.command_line import run
@@ -200,7 +200,7 @@ def contrastive_loss(
 
     A caption that fits no picture is only a wrong answer.
     """
-    pictures, texts = _unit(clip.encode_image(pixels)), _unit(clip.encode_text(tokens))
+    pictures, texts = unit(clip.encode_image(pixels)), unit(clip.encode_text(tokens))
     scale = jnp.minimum(jnp.exp(clip.logit_scale[...]), MAX_LOGIT_SCALE)
     logits = jnp.where(jnp.isnan(fits), -1e4, scale * texts @ pictures.T)
     fits = jnp.nan_to_num(fits)
@@ -284,18 +284,14 @@ def triple_loss(
     kinds = (triples.before, triples.after, triples.other)
     latents = jnp.concatenate([perturbed_latents(attributes, key) for attributes in kinds])
     size = clip.config.image_size
-    features = _unit(clip.encode_image(clip_pixels(synthesize(generator, latents, size), size)))
-    texts = _unit(clip.encode_text(jnp.concatenate([triples.tokens, triples.neutral_tokens])))
-    direction = _unit(texts[:-1] - texts[-1])
+    features = image_features(clip, synthesize(generator, latents, size))
+    texts = unit(clip.encode_text(jnp.concatenate([triples.tokens, triples.neutral_tokens])))
+    direction = unit(texts[:-1] - texts[-1])
     before, after, other = jnp.split(features, 3)
     rise = jnp.sum((after - before) * direction, axis=-1)
     missing = jnp.where(triples.rises, jnp.square(jax.nn.relu(RISE - rise)), 0).mean()
     moved = jnp.square(jnp.sum((other - before) * direction, axis=-1)).mean()
     return RISE_WEIGHT * missing + STILL_WEIGHT * moved
-
-
-def _unit(x: Array) -> Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @partial(

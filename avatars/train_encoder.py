@@ -25,16 +25,15 @@ import orbax.checkpoint as ocp
 from absl import flags
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int8, Key
+from jaxtyping import Array, Int8, Key
 
 from avatars.attributes import COVERED_BY, HIDDEN, NAMES, index, observe
 from avatars.classifier import load as load_classifier
 from avatars.perturbation import perturbed_latents
+from avatars.swap import latents_of
 from avatars.train_generator import (
     CONFIG,
     halved,
-    indicators,
-    latent_scale,
     pixel_weights,
     reconstruction_loss,
 )
@@ -69,19 +68,13 @@ def visible(attributes: Int8[np.ndarray, "count slots"]) -> Int8[np.ndarray, "co
     return labels
 
 
-def exact_latents(attributes: Array) -> Float[Array, "batch layers w_dim"]:
-    """The W+ latents of avatars with these attributes."""
-    w = jnp.asarray(latent_scale(), jnp.float32) * indicators(attributes)
-    return jnp.broadcast_to(w[:, None], (len(w), CONFIG.num_layers, CONFIG.w_dim))
-
-
 def encoder_step(encoder, opt_state, generator, annotator, weight, batch, key, *, optimizer):
     """One update; half of the batch are drawings, the other half synthesized images."""
     drawings, attributes, others = batch
     drawings = drawings.astype(jnp.float32) / 127.5 - 1
     perturbed = perturbed_latents(others, key)
     images = jnp.concatenate([drawings, lax.stop_gradient(generator(perturbed))])
-    wanted = jnp.concatenate([exact_latents(attributes), perturbed])
+    wanted = jnp.concatenate([latents_of(attributes, 1.0, CONFIG.num_layers), perturbed])
     # A few of either kind.
     some = np.r_[:SYNTHESIZED, len(drawings) : len(drawings) + SYNTHESIZED]
     graph, trainable, rest = nnx.split(encoder, nnx.Param, ...)

@@ -1,7 +1,6 @@
 """Resumable downloads; a file is either complete or absent."""
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -17,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.files import hold_lock
 
 TIMEOUT = 60.0
 _PIECE = 2**20
@@ -69,15 +69,9 @@ def download(address: str, path: Path, sha256: str | None = None) -> None:
 @contextlib.contextmanager
 def _alone(part: Path) -> Iterator[None]:
     """Locks a download for this program."""
-    with open(part, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{part} is being downloaded by another program; wait for it or stop it"
-            ) from None
-        except OSError:
-            pass  # A file system without locks.
+    busy = f"{part} is being downloaded by another program; wait for it or stop it"
+    with contextlib.ExitStack() as held:
+        hold_lock(part, busy, held)
         try:
             yield
         finally:

@@ -39,6 +39,10 @@ _FEATHER, _MARGIN = 1 / 12, 1 / 64
 _UNCHANGED, _CHANGED = 4, 16
 
 
+class NoFaceError(InputError):
+    """There is no face in a photo."""
+
+
 @dataclass(frozen=True, eq=False)
 class FaceTransform:
     """The position of an aligned crop in its photo.
@@ -79,11 +83,12 @@ def find_faces(
         is (0, 0). The face with the largest crop comes first.
 
     Raises:
-        InputError: There is no face, or dlib is not installed.
+        NoFaceError: There is no face.
+        InputError: dlib is not installed.
     """
     faces = (detect or dlib_landmarks)(upright_rgb(photo))
     if not faces:
-        raise InputError(
+        raise NoFaceError(
             "no face was found, expected a face seen from the front; use another photo, or"
             " --align=false for an image that is already aligned"
         )
@@ -178,7 +183,8 @@ def align_face(
         landmarks: A face from :func:`find_faces`. None: the largest face.
 
     Raises:
-        InputError: There is no face, or dlib is not installed.
+        NoFaceError: There is no face.
+        InputError: dlib is not installed.
     """
     image = upright_rgb(photo)
     quad = _face_quad(find_faces(image)[0] if landmarks is None else landmarks)

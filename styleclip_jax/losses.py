@@ -127,7 +127,7 @@ def image_features(
     preprocess: Preprocess = "styleclip",
 ) -> Float[Array, "batch embed"]:
     """CLIP's features of images in [-1, 1], of unit length; see :func:`clip_pixels`."""
-    return _unit(clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess)))
+    return unit(clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess)))
 
 
 def clip_loss(
@@ -161,7 +161,7 @@ def similarity_loss(
         features: Features of images; here and below, features need not have unit length.
         text_features: Features of one text per image or one for all.
     """
-    return 1 - jnp.sum(_unit(features) * _unit(text_features), axis=-1)
+    return 1 - jnp.sum(unit(features) * unit(text_features), axis=-1)
 
 
 def direction_loss(
@@ -189,8 +189,8 @@ def direction_loss(
     Returns:
         A loss per image: 1 for an unchanged image; it can be negative.
     """
-    change = _unit(features) - _unit(original_features)
-    direction = _unit(_unit(text_features) - _unit(neutral_features))
+    change = unit(features) - unit(original_features)
+    direction = unit(unit(text_features) - unit(neutral_features))
     along = jnp.sum(change * direction, axis=-1)
     orthogonal = change - along[..., None] * direction
     return 1 - along + orthogonal_lambda * jnp.sum(jnp.square(orthogonal), axis=-1)
@@ -213,8 +213,8 @@ def keep_loss(
     Returns:
         A nonnegative loss per image.
     """
-    change = _unit(features) - _unit(original_features)
-    changes = jnp.matmul(change, _unit(keep_features).T, precision=jax.lax.Precision.HIGHEST)
+    change = unit(features) - unit(original_features)
+    changes = jnp.matmul(change, unit(keep_features).T, precision=jax.lax.Precision.HIGHEST)
     return jnp.mean(jnp.square(changes), axis=-1)
 
 
@@ -288,5 +288,6 @@ def _size(images: Array) -> int:
     return images.shape[1]
 
 
-def _unit(x: Array) -> Array:
+def unit(x: Float[Array, "*rows _"]) -> Float[Array, "*rows _"]:
+    """Vectors of length 1, along the last axis."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -14,6 +14,15 @@ DEVICES = "devices"
 Tree = TypeVar("Tree")
 
 
+def equal_batches(count: int, size: int) -> Int[np.ndarray, "batches batch"]:
+    """Indices of batches that all have one size, so that one compiled program does for all of them.
+
+    The last index fills what is left of the last batch.
+    """
+    size = min(count, size)
+    return np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+
+
 def host_share(indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " share"]:
     """This host's part of a global batch.
 

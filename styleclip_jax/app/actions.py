@@ -9,11 +9,11 @@ import gradio as gr
 
 from styleclip_jax.app import pictures
 from styleclip_jax.app.engine import FILM, Edit, Engine, Face, TooSlowError, animation, png
-from styleclip_jax.app.photos import NoFaceError
 from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe
 from styleclip_jax.app.session import Session
 from styleclip_jax.app.strings import say
 from styleclip_jax.errors import InputError
+from styleclip_jax.faces import NoFaceError
 
 # Steps without an improvement after which "stop when nothing improves" stops.
 _PATIENCE = 15

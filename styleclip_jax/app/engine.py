@@ -40,6 +40,7 @@ from styleclip_jax.methods.optimization import (
 )
 from styleclip_jax.models import DeltaMapper
 from styleclip_jax.runs.command_line import differences
+from styleclip_jax.runs.objective_flags import NEUTRAL
 
 TRUNCATION = 0.7
 # Random images from which the directions of texts are learned.
@@ -134,7 +135,7 @@ class Engine:
     ):
         self.paths = {"generator": generator, "clip": clip}
         self.limits = limits
-        self.neutral = "a face" if generator else AVATARS_NEUTRAL
+        self.neutral = NEUTRAL if generator else AVATARS_NEUTRAL
         self.config = AVATARS_CONFIG
         if generator:
             self.config = OptimizeConfig(guidance="direction", views=1)

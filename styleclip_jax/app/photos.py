@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.faces import FaceTransform, align_face, dlib_landmarks, find_faces, paste_back
+from styleclip_jax.faces import FaceTransform, align_face, paste_back
 from styleclip_jax.io.images import from_uint8
 from styleclip_jax.io.photos import read_photo, upright_rgb
 
@@ -19,10 +19,6 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 # A photo is shown at this size.
 _SHOWN = 512
-
-
-class NoFaceError(InputError):
-    """There is no face in the photo."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +65,7 @@ def read_upload(path: str | os.PathLike[str], size: int, align: bool, most_pixel
     image = upright_rgb(photo)
     transform = None
     if align:
-        faces = dlib_landmarks(image)
-        if not faces:
-            raise NoFaceError("no face was found")
-        landmarks = find_faces(image, lambda _: faces)[0]
-        crop, transform = align_face(image, size, landmarks=landmarks)
+        crop, transform = align_face(image, size)
     else:
         crop = ImageOps.pad(image, (size, size), color="white")
     shown = ImageOps.contain(image, (_SHOWN, _SHOWN))

@@ -34,14 +34,12 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         unfinished.unlink(missing_ok=True)
 
 
-def hold_lock(
-    path: str | os.PathLike[str], directory: str | os.PathLike[str], held: contextlib.ExitStack
-) -> None:
-    """Holds the lock of a run's directory until ``held`` is closed; Windows has no such locks.
+def hold_lock(path: str | os.PathLike[str], busy: str, held: contextlib.ExitStack) -> None:
+    """Holds the lock of a file until ``held`` is closed; Windows has no such locks.
 
     Args:
-        path: The file in the directory that is locked; made where it is missing.
-        directory: The directory.
+        path: The file that is locked; made where it is missing.
+        busy: What to say where another process holds it.
         held: What holds the lock.
 
     Raises:
@@ -55,9 +53,7 @@ def hold_lock(
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(
-            f"{directory} holds a run that is running; wait for it, or end it"
-        ) from None
+        raise InputError(busy) from None
     except OSError:
         pass  # A file system without locks.
 

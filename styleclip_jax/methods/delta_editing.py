@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import Latents
+from styleclip_jax.latents import Latents, to_styles
 from styleclip_jax.losses import image_features
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.delta_mapper import DeltaMapper
@@ -62,9 +62,7 @@ def edit_with_delta_mapper(
     Raises:
         InputError: The models and the latents do not fit each other.
     """
-    if isinstance(latents, list):
-        latents = tuple(latents)
-    styles = latents if isinstance(latents, tuple) else generator.styles(latents)
+    styles = to_styles(generator, latents)
     features = image_features(clip, generator.synthesize(styles), mapper.config.preprocess)
     if dt.shape != features.shape[1:]:
         raise InputError(f"dt has shape {dt.shape}, this CLIP needs {features.shape[1:]}")

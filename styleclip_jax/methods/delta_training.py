@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import Latents
+from styleclip_jax.latents import Latents, to_styles
 from styleclip_jax.losses import Preprocess, image_features
 from styleclip_jax.methods.mapper_training import (
     MapperState,
@@ -106,7 +106,7 @@ def see_styles(
     def see(models: tuple[Generator, CLIP], batch: Any):
         generator, clip = models
         rows, latents = batch
-        styles = latents if isinstance(latents, tuple) else generator.styles(latents)
+        styles = to_styles(generator, latents)
         seen = SeenStyles(styles, image_features(clip, generator.synthesize(styles), preprocess))
         # With their rows, because devices need not be in the order of the hosts.
         return jax.tree.map(lambda x: jax.lax.all_gather(x, DEVICES, tiled=True), (rows, seen))

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.io.text import Tokenizer, encode_texts
-from styleclip_jax.latents import Latents
+from styleclip_jax.latents import Latents, to_styles
+from styleclip_jax.losses import unit
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.directions import Directions
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
@@ -91,7 +92,7 @@ def text_direction(
 
 @jax.jit
 def _difference(features: Float[Array, "2 embed"]) -> tuple[Array, Array]:
-    features /= jnp.linalg.norm(features, axis=-1, keepdims=True)
+    features = unit(features)
     difference = features[0] - features[1]
     length = jnp.linalg.norm(difference)
     return difference / length, length
@@ -131,8 +132,6 @@ def edit_with_direction(
             "the directions have no scales, which published files lack; measure them with"
             " styleclip_jax.with_scales"
         )
-    if isinstance(latents, list):
-        latents = tuple(latents)
     edit = _edit(generator, directions, latents, jnp.atleast_2d(dt), strength, threshold)
     if not isinstance(edit.changed, Tracer) and edit.changed == 0:
         largest = np.abs(directions.relevance[...] @ jnp.atleast_2d(dt).T).max(initial=0)
@@ -164,7 +163,7 @@ def check_fingerprints(directions: Directions, generator: Generator, clip: CLIP)
 def _edit(generator, directions, latents, dt, strength, threshold) -> DirectionEdit:
     weights = channel_weights(directions, dt, threshold)
     change = directions.style_change(generator, weights * directions.scales[...])
-    styles = latents if isinstance(latents, tuple) else generator.styles(latents)
+    styles = to_styles(generator, latents)
     strength = jnp.reshape(jnp.asarray(strength, jnp.float32), (-1, 1))
     styles = jax.tree.map(lambda s, d: s + strength * d, styles, change)
     return DirectionEdit(generator.synthesize(styles), styles, jnp.sum(weights != 0))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import sample_latents, synthesize
-from styleclip_jax.losses import Preprocess, clip_pixels
+from styleclip_jax.losses import Preprocess, image_features, unit
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
 
@@ -112,10 +112,7 @@ def _encode(
     preprocess: Preprocess,
 ) -> tuple[Float[Array, "batch _"], ...]:
     images = synthesize(generator, latents, resolution)
-    return tuple(
-        _unit(clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess)))
-        for clip in clips
-    )
+    return tuple(image_features(clip, images, preprocess) for clip in clips)
 
 
 @jax.jit
@@ -124,15 +121,11 @@ def _regress(
 ) -> Float[Array, "texts w_dim"]:
     fits = jnp.zeros(())
     for i, features in enumerate(samples.features):
-        text = _unit(texts[i])
-        fits += features @ (text if neutrals is None else _unit(text - _unit(neutrals[i]))).T
+        text = unit(texts[i])
+        fits += features @ (text if neutrals is None else unit(text - unit(neutrals[i]))).T
     w = samples.latents - samples.latents.mean(0)
     covariance = w.T @ w / len(w)
     ridge = _RIDGE * jnp.mean(jnp.diag(covariance)) * jnp.eye(len(covariance))
     slopes = jnp.linalg.solve(covariance + ridge, w.T @ (fits - fits.mean(0)))
-    unit = _unit(slopes.T)
-    return unit * jnp.std(w @ unit.T, axis=0)[:, None]
-
-
-def _unit(x: Array) -> Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    along = unit(slopes.T)
+    return along * jnp.std(w @ along.T, axis=0)[:, None]

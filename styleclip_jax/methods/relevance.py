@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
-from styleclip_jax.losses import Preprocess, clip_pixels
+from styleclip_jax.losses import Preprocess, image_features
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.directions import (
     Directions,
@@ -346,11 +346,7 @@ def _jacobian(
 
 def _features(generator, clip, styles, preprocess, resolution) -> Float[Array, "batch embed"]:
     """CLIP's features of images, of unit length."""
-    pixels = clip_pixels(
-        generator.synthesize(styles, resolution), clip.config.image_size, preprocess
-    )
-    features = clip.encode_image(pixels)
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+    return image_features(clip, generator.synthesize(styles, resolution), preprocess)
 
 
 def _channels(

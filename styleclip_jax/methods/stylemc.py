@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.latents import Latents, sample_latents, to_styles
 from styleclip_jax.losses import (
     Preprocess,
-    clip_pixels,
+    clip_loss,
     identity_features,
     identity_loss,
-    similarity_loss,
 )
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
@@ -110,8 +109,7 @@ def _step(generator, clip, arcface, latents, text_features, change, *, config):
     def losses(changes: StyleSpace) -> Array:
         edited = jax.tree.map(jnp.add, styles, changes)
         images = generator.synthesize(edited, config.guide_resolution)
-        pixels = clip_pixels(images, clip.config.image_size, config.preprocess)
-        loss = similarity_loss(clip.encode_image(pixels), text_features)
+        loss = clip_loss(clip, images, text_features, config.preprocess)
         if weight:
             originals = generator.synthesize(styles, config.guide_resolution)
             identities = (identity_features(arcface, x) for x in (images, originals))
@@ -123,7 +121,7 @@ def _step(generator, clip, arcface, latents, text_features, change, *, config):
     loss, pullback = jax.vjp(losses, changes)
     (gradients,) = pullback(jnp.ones_like(loss))
     mean = tuple(
-        jnp.zeros((1, g.shape[1])) if i % 3 == 1 else _agreed_mean(g)
+        jnp.zeros((1, g.shape[1])) if i in generator.config.rgb_style_indices else _agreed_mean(g)
         for i, g in enumerate(gradients)
     )
     length = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in mean))
@@ -149,6 +147,6 @@ def apply_style_change(
     Returns:
         The images in about [-1, 1], and their styles.
     """
-    styles = latents if isinstance(latents, tuple) else generator.styles(latents)
+    styles = to_styles(generator, latents)
     styles = jax.tree.map(lambda s, d: s + strength * d, styles, change)
     return generator.synthesize(styles), styles

@@ -157,8 +157,13 @@ def note(message: str) -> None:
     print("note:", _one_line(message), file=sys.stderr)
 
 
-def _fail(error: Exception | str) -> NoReturn:
+def report(error: Exception | str) -> None:
+    """Tells the user of an error on one line of standard error."""
     print("error:", _one_line(str(error)), file=sys.stderr)
+
+
+def _fail(error: Exception | str) -> NoReturn:
+    report(error)
     sys.exit(1)
 
 

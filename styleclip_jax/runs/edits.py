@@ -24,7 +24,7 @@ from absl import flags
 from jaxtyping import Array, Float, Int
 
 from styleclip_jax.errors import InputError, is_out_of_memory
-from styleclip_jax.io.files import expand_user, hold_lock, parse_json, replace_file
+from styleclip_jax.io.files import expand_user, parse_json, replace_file
 from styleclip_jax.io.images import read_image
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import Latents
@@ -34,9 +34,12 @@ from styleclip_jax.runs.objective_flags import Texts
 from styleclip_jax.runs.results import (
     COMMAND_FILE,
     METRICS_FILE,
+    SHEET_FILE,
+    SHEET_ROWS,
     check_local,
     flag_differences,
     image_name,
+    lock_run,
     numbered,
     run_directory,
     write_images,
@@ -44,7 +47,6 @@ from styleclip_jax.runs.results import (
 from styleclip_jax.sharding import spread
 
 FLAGS = flags.FLAGS
-SHEET_ROWS = 16
 # The flags of a run that is not complete.
 UNFINISHED_FILE = "unfinished.json"
 
@@ -203,7 +205,7 @@ def results_directory(values: Mapping[str, Any]) -> Iterator[Path]:
                     number = _number(path, directory)
                     with replace_file(directory / UNFINISHED_FILE) as file:
                         file.write(json.dumps({"flags": recorded}, indent=2).encode())
-                hold_lock(directory / UNFINISHED_FILE, directory, held)
+                lock_run(directory / UNFINISHED_FILE, directory, held)
         directory = numbered(path, distributed.from_first(number))
         with distributed.together():
             if not (directory / UNFINISHED_FILE).exists():
@@ -326,6 +328,13 @@ def sheet_column(directory: Path) -> Float[np.ndarray, "rows height width 3"]:
     """The first images of a directory, as they were written."""
     paths = [directory / image_name(i) for i in range(SHEET_ROWS)]
     return np.stack([read_image(path) for path in paths if path.exists()])
+
+
+def print_results(directory: Path, size: int) -> None:
+    """Says where the sheet is, and what is not on it."""
+    print(f"wrote {directory / SHEET_FILE} and all results beside it")
+    if size > SHEET_ROWS:
+        print(f"{SHEET_FILE} shows the first {SHEET_ROWS} of {size} images")
 
 
 def exit_if_some_failed(measured: Iterable[Mapping[str, Any]]) -> None:

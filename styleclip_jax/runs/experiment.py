@@ -27,10 +27,10 @@ from PIL import Image
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import FLAGS_FILE, absolute
 from styleclip_jax.io.checksums import verify_checksums, write_checksums
-from styleclip_jax.io.files import hold_lock, parse_json
+from styleclip_jax.io.files import parse_json
 from styleclip_jax.io.images import write_image
 from styleclip_jax.runs import processes as distributed
-from styleclip_jax.runs.results import flag_differences, library_versions
+from styleclip_jax.runs.results import flag_differences, library_versions, lock_run
 
 Tree = TypeVar("Tree")
 
@@ -74,7 +74,7 @@ def _take(
     if begun and not path.exists():
         raise InputError(f"{directory} is not empty and holds no run; use another --exp_dir")
     path.parent.mkdir(parents=True, exist_ok=True)
-    hold_lock(directory / LOCK_FILE, directory, held)
+    lock_run(directory / LOCK_FILE, directory, held)
     if begun:
         return
     unfinished = path.with_suffix(".unfinished")

@@ -121,9 +121,15 @@ def check_flags() -> None:
         FLAGS.set_default("neutral", NEUTRAL if FLAGS.generator else AVATARS_NEUTRAL)
 
 
+def chosen_templates() -> tuple[str, ...]:
+    """The sentences of ``--templates``; where its default is None, it suits general CLIPs."""
+    wanted = bool(FLAGS.clip) if FLAGS.templates is None else FLAGS.templates
+    return tuple(IMAGENET_TEMPLATES) if wanted else ()
+
+
 def read_clips() -> Texts:
     """Loads the CLIPs and encodes the texts of ``--description``, ``--neutral`` and ``--keep``."""
-    templates = IMAGENET_TEMPLATES if FLAGS.templates else ()
+    templates = chosen_templates()
     paths = FLAGS.clip or [None]
     clips = tuple(load_clip(path, FLAGS.dtype) for path in paths)
     tokenizers = tuple(load_tokenizer(path) for path in paths)

@@ -32,16 +32,16 @@ from styleclip_jax.methods.inversion import (
 )
 from styleclip_jax.models import E4E, ArcFace, Generator
 from styleclip_jax.runs import command_line
-from styleclip_jax.runs.results import image_name, write_images
-from styleclip_jax.sharding import spread
+from styleclip_jax.runs.results import METRICS_FILE, image_name, write_images
+from styleclip_jax.sharding import equal_batches, spread
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 4
 # Steps without an encoder.
 _STEPS_WITHOUT_ENCODER = 500
 _REFINEMENT = ("refine_steps", "refine_learning_rate", "latent_lambda")
-# In the results of invert.py: the tuned generator and the metrics.
-TUNED, METRICS = "generator", "metrics.json"
+# The tuned generator in the results of invert.py.
+TUNED = "generator"
 
 # --help lists the flags with those of the script that calls define_flags.
 flags.disclaim_key_flags()
@@ -214,7 +214,7 @@ def load_networks(generator: Generator) -> Networks:
     elif clip or not FLAGS.generator:
         perceptual = load_clip(clip, FLAGS.dtype)
     else:
-        print("note: only pixels are compared; give --lpips for a better likeness", file=sys.stderr)
+        command_line.note("only pixels are compared; give --lpips for a better likeness")
     if "arcface" in FLAGS and FLAGS.arcface:
         arcface = load_arcface(FLAGS.arcface, FLAGS.dtype)
     return Networks(encoder, perceptual, arcface)
@@ -250,7 +250,7 @@ def read_photos(size: int, letterbox: bool = False) -> Photos:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
             if len(files) == 1:
                 raise InputError(message) from None
-            print("error:", " ".join(message.split()), file=sys.stderr)
+            command_line.report(message)
             failures.append(path)
     if not faces:
         raise InputError(f"none of the {len(files)} images can be used; see the errors above")
@@ -289,9 +289,7 @@ def invert_photos(
 ) -> Inversion:
     """Inverts images in batches of one size, with a progress bar."""
     count = len(aligned)
-    batch = min(count, BATCH_SIZE)
-    # The last image is repeated to fill the last batch.
-    batches = np.minimum(np.arange(-(-count // batch) * batch), count - 1).reshape(-1, batch)
+    batches = equal_batches(count, BATCH_SIZE)
     parts = []
     total = len(batches) * config.steps
     # No bar where standard error is a file (disable=None).
@@ -355,7 +353,7 @@ def read_inversion(generator: Generator) -> tuple[Photos, Latents]:
     """
     directory = expand_user(FLAGS.inversion)
     try:
-        images = parse_json((directory / METRICS).read_text())["images"]
+        images = parse_json((directory / METRICS_FILE).read_text())["images"]
         faces = [
             Face(
                 Path(image["photo"]),

@@ -17,11 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.files import expand_user, replace_file
+from styleclip_jax.io.files import expand_user, hold_lock, replace_file
 from styleclip_jax.io.images import write_image
 
 COMMAND_FILE = "command.txt"
 METRICS_FILE = "metrics.json"
+# The sheet of a run, and how many images it shows.
+SHEET_FILE, SHEET_ROWS = "before_after.png", 16
 _LIBRARIES = ("styleclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -69,6 +71,13 @@ def _version(library: str) -> str:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def lock_run(
+    path: str | os.PathLike[str], directory: str | os.PathLike[str], held: contextlib.ExitStack
+) -> None:
+    """Locks a run's directory by a file in it; see :func:`styleclip_jax.io.files.hold_lock`."""
+    hold_lock(path, f"{directory} holds a run that is running; wait for it, or end it", held)
 
 
 def check_local(path: str | os.PathLike[str]) -> None:

@@ -15,11 +15,10 @@ from jaxtyping import Array, Float, Int
 from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import Latents
-from styleclip_jax.runs.results import write_images
+from styleclip_jax.runs.results import SHEET_FILE, SHEET_ROWS, write_images
+from styleclip_jax.sharding import equal_batches
 
 BATCH_SIZE = 8
-SHEET_ROWS = 16
-SHEET = "before_after.png"
 
 # From latents and a strength to images and edited latents.
 Edit = Callable[[Latents, float], tuple[Float[Array, "batch height width 3"], Latents]]
@@ -47,7 +46,7 @@ def write_strip(
         Measurements by the labels of the sheet: ``seconds_per_image``, with the compilation where
         the program was not compiled before.
     """
-    batches = batch_indices(len(jax.tree.leaves(latents)[0]))
+    batches = equal_batches(len(jax.tree.leaves(latents)[0]), BATCH_SIZE)
     sheet_columns = {label: images[:SHEET_ROWS] for label, images in (columns or {}).items()}
     measured = {}
     for strength in sorted({0.0, *strengths}):
@@ -55,7 +54,7 @@ def write_strip(
         place = directory / label.replace(" ", "_")
         sheet_columns[label], seconds = _write_column(edit, latents, batches, strength, place)
         measured[label] = {"seconds_per_image": seconds}
-    write_image(directory / SHEET, sheet([*sheet_columns.values()], [*sheet_columns]))
+    write_image(directory / SHEET_FILE, sheet([*sheet_columns.values()], [*sheet_columns]))
     return measured
 
 
@@ -65,24 +64,15 @@ def print_strip(
     """Says where the sheet is, what is not on it, and how long an image took."""
     count = len(jax.tree.leaves(latents)[0])
     if count > SHEET_ROWS:
-        print(f"{SHEET} shows the first {SHEET_ROWS} of {count} images")
+        print(f"{SHEET_FILE} shows the first {SHEET_ROWS} of {count} images")
     seconds = statistics.median(row["seconds_per_image"] for row in measured.values())
-    print(f"wrote {directory / SHEET}, {1000 * seconds:.0f} ms per image")
+    print(f"wrote {directory / SHEET_FILE}, {1000 * seconds:.0f} ms per image")
 
 
 def first_batch(latents: Any) -> Any:
     """The first batch that :func:`write_strip` edits, to compile a program with."""
-    batches = batch_indices(len(jax.tree.leaves(latents)[0]))
+    batches = equal_batches(len(jax.tree.leaves(latents)[0]), BATCH_SIZE)
     return jax.tree.map(operator.itemgetter(batches[0]), latents)
-
-
-def batch_indices(size: int) -> Int[np.ndarray, "batches batch"]:
-    """Which latents make the batches, all of one size, so that one program does for all of them.
-
-    The last latent fills what is left of the last batch.
-    """
-    batch = min(size, BATCH_SIZE)
-    return np.minimum(np.arange(-(-size // batch) * batch), size - 1).reshape(-1, batch)
 
 
 def _write_column(

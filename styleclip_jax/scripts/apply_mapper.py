@@ -22,7 +22,6 @@ Examples:
 
 import functools
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,21 +39,34 @@ from styleclip_jax.io.checkpoints import (
     load_mapper,
 )
 from styleclip_jax.io.images import sheet, write_image
-from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
-from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.latents import Latents
 from styleclip_jax.methods.delta_editing import THRESHOLD, edit_with_delta_mapper
 from styleclip_jax.methods.directions import check_fingerprints, text_direction
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.models import DeltaMapper, Generator
 from styleclip_jax.models.mapper import Mapper
-from styleclip_jax.runs import command_line, edits, photos, process_flags, settings
+from styleclip_jax.runs import (
+    command_line,
+    edits,
+    image_flags,
+    network_flags,
+    photos,
+    process_flags,
+    settings,
+)
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.edits import Batch
-from styleclip_jax.runs.objective_flags import NEUTRAL
-from styleclip_jax.runs.results import METRICS_FILE, image_name, write_metrics
+from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates
+from styleclip_jax.runs.results import (
+    METRICS_FILE,
+    SHEET_FILE,
+    SHEET_ROWS,
+    image_name,
+    write_metrics,
+)
 from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
@@ -111,47 +123,16 @@ flags.register_validator(
 edits.define_flags()
 
 settings.define_flag()
-flags.DEFINE_string(
-    "generator",
-    None,
-    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
-    " stylegan2. Default: the avatars that ship with the package.",
-)
-flags.DEFINE_enum(
-    "dtype",
-    "float32",
-    ["float32", "bfloat16"],
-    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
-)
+network_flags.define_flags()
 
-photos.define_flags()
-photos.define_edit_flags()
-flags.DEFINE_string(
-    "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
-)
-flags.DEFINE_integer("num_images", 4, "Number of random images to edit.", lower_bound=1)
-flags.DEFINE_integer(
-    "seed",
-    0,
-    "Seed of the random images.",
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-)
-flags.DEFINE_float(
-    "truncation",
-    0.7,
-    "Variety of the random images: 1 is the full variety, lower values give more typical images.",
-    lower_bound=0,
-)
+image_flags.define_flags()
 
 
 def main(_: Sequence[str]) -> None:
     """Applies the mappers with every strength to all images, and writes the results."""
     process_flags.join()
     with distributed.together():
-        photos.check_flags()
-        for flag in ("image", "inversion", "latents"):
-            command_line.refuse_random_images(flag, "num_images", "seed", "truncation")
+        image_flags.check_flags()
         mappers = [load_mapper(path) for path in FLAGS.mapper]
         choose_defaults(mappers)
     with edits.results_directory(command_line.script_flags(__name__)) as directory:
@@ -159,13 +140,9 @@ def main(_: Sequence[str]) -> None:
         places = {strength: directory / name(strength, "_") for strength in {0.0, *FLAGS.strength}}
         with distributed.together():
             generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
-            given, latents, inversion = photos.photos_to_edit(generator, directory)
-            if latents is None and FLAGS.latents:
-                latents = load_latents(FLAGS.latents, generator)
-            elif latents is None:
-                latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+            given, inverted, inversion = photos.photos_to_edit(generator, directory)
             # In the host's memory, for there may be many.
-            latents = jax.device_get(latents)
+            latents = jax.device_get(image_flags.read_latents(generator, inverted))
             size = len(jax.tree.leaves(latents)[0])
             batches = edits.make_batches(size, generator.config.resolution)
             with edits.enough_memory():
@@ -179,9 +156,7 @@ def main(_: Sequence[str]) -> None:
         measured = []
         if jax.process_index() == 0:
             measured = summarize(directory, places, given, inversion | {"compile_seconds": seconds})
-            print(f"wrote {directory / 'before_after.png'} and all results beside it")
-            if size > edits.SHEET_ROWS:
-                print(f"before_after.png shows the first {edits.SHEET_ROWS} of {size} images")
+            edits.print_results(directory, size)
     photos.exit_if_some_failed(given)
     edits.exit_if_some_failed(measured)
 
@@ -215,10 +190,7 @@ def compile_edit(
         program = apply_mapper.lower(generator, mappers, latents, 0.0).compile()
         return functools.partial(program, generator, mappers)
     clip, tokenizer = replicate(load_clip(FLAGS.clip, FLAGS.dtype)), load_tokenizer(FLAGS.clip)
-    templates = bool(FLAGS.clip) if FLAGS.templates is None else FLAGS.templates
-    dt = text_direction(
-        clip, tokenizer, FLAGS.description, FLAGS.neutral, IMAGENET_TEMPLATES if templates else ()
-    )
+    dt = text_direction(clip, tokenizer, FLAGS.description, FLAGS.neutral, chosen_templates())
     selection = {}
     if FLAGS.directions:
         directions = load_directions(FLAGS.directions)
@@ -253,7 +225,7 @@ def apply(edit: Callable, latents: Latents, batch: Batch, strength: float, direc
     for i in np.flatnonzero(~finite[: batch.count]):
         measured[i] = {"failed": f"the image is not finite with --strength={strength}"}
         file = f"{directory.name}/{image_name(batch.first + int(i))}"
-        print(f"error: {file}: {measured[i]['failed']}", file=sys.stderr)
+        command_line.report(f"{file}: {measured[i]['failed']}")
     if not finite.all():
         # Such images stay what they were.
         images, edited = jax.tree.map(
@@ -274,13 +246,13 @@ def summarize(
     measured = {name(x, " "): edits.join_parts(places[x]) for x in sorted(places)}
     columns = {name(x, " "): edits.sheet_column(places[x]) for x in sorted(places)}
     if given:
-        rows = slice(edits.SHEET_ROWS)
+        rows = slice(SHEET_ROWS)
         columns = {"original": given.originals[rows], "aligned": given.aligned[rows], **columns}
     if given and FLAGS.paste_back:
         for strength in FLAGS.strength:
             place = places[strength]
             photos.paste_faces(place / "photos", given.faces, place, directory / "before")
-    write_image(directory / "before_after.png", sheet([*columns.values()], [*columns]))
+    write_image(directory / SHEET_FILE, sheet([*columns.values()], [*columns]))
     strengths = {
         label: {"seconds_per_image": joined["seconds"] / len(joined["images"]), **joined}
         for label, joined in measured.items()

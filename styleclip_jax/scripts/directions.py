@@ -17,7 +17,6 @@ Examples:
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -29,10 +28,9 @@ from tqdm import tqdm
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_directions, load_generator
-from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
-from styleclip_jax.latents import Latents, sample_latents
+from styleclip_jax.latents import Latents
 from styleclip_jax.methods.directions import (
     AVATARS_DIRECTIONS,
     DirectionDefaults,
@@ -46,9 +44,9 @@ from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 from styleclip_jax.models import CLIP, Generator
-from styleclip_jax.runs import command_line, photos
-from styleclip_jax.runs.objective_flags import NEUTRAL
-from styleclip_jax.runs.results import run_directory, write_metrics
+from styleclip_jax.runs import command_line, image_flags, network_flags, photos
+from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates
+from styleclip_jax.runs.results import METRICS_FILE, run_directory, write_metrics
 from styleclip_jax.runs.strip import Edit, first_batch, print_strip, write_strip
 
 FLAGS = flags.FLAGS
@@ -143,12 +141,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
 
-flags.DEFINE_string(
-    "generator",
-    None,
-    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
-    f" come with the package, with {command_line.describe_flags(AVATARS)}.",
-)
+network_flags.define_flags(command_line.describe_flags(AVATARS))
 flags.DEFINE_string(
     "clip",
     None,
@@ -160,29 +153,8 @@ flags.DEFINE_string(
     "What the generator's style channels do in the eyes of the CLIP: a directory that"
     " make_directions.py or python -m ckpt_convert directions wrote. Default: the avatars'.",
 )
-flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
-)
 
-photos.define_flags()
-photos.define_edit_flags()
-flags.DEFINE_string(
-    "latents", None, "Latents of the images to edit, .npy or .npz. Default: random images."
-)
-flags.DEFINE_integer("num_images", 4, "How many random images to edit.", lower_bound=1)
-flags.DEFINE_integer(
-    "seed",
-    0,
-    "Another seed gives other random images.",
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-)
-flags.DEFINE_float(
-    "truncation",
-    0.7,
-    "Variety of the random images: 1 is the full variety, smaller values give more typical images.",
-    lower_bound=0,
-)
+image_flags.define_flags()
 
 
 def main(_: Sequence[str]) -> None:
@@ -190,15 +162,11 @@ def main(_: Sequence[str]) -> None:
     check_flags()
     generator = load_generator(photos.generator_path(), FLAGS.dtype)
     clip, tokenizer = load_clip(FLAGS.clip, FLAGS.dtype), load_tokenizer(FLAGS.clip)
-    templates = IMAGENET_TEMPLATES if use_templates() else ()
     make_edit = learned_edit if FLAGS.method == "stylemc" else relevance_edit
-    edit, described = make_edit(generator, clip, tokenizer, templates)
+    edit, described = make_edit(generator, clip, tokenizer, chosen_templates())
     with run_directory(FLAGS.results_dir) as directory:
-        given, latents, metrics = photos.photos_to_edit(generator, directory)
-        if latents is None and FLAGS.latents:
-            latents = load_latents(FLAGS.latents, generator)
-        elif latents is None:
-            latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+        given, inverted, metrics = photos.photos_to_edit(generator, directory)
+        latents = image_flags.read_latents(generator, inverted)
 
         begun = time.perf_counter()
         jax.block_until_ready(edit(first_batch(latents), 0.0))
@@ -209,7 +177,7 @@ def main(_: Sequence[str]) -> None:
             for strength in FLAGS.strength:
                 place = directory / f"strength_{strength}"
                 photos.paste_faces(place / "photos", given.faces, place, directory / "before")
-        write_metrics(directory / "metrics.json", metrics, command_line.script_flags(__name__))
+        write_metrics(directory / METRICS_FILE, metrics, command_line.script_flags(__name__))
     print_strip(directory, latents, metrics["strengths"])
     photos.exit_if_some_failed(given)
 
@@ -223,7 +191,7 @@ def relevance_edit(
     tuned = photos.generator_path() != FLAGS.generator
     check_fingerprints(directions, load_generator(FLAGS.generator) if tuned else generator, clip)
     if directions.scales is None:
-        print("note: measuring the channels' scales, which these directions lack", file=sys.stderr)
+        command_line.note("measuring the channels' scales, which these directions lack")
         directions = with_scales(directions, generator)
     dt = jnp.stack(
         [
@@ -273,9 +241,7 @@ def learned_edit(
 
 def check_flags() -> None:
     """Sets the avatars' defaults; raises InputError where flags contradict each other."""
-    photos.check_flags()
-    for name in ("image", "inversion", "latents"):
-        command_line.refuse_random_images(name, "num_images", "seed", "truncation")
+    image_flags.check_flags()
     if FLAGS["min_channels"].present and FLAGS.threshold is not None:
         raise InputError("--min_channels has no effect with --threshold; leave one of them out")
     for_stylemc = (*(f.name for f in dataclasses.fields(STYLEMC) if f.name != "seed"), "arcface")
@@ -300,11 +266,6 @@ def check_flags() -> None:
         for name, value in AVATARS.items():
             if name != "threshold" or not FLAGS["min_channels"].present:
                 FLAGS.set_default(name, value)
-
-
-def use_templates() -> bool:
-    """Whether texts are averaged over templates."""
-    return bool(FLAGS.clip) if FLAGS.templates is None else FLAGS.templates
 
 
 def start() -> NoReturn:

@@ -27,11 +27,16 @@ from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.methods.inversion import reconstruction_errors
 from styleclip_jax.methods.tuning import TuneConfig, tune_generator
 from styleclip_jax.models import Generator
-from styleclip_jax.runs import command_line, photos
-from styleclip_jax.runs.results import run_directory, write_images, write_metrics
+from styleclip_jax.runs import command_line, network_flags, photos
+from styleclip_jax.runs.results import (
+    METRICS_FILE,
+    SHEET_ROWS,
+    run_directory,
+    write_images,
+    write_metrics,
+)
 
 FLAGS = flags.FLAGS
-SHEET_ROWS = 16
 
 photos.define_flags()
 flags.DEFINE_string(
@@ -39,23 +44,12 @@ flags.DEFINE_string(
     "results",
     "New directory for the results. If it exists, results-2, results-3 and so on is used.",
 )
-flags.DEFINE_string(
-    "generator",
-    None,
-    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
-    " stylegan2. Default: the avatars that ship with the package.",
-)
+network_flags.define_flags()
 flags.DEFINE_string(
     "arcface",
     None,
     "Face recognition network, for a better likeness of faces: a directory written by python -m"
     " ckpt_convert arcface.",
-)
-flags.DEFINE_enum(
-    "dtype",
-    "float32",
-    ["float32", "bfloat16"],
-    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
 )
 flags.DEFINE_integer(
     "seed", 0, "Seed of inversion without an encoder.", lower_bound=0, upper_bound=2**32 - 1
@@ -102,7 +96,7 @@ def main(_: Sequence[str]) -> None:
             labels.append("tuned")
         rows = [column[:SHEET_ROWS] for column in columns]
         write_image(directory / "inversion.png", sheet(rows, labels))
-        write_metrics(directory / photos.METRICS, metrics, command_line.script_flags(__name__))
+        write_metrics(directory / METRICS_FILE, metrics, command_line.script_flags(__name__))
     print(f"wrote {directory / 'inversion.png'} and all other results next to it")
     photos.exit_if_some_failed(given)
 

@@ -38,7 +38,7 @@ from styleclip_jax.methods.relevance import (
     unit_rows,
 )
 from styleclip_jax.models.directions import DirectionsConfig
-from styleclip_jax.runs import command_line
+from styleclip_jax.runs import command_line, network_flags
 
 FLAGS = flags.FLAGS
 DEFAULTS = RelevanceConfig()
@@ -54,12 +54,7 @@ AVATARS: dict[str, Any] = {
 }
 
 flags.DEFINE_string("directions", None, "New directory for the result.", required=True)
-flags.DEFINE_string(
-    "generator",
-    None,
-    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
-    f" come with the package, with {command_line.describe_flags(AVATARS)}.",
-)
+network_flags.define_flags(command_line.describe_flags(AVATARS))
 flags.DEFINE_string(
     "clip", None, "Checkpoint directory of a CLIP. Default: the one that knows avatars."
 )
@@ -103,9 +98,6 @@ flags.DEFINE_integer(
     16,
     "How many images, or products with the Jacobian, each device computes at a time.",
     lower_bound=1,
-)
-flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks; bfloat16 suits GPUs."
 )
 
 

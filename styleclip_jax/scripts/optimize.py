@@ -19,7 +19,6 @@ Examples:
 """
 
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +33,6 @@ from tqdm import tqdm
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_generator
 from styleclip_jax.io.images import read_image, sheet, write_gif, write_image
-from styleclip_jax.io.latents import load_latents
 from styleclip_jax.latents import Latents, sample_latents, squared_distance, synthesize, to_styles
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
@@ -51,6 +49,8 @@ from styleclip_jax.models import ArcFace, Generator
 from styleclip_jax.runs import (
     command_line,
     edits,
+    image_flags,
+    network_flags,
     objective_flags,
     photos,
     process_flags,
@@ -58,7 +58,13 @@ from styleclip_jax.runs import (
 )
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.edits import Batch, Task
-from styleclip_jax.runs.results import METRICS_FILE, image_name, write_metrics
+from styleclip_jax.runs.results import (
+    METRICS_FILE,
+    SHEET_FILE,
+    SHEET_ROWS,
+    image_name,
+    write_metrics,
+)
 from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
@@ -81,15 +87,10 @@ flags.DEFINE_multi_string(
 edits.define_flags()
 
 settings.define_flag()
-flags.DEFINE_string(
-    "generator",
-    None,
-    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
-    " stylegan2. Default: the avatars that ship with the package, with these settings: "
-    + "; ".join(
+network_flags.define_flags(
+    "; ".join(
         f"to {mode}: {command_line.describe_flags(settings)}" for mode, settings in AVATARS.items()
     )
-    + ".",
 )
 objective_flags.define_flags(DEFAULTS)
 flags.DEFINE_string(
@@ -98,35 +99,8 @@ flags.DEFINE_string(
     "Face recognition network for --id_lambda: a directory written by python -m ckpt_convert"
     " arcface.",
 )
-flags.DEFINE_enum(
-    "dtype",
-    "float32",
-    ["float32", "bfloat16"],
-    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
-)
 
-photos.define_flags()
-photos.define_edit_flags()
-flags.DEFINE_string(
-    "latents",
-    None,
-    "Latents of the images to edit: a .npy (W+) or .npz (StyleSpace) file written by python -m"
-    " ckpt_convert latents or by an earlier run. Default: random images.",
-)
-flags.DEFINE_integer("num_images", 4, "Number of random images to edit.", lower_bound=1)
-flags.DEFINE_integer(
-    "seed",
-    0,
-    "Seed of the random images and of the random views.",
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-)
-flags.DEFINE_float(
-    "truncation",
-    0.7,
-    "Variety of the random images: 1 is the full variety, lower values give more typical images.",
-    lower_bound=0,
-)
+image_flags.define_flags("the random images and of the random views")
 
 flags.DEFINE_enum(
     "mode",
@@ -236,9 +210,7 @@ def main(_: Sequence[str]) -> None:
         measured = []
         if jax.process_index() == 0:
             measured = summarize(config, directory, tasks, given, inversion)
-            print(f"wrote {directory / 'before_after.png'} and all results beside it")
-            if len(measured[0]["images"]) > edits.SHEET_ROWS:
-                print(f"before_after.png shows the first {edits.SHEET_ROWS} of {size} images")
+            edits.print_results(directory, len(measured[0]["images"]))
     photos.exit_if_some_failed(given)
     edits.exit_if_some_failed(measured)
 
@@ -276,13 +248,10 @@ def check_flags(config: OptimizeConfig) -> None:
             )
     elif FLAGS["samples"].present:
         raise InputError("--samples has no effect without --mode=generate; try --start_samples")
-    photos.check_flags()
-    for name in ("image", "inversion", "latents"):
-        command_line.refuse_random_images(name, *random_images)
+    image_flags.check_flags(random_images)
     if FLAGS.generator and not FLAGS.clip:
-        print(
-            "note: the CLIP that ships with the package only knows avatars; give --clip too",
-            file=sys.stderr,
+        command_line.note(
+            "the CLIP that ships with the package only knows avatars; give --clip too"
         )
 
 
@@ -298,12 +267,8 @@ def first_latents(
     elif config.mode == "generate":
         samples = sample_latents(generator, FLAGS.samples, FLAGS.seed, FLAGS.truncation)
         latents = samples[best_fits(generator, texts.clips, samples, texts.descriptions, config)]
-    elif inverted is not None:
-        latents = inverted
-    elif FLAGS.latents:
-        latents = load_latents(FLAGS.latents, generator)
     else:
-        latents = sample_latents(generator, FLAGS.num_images, FLAGS.seed, FLAGS.truncation)
+        latents = image_flags.read_latents(generator, inverted)
     return latents
 
 
@@ -429,7 +394,7 @@ def edit(
         if i < batch.count:
             measured[i] = {"failed": failure}
             name = f"{task.directory.name}/{image_name(batch.first + i)}"
-            tqdm.write(f"error: {name}: {failure}", file=sys.stderr)
+            command_line.report(f"{name}: {failure}")
     if result is not None:
         images, latents = result.images, result.latents
     edits.write_part(task.directory, batch, images, latents, measured, seconds)
@@ -519,7 +484,7 @@ def summarize(
     columns = [edits.sheet_column(task.directory) for task in tasks]
     labels = [task.description for task in tasks]
     if given:
-        rows = slice(edits.SHEET_ROWS)
+        rows = slice(SHEET_ROWS)
         shown = [given.originals[rows], given.aligned[rows], edits.sheet_column(before)]
         columns, labels = [*shown, *columns], ["original", "aligned", "reconstructed", *labels]
     elif config.mode == "edit":
@@ -528,7 +493,7 @@ def summarize(
         starts = [read_image(before / image_name(i))[None] for i in range(len(tasks))]
         columns = [column for pair in zip(starts, columns, strict=True) for column in pair]
         labels = [label for text in labels for label in ("start", text)]
-    write_image(directory / "before_after.png", sheet(columns, labels))
+    write_image(directory / SHEET_FILE, sheet(columns, labels))
     write_metrics(
         directory / METRICS_FILE,
         {"descriptions": measured, "seed": FLAGS.seed, **inversion},

@@ -47,7 +47,7 @@ from styleclip_jax.io.checkpoints import (
 from styleclip_jax.io.files import expand_user
 from styleclip_jax.io.images import before_after_sheet, sheet
 from styleclip_jax.io.latents import load_latents
-from styleclip_jax.latents import sample_latents
+from styleclip_jax.latents import sample_latents, to_styles
 from styleclip_jax.methods.delta_editing import apply_delta_mapper
 from styleclip_jax.methods.delta_training import (
     DeltaTrainConfig,
@@ -77,7 +77,7 @@ from styleclip_jax.methods.mapper_training import (
 )
 from styleclip_jax.models import CLIP, DeltaMapper, DeltaMapperConfig, Generator, MapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, Mapper
-from styleclip_jax.runs import command_line, objective_flags, process_flags
+from styleclip_jax.runs import command_line, network_flags, objective_flags, process_flags
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.experiment import Checkpoints, Measurements, Preemption, Progress, claim
 from styleclip_jax.runs.results import check_local
@@ -141,25 +141,13 @@ flags.DEFINE_string(
     required=True,
 )
 
-flags.DEFINE_string(
-    "generator",
-    None,
-    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
-    " stylegan2. Default: the avatars that ship with the package, with these settings:"
-    f" {command_line.describe_flags(AVATARS)}.",
-)
+network_flags.define_flags(command_line.describe_flags(AVATARS))
 objective_flags.define_flags(DEFAULTS)
 flags.DEFINE_string(
     "arcface",
     None,
     "Face recognition network for the identity loss: a directory written by python -m ckpt_convert"
     " arcface. Default: no identity loss.",
-)
-flags.DEFINE_enum(
-    "dtype",
-    "float32",
-    ["float32", "bfloat16"],
-    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
 )
 
 flags.DEFINE_string(
@@ -542,8 +530,8 @@ def read_latents(generator: Generator) -> tuple[Any, Any]:
 
 def in_space(generator: Generator, latents: Any) -> Any:
     """Latents in the space of ``--space``, in the host's memory."""
-    if FLAGS.space == "stylespace" and not isinstance(latents, tuple):
-        latents = jax.jit(Generator.styles)(generator, latents)
+    if FLAGS.space == "stylespace":
+        latents = jax.jit(to_styles)(generator, latents)
     return jax.device_get(latents)
 
 

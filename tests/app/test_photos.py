@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from styleclip_jax import InputError
-from styleclip_jax.app import photos
-from styleclip_jax.app.photos import NoFaceError, finished, read_upload
+from styleclip_jax import InputError, faces
+from styleclip_jax.app.photos import finished, read_upload
+from styleclip_jax.faces import NoFaceError
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_photo_of_too_many_pixels_is_refused_before_it_is_unpacked(photo):
 
 
 def test_a_photo_without_a_face_says_so(photo, monkeypatch):
-    monkeypatch.setattr(photos, "dlib_landmarks", lambda _: [])
+    monkeypatch.setattr(faces, "dlib_landmarks", lambda _: [])
     with pytest.raises(NoFaceError):
         read_upload(photo, 16, align=True, most_pixels=1000)
 

@@ -36,6 +36,7 @@ from styleclip_jax.methods.mapper_training import (
     init_mapper_state,
     make_mapper_evaluation,
     make_mapper_train_step,
+    pmapped_train_step,
 )
 from styleclip_jax.models import Generator, GeneratorConfig, LevelsMapper, MapperConfig
 from styleclip_jax.models.clip import CLIP
@@ -142,6 +143,8 @@ def steps_by_devices(tmp_path_factory) -> dict[str, dict]:
             [sys.executable, TESTS / "methods" / "mapper_steps.py", *map(str, arguments)],
             env={
                 **os.environ,
+                # A program from the cache is not dumped.
+                "JAX_ENABLE_COMPILATION_CACHE": "false",
                 "XLA_FLAGS": " ".join(flags),
                 "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
             },
@@ -159,7 +162,9 @@ def steps_by_devices(tmp_path_factory) -> dict[str, dict]:
         files = (directory / name).glob("*after_optimizations.txt")
         programs = [file.read_text() for file in files]
         # XLA calls all pmapped programs the same: another is that by which processes meet.
-        results[name]["programs"] = [program for program in programs if "pmapped_step" in program]
+        results[name]["programs"] = [
+            program for program in programs if pmapped_train_step.__name__ in program
+        ]
     return results
 
 
