@@ -389,14 +389,12 @@ def default_settings(kind: str) -> dict[str, Any]:
         return {}
     settings = dataclasses.asdict(AVATARS_CONFIG if for_avatars() else OptimizeConfig())
     del settings["mode"]
-    settings["start_samples"] = 512 if for_avatars() else 0
     return settings | ({"space": "stylespace"} if kind == "stylespace" else {})
 
 
 def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
     """Latent optimization."""
-    start_samples = settings["start_samples"]
-    config = OptimizeConfig(**{k: v for k, v in settings.items() if k != "start_samples"})
+    config = OptimizeConfig(**settings)
     if config.id_lambda and models.arcface is None:
         raise InputError(f"id_lambda={config.id_lambda} needs --arcface")
     clips = [clip for clip, _ in models.clips]
@@ -410,11 +408,11 @@ def make_optimization(models: Models, settings: Mapping[str, Any]) -> Callable:
     @functools.cache
     def samples() -> SampleFeatures:
         guide = {"resolution": config.guide_resolution, "preprocess": config.preprocess}
-        return sample_features(models.generator, clips, start_samples, **guide)
+        return sample_features(models.generator, clips, config.start_samples, **guide)
 
     @functools.cache
     def direction(text: str) -> Array | None:
-        if not start_samples:
+        if not config.start_samples:
             return None
         unnamed = encode(neutral) if config.guidance == "direction" else None
         return latent_directions(samples(), encode(text), unnamed)

@@ -43,8 +43,6 @@ from styleclip_jax.runs.command_line import differences
 from styleclip_jax.runs.objective_flags import NEUTRAL
 
 TRUNCATION = 0.7
-# Random images from which the directions of texts are learned.
-SAMPLES = 512
 # Strengths of a filmstrip, in parts of the largest.
 FILM = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -138,7 +136,7 @@ class Engine:
         self.neutral = NEUTRAL if generator else AVATARS_NEUTRAL
         self.config = AVATARS_CONFIG
         if generator:
-            self.config = OptimizeConfig(guidance="direction", views=1)
+            self.config = OptimizeConfig(guidance="direction", views=1, start_samples=512)
         self.generator = load_generator(generator)
         self.clip, self.tokenizer = load_clip(clip), load_tokenizer(clip)
         self.encoder = None
@@ -350,7 +348,7 @@ class Engine:
             flags.pop("clip", None)
             recipe = dataclasses.replace(recipe, mapper=self.mapper_paths[recipe.mapper])
         elif isinstance(recipe, Optimized):
-            flags |= {"start_samples": SAMPLES} | differences(self.config, OptimizeConfig())
+            flags |= differences(self.config, OptimizeConfig())
         settings = {
             "script": recipe.script,
             "latents": recipes.START,
@@ -378,7 +376,7 @@ class Engine:
         return sample_features(
             self.generator,
             (self.clip,),
-            SAMPLES,
+            self.config.start_samples,
             resolution=self.config.guide_resolution,
             preprocess=self.config.preprocess,
         )

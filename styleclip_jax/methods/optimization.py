@@ -15,8 +15,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import Latents, squared_distance, synthesize
+from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styles
 from styleclip_jax.losses import Preprocess, clip_pixels, similarity_loss
+from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.objective import (
     Features,
     Guidance,
@@ -69,6 +70,7 @@ Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
         "view_kinds",
         "guide_resolution",
         "preprocess",
+        "start_samples",
     ),
 )
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ class OptimizeConfig:
         l2_lambda: Weight of the squared distance to the start latents, summed over all entries.
         id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
         space: ``"w_plus"``; ``"w"``, which adds the same change to all layers and preserves more of
-            the image; or ``"stylespace"``, where the ToRGB styles do not change.
+            the image; or ``"stylespace"``, where gradient descent does not change the ToRGB styles.
         mode: ``"edit"`` an image, or ``"generate"`` one from the text alone, without the distance
             and identity terms. Guidance by direction needs an original image, so only ``"edit"``
             supports it.
@@ -104,6 +106,9 @@ class OptimizeConfig:
         guide_resolution: The losses see the generator's skip output at this lower resolution, for a
             fraction of the cost. None: the full image.
         preprocess: Preprocessing for CLIP; see :func:`styleclip_jax.losses.clip_pixels`.
+        start_samples: Every edit starts from the best of a few steps along the text's direction in
+            W, which a regression on this number of random images finds; see
+            :mod:`styleclip_jax.methods.linear_start`. 0: from the image itself.
     """
 
     steps: int = 300
@@ -122,6 +127,7 @@ class OptimizeConfig:
     min_improvement: Number = 1e-3
     guide_resolution: int | None = None
     preprocess: Preprocess = "styleclip"
+    start_samples: int = 0
 
     def __post_init__(self) -> None:
         check_choices(self, space=SPACES, mode=("edit", "generate"))
@@ -139,6 +145,7 @@ class OptimizeConfig:
             "keep_lambda": 0,
             "patience": 0,
             "min_improvement": 0,
+            "start_samples": 0,
         }.items():
             number = _known(getattr(self, field))
             if number is not None and not np.all((least <= number) & (number <= _LARGEST)):
@@ -165,6 +172,7 @@ AVATARS_CONFIG = OptimizeConfig(
     orthogonal_lambda=0.35,
     views=1,
     guide_resolution=64,
+    start_samples=512,
 )
 # The neutral text for avatars, for guidance by direction.
 AVATARS_NEUTRAL = "a person"
@@ -286,7 +294,8 @@ def edit_latents(
         keep_features: Of texts (K, E) whose similarity shall stay what it was.
         directions: In W, (B, w_dim) or (1, w_dim), of
             :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts where
-            its loss is lowest along its direction. None: at its own latents.
+            its loss is lowest along its direction. None: computed here if ``config.start_samples``
+            is not zero. For several calls, encode the samples once and pass the directions.
         key: Decides the random views; None: ``jax.random.key(0)``.
         on_progress: Called every ``progress_every`` steps with the number of steps done, the losses
             before every image's last one, and the latents. The device waits for it, so not too
@@ -304,17 +313,27 @@ def edit_latents(
             values are unknown, only the result tells.
     """
     latents = _check(generator, latents, config, arcface, keep_features)
-    _check_directions(generator, latents, directions)
     batch = jax.tree.leaves(latents)[0].shape[0]
     arcface = arcface if config.mode == "edit" else None
     objective = make_objective(
         clip, text_features, config, arcface, neutral_features, keep_features, batch
     )
+    if directions is None and config.start_samples:
+        samples = sample_features(
+            generator,
+            clip,
+            config.start_samples,
+            resolution=config.guide_resolution,
+            preprocess=config.preprocess,
+        )
+        neutrals = neutral_features if config.guidance == "direction" else None
+        directions = latent_directions(samples, text_features, neutrals)
+    if config.space == "stylespace":
+        latents = jax.jit(to_styles)(generator, latents)
     starts = [latents]
-    if directions is not None and not isinstance(latents, tuple):
-        starts = [latents + step * directions[:, None] for step in _START_STEPS]
-    if config.space == "stylespace" and not isinstance(latents, tuple):
-        starts = [jax.jit(Generator.styles)(generator, start) for start in starts]
+    if directions is not None:
+        _check_directions(generator, batch, directions)
+        starts = _starts(generator, latents, directions)
     originals, state = _start(generator, objective, starts[0], config)
     if config.views and key is None:
         key = jax.random.key(0)
@@ -476,20 +495,36 @@ def _check(generator, latents, config, arcface, keep_features) -> Latents:
     return latents
 
 
-def _check_directions(
-    generator: Generator, latents: Latents, directions: Float[Array, "_ _"] | None
-) -> None:
-    if directions is None:
-        return
-    if isinstance(latents, tuple):
-        raise InputError("directions are in W, but latents are StyleSpace arrays; pass W+ latents")
+def _check_directions(generator: Generator, batch: int, directions: Float[Array, "_ _"]) -> None:
     width = generator.config.w_dim
-    expected = sorted({(1, width), (len(latents), width)})
+    expected = sorted({(1, width), (batch, width)})
     if np.shape(directions) not in expected:
         raise InputError(
             f"directions have shape {np.shape(directions)}, expected"
             f" {' or '.join(map(str, expected))}"
         )
+
+
+def _starts(
+    generator: Generator, latents: Latents, directions: Float[Array, "_ w_dim"]
+) -> list[Latents]:
+    """The latents after every step along their directions, which begin with no step."""
+    change: Any = directions[:, None]
+    if isinstance(latents, tuple):
+        # Styles are affine functions of w, so that one change of w changes all alike.
+        change = jax.jit(_style_change)(generator, directions)
+
+    def after(step: float) -> Latents:
+        return jax.tree.map(lambda x, d: x + step * d, latents, change)
+
+    return [after(step) for step in _START_STEPS]
+
+
+def _style_change(generator: Generator, directions: Float[Array, "_ w_dim"]) -> Any:
+    mean = generator.mean_latents(len(directions))
+    return jax.tree.map(
+        jnp.subtract, generator.styles(mean + directions[:, None]), generator.styles(mean)
+    )
 
 
 def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:

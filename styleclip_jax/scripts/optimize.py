@@ -72,7 +72,7 @@ DEFAULTS: Any = OptimizeConfig()
 
 # Defaults for the small generator that ships with the package; flags on the command line prevail.
 AVATARS = {
-    "edit": {"start_samples": 512} | command_line.differences(AVATARS_CONFIG, DEFAULTS),
+    "edit": command_line.differences(AVATARS_CONFIG, DEFAULTS),
     "generate": {"samples": 64}
     | command_line.differences(AVATARS_GENERATE_CONFIG, OptimizeConfig(mode="generate")),
 }
@@ -124,7 +124,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer(
     "start_samples",
-    0,
+    DEFAULTS.start_samples,
     "Find the direction of the text in W by a regression on this number of random images, and start"
     " every edit from the best of a few steps along it. This helps if the image is far from the"
     " text. 0: start from the image itself. Try 512.",
@@ -201,7 +201,7 @@ def main(_: Sequence[str]) -> None:
             # In the host's memory, for there may be many.
             first = jax.device_get(first_latents(generator, texts, config, inverted))
             size = len(jax.tree.leaves(first)[0])
-            tasks = make_tasks(generator, texts, config, directory, first)
+            tasks = make_tasks(generator, texts, config, directory)
             batches = edits.make_batches(size, generator.config.resolution)
             with edits.enough_memory():
                 write_first_images(directory / "before", generator, config, first, batches)
@@ -242,7 +242,7 @@ def check_flags(config: OptimizeConfig) -> None:
                 f"{', '.join(given or ['--keep'])} has no effect with --mode=generate, which makes"
                 " one image from the text alone; remove it, or use --mode=edit"
             )
-        if FLAGS.start_samples:
+        if config.start_samples:
             raise InputError(
                 "--start_samples has no effect with --mode=generate; use --samples instead"
             )
@@ -278,25 +278,18 @@ def in_space(generator: Generator, config: OptimizeConfig, latents: Latents) -> 
 
 
 def start_directions(
-    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig, first: Any
+    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
 ) -> Array | None:
     """Directions of the texts in W along which edits start; None without ``--start_samples``.
 
-    By default, images that are given by their style channels start where they are.
+    Computed once for all texts and batches.
     """
-    if not FLAGS.start_samples:
-        return None
-    if isinstance(first, tuple):
-        if FLAGS["start_samples"].present:
-            raise InputError(
-                f"--start_samples starts along directions in W, but --latents={FLAGS.latents} has"
-                " StyleSpace arrays; remove --start_samples"
-            )
+    if not config.start_samples:
         return None
     samples = sample_features(
         generator,
         texts.clips,
-        FLAGS.start_samples,
+        config.start_samples,
         resolution=config.guide_resolution,
         preprocess=config.preprocess,
     )
@@ -308,10 +301,9 @@ def make_tasks(
     texts: objective_flags.Texts,
     config: OptimizeConfig,
     directory: Path,
-    first: Any,
 ) -> list[Task]:
     """The texts to apply."""
-    directions = start_directions(generator, texts, config, first)
+    directions = start_directions(generator, texts, config)
     tasks = []
     for i, description in enumerate(FLAGS.description):
         text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))

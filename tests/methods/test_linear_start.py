@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +99,32 @@ def test_the_distance_to_the_first_latents_counts_in_the_choice(generator, clip,
 def test_directions_fit_the_latents(generator, clip, latents, texts):
     with pytest.raises(InputError, match=r"directions have shape \(1, 3\), expected \(1, 16\) or"):
         edit_latents(generator, clip, latents, texts, directions=jnp.zeros((1, 3)))
-    styles = generator.styles(sample_latents(generator, 2, seed=0))
-    config = OptimizeConfig(space="stylespace")
-    with pytest.raises(InputError, match="directions are in W, but latents are StyleSpace arrays"):
-        edit_latents(generator, clip, styles, texts, config, directions=jnp.zeros((1, 16)))
+
+
+@pytest.mark.parametrize("guidance", ["similarity", "direction"])
+def test_the_direction_is_found_on_as_many_samples_as_the_settings_say(
+    generator, clip, latents, texts, guidance
+):
+    config = OptimizeConfig(steps=2, space="w", guidance=guidance, start_samples=4)
+    text, neutral = texts[:1], texts[1:2]
+    directions = latent_directions(
+        sample_features(generator, clip, 4), text, neutral if guidance == "direction" else None
+    )
+    edit = functools.partial(edit_latents, generator, clip, latents, text, neutral_features=neutral)
+    expected = edit(dataclasses.replace(config, start_samples=0), directions=directions)
+    np.testing.assert_allclose(edit(config).latents, expected.latents, atol=1e-5)
+    traced = jax.jit(lambda: edit(config).latents)()
+    np.testing.assert_allclose(traced, expected.latents, atol=1e-4)
+
+
+def test_styles_start_along_the_direction_as_latents_do(generator, clip, latents, texts):
+    directions = jnp.ones((1, generator.config.w_dim))
+    config = OptimizeConfig(steps=1, l2_lambda=0, space="stylespace")
+    styles = generator.styles(latents)
+    ours, expected = (
+        edit_latents(generator, clip, x, texts, config, directions=directions)
+        for x in (styles, latents)
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), ours.latents, expected.latents
+    )
