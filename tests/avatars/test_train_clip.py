@@ -160,12 +160,11 @@ def test_features_have_to_move_along_the_text_that_names_the_change_and_along_no
 
     clip: Any = SimpleNamespace(
         config=SimpleNamespace(image_size=8),
-        encode_image=lambda x: x,
         encode_text=lambda tokens: jnp.array([[1.0, 0.0]] * 4 + [[-1.0, 0.0]]),
     )
     monkeypatch.setattr(train_clip, "perturbed_latents", unit_features)
     monkeypatch.setattr(train_clip, "synthesize", lambda generator, latents, size: latents)
-    monkeypatch.setattr(train_clip, "clip_pixels", lambda images, size: images)
+    monkeypatch.setattr(train_clip, "image_features", lambda clip, images: images)
     attributes = jnp.asarray(sample(4, seed=3))
     tokens = jnp.zeros((4, 8), jnp.int32)
     triples = Triples(attributes, attributes, attributes, jnp.full(4, rises), tokens, tokens[:1])
