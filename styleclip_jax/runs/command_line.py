@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NoReturn, TypeVar, cast
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
 from styleclip_jax.errors import InputError, is_out_of_memory
@@ -24,6 +25,7 @@ Config = TypeVar("Config")
 
 # Of a message, in characters.
 _LONGEST_LINE = 1000
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -145,10 +147,15 @@ def _parse_flags(argv: Sequence[str], script: ModuleType) -> list[str]:
         )
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
-        if flags.FLAGS[name].present and "" in (value if isinstance(value, list) else [value]):
+        values = value if isinstance(value, list) else [value]
+        if flags.FLAGS[name].present and "" in values:
             _fail(f"--{name} is empty; give it a value or remove it")
-        if isinstance(value, float) and not math.isfinite(value):
-            _fail(f"--{name} is {value}, expected a finite number")
+        for number in values:
+            if isinstance(number, float) and not math.isfinite(number):
+                _fail(f"--{name} is {number}, expected a finite number")
+            # JAX would make it infinite.
+            if isinstance(number, float) and abs(number) > _LARGEST:
+                _fail(f"--{name} is {number}, expected a number between +-{_LARGEST:.2g}")
     return arguments
 
 

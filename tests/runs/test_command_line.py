@@ -27,6 +27,7 @@ flags.DEFINE_enum("fail", "no", WAYS, "How to end.")
 flags.DEFINE_string("text", None, "A text.", required=True)
 flags.DEFINE_string("path", None, "A file.")
 flags.DEFINE_float("rate", 1.0, "A number.")
+flags.DEFINE_multi_float("rates", [1.0], "Numbers.")
 
 def main(_):
     if flags.FLAGS.fail == "input":
@@ -94,6 +95,8 @@ def test_success_is_silent_with_code_zero(run):
         ("--path=", "error: --path is empty; give it a value or remove it\n"),
         ("--rate=nan", "error: --rate is nan, expected a finite number\n"),
         ("--rate=-inf", "error: --rate is -inf, expected a finite number\n"),
+        ("--rate=1e300", "error: --rate is 1e+300, expected a number between +-3.4e+38\n"),
+        ("--rates=1e300", "error: --rates is 1e+300, expected a number between +-3.4e+38\n"),
         (
             "--fial=no",
             "error: Unknown command line flag 'fial'. Did you mean: fail ?; --help lists all"
