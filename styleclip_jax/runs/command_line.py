@@ -71,7 +71,9 @@ def _handle_interruptions() -> None:
     """Lets Ctrl-C and SIGTERM end the run once: none is lost, and none disturbs the ending.
 
     Python only reports an exception in a callback of its garbage collector, of which JAX has one,
-    and goes on. So does the run, unless the signal comes again.
+    and goes on. So does the run, unless the signal comes again. Python reports there, too, what
+    Tensorstore's threads miss when an array cannot be written and Orbax has ended their event loop;
+    the run reports the error itself.
     """
 
     def interrupt(*_: object) -> NoReturn:
@@ -85,6 +87,8 @@ def _handle_interruptions() -> None:
             signal.signal(number, interrupt)
 
     def unraisable(ignored: Any) -> None:
+        if str(ignored.exc_value) == "Event loop is closed":
+            return
         if not issubclass(ignored.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(ignored)
             return
