@@ -97,7 +97,11 @@ def edit_all(
     """Images after every edit of EDITS, by text, with the settings of optimize.py."""
     tokenizer = load_tokenizer()
     neutral = encode_texts(clip, tokenizer, [AVATARS_NEUTRAL])
-    samples = sample_features(generator, clip, 512, resolution=AVATARS_CONFIG.guide_resolution)
+    config = AVATARS_CONFIG
+    # Once for all texts.
+    samples = sample_features(
+        generator, clip, config.start_samples, resolution=config.guide_resolution
+    )
     images = {}
     for slot, value in EDITS:
         text = prompts(slot, value)[0]
@@ -109,7 +113,7 @@ def edit_all(
                 clip,
                 jnp.asarray(latents[start : start + EDIT_BATCH]),
                 features,
-                AVATARS_CONFIG,
+                config,
                 neutral_features=neutral,
                 directions=direction,
             ).images

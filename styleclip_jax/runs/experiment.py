@@ -193,10 +193,11 @@ class _TensorBoard:
     def __init__(self, directory: epath.Path):
         # Slow to import, and needed on only one of many hosts.
         from tensorboardX import summary
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2
         from tensorboardX.record_writer import RecordWriter
 
-        self._summary, self._event = summary, Event
+        protocol: Any = event_pb2  # Its names are made at run time.
+        self._summary, self._event = summary, protocol.Event
         self._path = directory / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
         with written_file_named(self._path):
             directory.mkdir(parents=True, exist_ok=True)
@@ -204,7 +205,8 @@ class _TensorBoard:
             self._file = RecordWriter(str(self._path))
         self._add(0, file_version="brain.Event:2")
         # This replaces what the files of earlier runs have from this step on.
-        self._add(0, session_log=SessionLog(status=SessionLog.START))
+        start = protocol.SessionLog(status=protocol.SessionLog.START)
+        self._add(0, session_log=start)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers by their tags."""
