@@ -13,8 +13,9 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import resvg_py
@@ -37,10 +38,19 @@ def _style() -> Style:
 
 
 def render(
-    attributes: Int8[np.ndarray, " slots"], resolution: int = RESOLUTION
+    attributes: Int8[np.ndarray, " slots"],
+    resolution: int = RESOLUTION,
+    other_options: Mapping[str, Any] | None = None,
 ) -> UInt8[np.ndarray, "resolution resolution 3"]:
-    """Renders one avatar, antialiased, as RGB."""
-    svg = str(Avatar(_style(), table.dicebear_options(attributes)))
+    """Renders one avatar, antialiased, as RGB.
+
+    Args:
+        attributes: As from `avatars.attributes.sample`.
+        resolution: Height and width.
+        other_options: DiceBear options that prevail over those of the attributes.
+    """
+    options = table.dicebear_options(attributes) | dict(other_options or {})
+    svg = str(Avatar(_style(), options))
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=resolution, height=resolution, skip_system_fonts=True
     )

@@ -1,24 +1,34 @@
 """Evaluates the avatars encoder: `python -m avatars.evaluate_encoder --data D --classifier C ...`.
 
 Inverts rendered avatars of a test set, with and without refinement, and compares the classifier's
-labels of the originals and the reconstructions. Writes `metrics.json` and a sheet.
+labels of the originals and the reconstructions. With `--edits`, also edits reconstructions and
+generated faces by the same texts. Writes `metrics.json` and sheets; `others.png` shows avatars with
+options that no training saw.
 """
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from avatars import classifier as attribute_classifier
-from avatars.attributes import LABELS
-from avatars.scores import read_labels
+from avatars.attributes import LABELS, sample
+from avatars.captions import prompts
+from avatars.classifier import Classifier
+from avatars.dataset import render
+from avatars.scores import edit_score, read_labels
 from styleclip_jax.io.checkpoints import load_clip, load_encoder, load_generator
 from styleclip_jax.io.images import from_uint8, sheet, write_image
+from styleclip_jax.io.text import encode_texts, load_tokenizer
+from styleclip_jax.latents import sample_latents
 from styleclip_jax.methods.inversion import AVATARS_INVERT_CONFIG, InvertConfig, invert
+from styleclip_jax.methods.linear_start import latent_directions, sample_features
+from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_NEUTRAL, edit_latents
 from styleclip_jax.models import CLIP, E4E, Generator
 from styleclip_jax.runs.command_line import config_from_flags, run
 
@@ -26,6 +36,30 @@ FLAGS = flags.FLAGS
 
 BATCH_SIZE = 32
 SHEET_ROWS = 12
+# The edits of --edits, with texts of our own; and the faces that are generated for them.
+EDITS = (
+    ("glasses", "sunglasses"),
+    ("facial_hair", "beard"),
+    ("hair_color", "purple"),
+    ("hair", "long"),
+    ("mouth", "sad"),
+)
+EDIT_BATCH, SEED, TRUNCATION = 16, 1_000_000, 0.7
+# Options of the style that `avatars.attributes` does not have, one avatar for each.
+OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
+    {"topVariant": "bigHair", "topProbability": 100, "hairColor": "#a55728"},
+    {"topVariant": "bob", "topProbability": 100, "hairColor": "#f59797"},
+    {"topVariant": "curly", "topProbability": 100, "hairColor": "#2c1b18"},
+    {"topVariant": "frida", "topProbability": 100, "hairColor": "#4a312c"},
+    {"topVariant": "shavedSides", "topProbability": 100, "hairColor": "#d6b370"},
+    {"topVariant": "winterHat1", "topProbability": 100, "hatColor": "#ff5c5c"},
+    {"accessoriesVariant": "eyepatch", "accessoriesProbability": 100},
+    {"accessoriesVariant": "round", "accessoriesProbability": 100},
+    {"facialHairVariant": "beardMajestic", "facialHairProbability": 100},
+    {"clothesVariant": "graphicShirt", "clothesGraphicVariant": "pizza"},
+    {"clothesVariant": "collarAndSweater", "clothesColor": "#a7ffc4"},
+    {"eyesVariant": "squint", "mouthVariant": "eating", "eyebrowsVariant": "angryNatural"},
+)
 
 
 def invert_all(
@@ -34,16 +68,75 @@ def invert_all(
     clip: CLIP,
     drawings: Float[np.ndarray, "count size size 3"],
     config: InvertConfig,
-) -> tuple[Float[np.ndarray, "count size size 3"], Float[np.ndarray, " count"]]:
-    """Reconstructions of rendered avatars and their PSNR; BATCH_SIZE must divide their number."""
-    images, psnr = [], []
-    for start in range(0, len(drawings), BATCH_SIZE):
-        batch = jnp.asarray(drawings[start : start + BATCH_SIZE])
+) -> tuple[Float[np.ndarray, "count layers width"], Any, Float[np.ndarray, " count"]]:
+    """Latents, images and PSNR of rendered avatars, in batches of one size."""
+    size = min(BATCH_SIZE, len(drawings))
+    parts = []
+    for start in range(0, len(drawings), size):
+        batch = jnp.asarray(drawings[start : start + size])
         inversion = invert(generator, batch, encoder, config, perceptual=clip)
-        images.append(np.asarray(inversion.images))
-        psnr.append(np.asarray(inversion.errors["psnr"]))
+        parts.append((inversion.latents, inversion.images, inversion.errors["psnr"]))
         print(f"{config.steps} steps: {start + len(batch)}/{len(drawings)}", flush=True)
-    return np.concatenate(images), np.concatenate(psnr)
+    latents, images, psnr = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return latents, images, psnr
+
+
+def other_drawings(size: int) -> UInt8[np.ndarray, "count size size 3"]:
+    """Avatars of OTHER_OPTIONS, whose other attributes are those of the training."""
+    attributes = sample(len(OTHER_OPTIONS), seed=7)
+    # Hats and glasses would hide some of them.
+    for name in ("headwear", "glasses", "facial_hair"):
+        attributes[:, [*LABELS].index(name)] = 0
+    pairs = zip(attributes, OTHER_OPTIONS, strict=True)
+    return np.stack([render(row, size, options) for row, options in pairs])
+
+
+def edit_all(
+    generator: Generator, clip: CLIP, latents: Float[Array | np.ndarray, "count layers width"]
+) -> dict[str, np.ndarray]:
+    """Images after every edit of EDITS, by text, with the settings of optimize.py."""
+    tokenizer = load_tokenizer()
+    neutral = encode_texts(clip, tokenizer, [AVATARS_NEUTRAL])
+    config = AVATARS_CONFIG
+    # Once for all texts.
+    samples = sample_features(
+        generator, clip, config.start_samples, resolution=config.guide_resolution
+    )
+    images = {}
+    for slot, value in EDITS:
+        text = prompts(slot, value)[0]
+        features = encode_texts(clip, tokenizer, [text])
+        direction = latent_directions(samples, features, neutral)
+        parts = [
+            edit_latents(
+                generator,
+                clip,
+                jnp.asarray(latents[start : start + EDIT_BATCH]),
+                features,
+                config,
+                neutral_features=neutral,
+                directions=direction,
+            ).images
+            for start in range(0, len(latents), EDIT_BATCH)
+        ]
+        images[text] = np.concatenate(parts)
+        print(text, flush=True)
+    return images
+
+
+def score_edits(
+    classifier: Classifier,
+    before: Int[np.ndarray, "count slots"],
+    edited: Mapping[str, np.ndarray],
+) -> dict[str, dict[str, float]]:
+    """Scores of :func:`edit_all` by text, and their mean."""
+    scores = {
+        text: edit_score(before, read_labels(classifier, images), slot, value)
+        for (slot, value), (text, images) in zip(EDITS, edited.items(), strict=True)
+    }
+    names = next(iter(scores.values()))
+    mean = {name: float(np.mean([score[name] for score in scores.values()])) for name in names}
+    return {**scores, "mean": mean}
 
 
 def agreement(
@@ -63,29 +156,56 @@ def main(_: Sequence[str]) -> None:
     classifier = attribute_classifier.load(FLAGS.classifier)
     with np.load(FLAGS.data) as data:
         drawings = from_uint8(data["images"][: FLAGS.count - FLAGS.count % BATCH_SIZE])
+    others = from_uint8(other_drawings(drawings.shape[1]))
     wanted = read_labels(classifier, drawings)
-    columns, names, metrics = [drawings[:SHEET_ROWS]], ["drawing"], {}
+    columns, other_columns, names = [drawings[:SHEET_ROWS]], [others], ["drawing"]
+    metrics: dict[str, Any] = {}
     config = config_from_flags(InvertConfig)
+    latents, images = np.zeros(0), drawings
     for steps in dict.fromkeys((0, config.steps)):
         settings = InvertConfig(**{**vars(config), "steps": steps})
-        images, psnr = invert_all(generator, encoder, clip, drawings, settings)
+        latents, images, psnr = invert_all(generator, encoder, clip, drawings, settings)
         name = f"{steps} steps" if steps else "encoder"
         metrics[name] = agreement(wanted, read_labels(classifier, images))
         metrics[name]["psnr"] = float(psnr.mean())
         columns.append(images[:SHEET_ROWS])
+        other_columns.append(invert_all(generator, encoder, clip, others, settings)[1])
         names.append(name)
         print(name, json.dumps(metrics[name], indent=2), flush=True)
     write_image(out / "inversions.png", sheet(columns, names))
+    write_image(out / "others.png", sheet(other_columns, names))
+    if FLAGS.edits:
+        count = FLAGS.edits
+        edited = edit_all(generator, clip, latents[:count])
+        generated = sample_latents(generator, count, SEED, TRUNCATION)
+        before = read_labels(classifier, np.asarray(generator(generated)))
+        # Judged by the drawing, so that what the inversion lost counts too.
+        found = {
+            "inverted": score_edits(classifier, wanted[:count], edited),
+            "generated": score_edits(classifier, before, edit_all(generator, clip, generated)),
+        }
+        of_inverted, of_generated = (score["mean"]["whole"] for score in found.values())
+        metrics["edits"] = {**found, "ratio": of_inverted / of_generated}
+        shown = [drawings[:count], images[:count], *edited.values()]
+        rows = [column[:SHEET_ROWS] for column in shown]
+        write_image(out / "edits.png", sheet(rows, ["drawing", names[-1], *edited]))
+        print(json.dumps(metrics["edits"], indent=2), flush=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("data", None, "Rendered avatars for testing.", required=True)
     flags.DEFINE_string("classifier", None, "Weights of the attribute classifier.", required=True)
-    flags.DEFINE_string("out", None, "Directory for metrics and the sheet.", required=True)
+    flags.DEFINE_string("out", None, "Directory for metrics and sheets.", required=True)
     flags.DEFINE_string("generator", None, "Generator; default: the one in the package.")
     flags.DEFINE_string("encoder", None, "Encoder; default: the one in the package.")
     flags.DEFINE_integer("count", 512, "Number of avatars.", lower_bound=BATCH_SIZE)
+    flags.DEFINE_integer(
+        "edits",
+        0,
+        "Number of inverted avatars, at most --count, to edit by texts, and of generated faces.",
+        lower_bound=0,
+    )
     for name in (
         "learning_rate",
         "pixel_lambda",

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -164,6 +165,15 @@ def long_text_clip_path(tmp_path_factory) -> Path:
     config = dataclasses.replace(CLIP_CONFIG, context_length=77)
     save_model(path, make_random_model(CLIP, config, seed=3), tokenizer_files())
     return path
+
+
+@pytest.fixture
+def full_disk():
+    """A disk on which no file gets longer than 64 KB."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 class Outcome(NamedTuple):

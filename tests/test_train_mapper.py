@@ -565,6 +565,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_p
     assert all(np.isfinite(array).all() for array in state.values())
 
 
+def test_a_learning_rate_that_overflows_ends_soon_and_in_one_line(train, tmp_path):
+    outcome = train(learning_rate=1e30, log_interval=1)
+    assert outcome.code == 1
+    (message,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
+    assert re.search(r"at step [12], .*lower --learning_rate", message)
+    assert "Traceback" not in outcome.err
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "Infinity" not in log and "NaN" not in log
+    assert not (tmp_path / "run" / "mapper").exists()
+
+
 PAIRS = {
     "description": None,
     "arcface": None,

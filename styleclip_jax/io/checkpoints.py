@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checksums import CHECKSUMS, verify_checksums, write_checksums
-from styleclip_jax.io.files import expand_user, parse_json
+from styleclip_jax.io.files import expand_user, last_reason, parse_json, remove_unfinished
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.models.delta_mapper import DeltaMapper, DeltaMapperConfig
@@ -102,8 +102,8 @@ def save_model(
 ) -> None:
     """Writes a model to a new directory, for :func:`load_generator` and its siblings.
 
-    Checksums are written last, so an incomplete directory does not load. In a program of several
-    processes, only one calls this.
+    Checksums are written last, so an incomplete directory does not load; an error removes it. In a
+    program of several processes, only one calls this.
 
     Args:
         path: The directory; must not exist.
@@ -129,14 +129,15 @@ def save_model(
     try:
         with _checkpointer() as checkpointer:
             checkpointer.save(absolute(path / PARAMETERS), arrays)
-    except ValueError as error:
-        raise OSError(f"{path} cannot be written ({_first_line(error)})") from error
-    for name, content in (tokenizer_files or {}).items():
-        (path / TOKENIZER).mkdir(exist_ok=True)
-        (path / TOKENIZER / name).write_bytes(content)
-    described = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
-    (path / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n")
-    write_checksums(path)
+        for name, content in (tokenizer_files or {}).items():
+            (path / TOKENIZER).mkdir(exist_ok=True)
+            (path / TOKENIZER / name).write_bytes(content)
+        described = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
+        (path / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n")
+        write_checksums(path)
+    except (OSError, ValueError) as error:
+        remove_unfinished(path)
+        raise OSError(f"{path} cannot be written ({last_reason(error)})") from error
 
 
 def load_generator(path: epath.PathLike | None = None, dtype: DTypeLike = jnp.float32) -> Generator:

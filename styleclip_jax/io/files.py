@@ -4,11 +4,24 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from etils import epath
+
 from styleclip_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def written_file_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the file in errors of writing it, for Python's messages often do not."""
+    try:
+        yield
+    except OSError as error:
+        # NumPy's messages only count bytes.
+        raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager
@@ -23,15 +36,31 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        unfinished.replace(path)
-    except OSError as error:
-        # Python's messages often do not name the file, and NumPy's only count bytes.
-        raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_file_named(path):
+        try:
+            with unfinished.open("wb") as file:
+                yield file
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(directory: epath.Path) -> None:
+    """Removes a checkpoint that could not be written.
+
+    Tensorstore's threads may still be writing its other arrays, and make directories for them.
+    """
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            directory.rmtree(missing_ok=True)
+        time.sleep(0.1)
+        if not directory.exists():
+            return
+
+
+def last_reason(error: Exception) -> str:
+    """What the operating system said, with which Tensorstore's long messages end."""
+    return str(error).strip().partition("\n")[0].rpartition(": ")[2]
 
 
 def hold_lock(path: str | os.PathLike[str], busy: str, held: contextlib.ExitStack) -> None:

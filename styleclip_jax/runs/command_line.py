@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NoReturn, TypeVar, cast
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
 from styleclip_jax.errors import InputError, is_out_of_memory
@@ -24,6 +25,7 @@ Config = TypeVar("Config")
 
 # Of a message, in characters.
 _LONGEST_LINE = 1000
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -69,7 +71,9 @@ def _handle_interruptions() -> None:
     """Lets Ctrl-C and SIGTERM end the run once: none is lost, and none disturbs the ending.
 
     Python only reports an exception in a callback of its garbage collector, of which JAX has one,
-    and goes on. So does the run, unless the signal comes again.
+    and goes on. So does the run, unless the signal comes again. Python reports there, too, what
+    Tensorstore's threads miss when an array cannot be written and Orbax has ended their event loop;
+    the run reports the error itself.
     """
 
     def interrupt(*_: object) -> NoReturn:
@@ -83,6 +87,8 @@ def _handle_interruptions() -> None:
             signal.signal(number, interrupt)
 
     def unraisable(ignored: Any) -> None:
+        if str(ignored.exc_value) == "Event loop is closed":
+            return
         if not issubclass(ignored.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(ignored)
             return
@@ -145,10 +151,15 @@ def _parse_flags(argv: Sequence[str], script: ModuleType) -> list[str]:
         )
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
-        if flags.FLAGS[name].present and "" in (value if isinstance(value, list) else [value]):
+        values = value if isinstance(value, list) else [value]
+        if flags.FLAGS[name].present and "" in values:
             _fail(f"--{name} is empty; give it a value or remove it")
-        if isinstance(value, float) and not math.isfinite(value):
-            _fail(f"--{name} is {value}, expected a finite number")
+        for number in values:
+            if isinstance(number, float) and not math.isfinite(number):
+                _fail(f"--{name} is {number}, expected a finite number")
+            # JAX would make it infinite.
+            if isinstance(number, float) and abs(number) > _LARGEST:
+                _fail(f"--{name} is {number}, expected a number between +-{_LARGEST:.2g}")
     return arguments
 
 

@@ -13,7 +13,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import platform
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -27,7 +29,13 @@ from PIL import Image
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import FLAGS_FILE, absolute
 from styleclip_jax.io.checksums import verify_checksums, write_checksums
-from styleclip_jax.io.files import parse_json
+from styleclip_jax.io.files import (
+    last_reason,
+    parse_json,
+    remove_unfinished,
+    replace_file,
+    written_file_named,
+)
 from styleclip_jax.io.images import write_image
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.results import flag_differences, library_versions, lock_run
@@ -77,10 +85,9 @@ def _take(
     lock_run(directory / LOCK_FILE, directory, held)
     if begun:
         return
-    unfinished = path.with_suffix(".unfinished")
     content = {"flags": flags, "versions": library_versions()}
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
+    with replace_file(path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def _compare_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, Any]) -> None:
@@ -129,14 +136,9 @@ class Measurements:
             return
         self._directory = directory
         kept = [] if step is None else _read_metrics(directory / METRICS_FILE, step)
-        unfinished = directory / f"{METRICS_FILE}.unfinished"
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        unfinished.replace(directory / METRICS_FILE)
-        # Slow to import, and needed on only one of many hosts.
-        from tensorboardX import SummaryWriter
-
-        # TensorBoard's files are buffered, so those of a run that was killed are incomplete.
-        self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=0)
+        with replace_file(directory / METRICS_FILE) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._tensorboard = _TensorBoard(directory / TENSORBOARD)
         for line in kept:
             self._show(**line)
         for path in sorted((directory / IMAGES).glob("validation_*.png")):
@@ -150,7 +152,8 @@ class Measurements:
     def scalars(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Records numbers; ``split`` is for example ``"train"``."""
         if self._writes:
-            with (self._directory / METRICS_FILE).open("a") as file:
+            path = self._directory / METRICS_FILE
+            with written_file_named(path), path.open("a") as file:
                 file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
             self._show(step, split, **metrics)
 
@@ -167,16 +170,65 @@ class Measurements:
                 write_image(self._directory / IMAGES / f"{split}_{step:06}.png", image)
 
     def _show(self, step: int, split: str, **metrics: float) -> None:
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        self._tensorboard.scalars(
+            step, {f"{split}/{name}": value for name, value in metrics.items()}
+        )
 
     def _add_image(self, split: str, step: int, image: Image.Image) -> None:
-        self._tensorboard.add_image(split, np.asarray(image), step, dataformats="HWC")
+        self._tensorboard.image(step, split, image)
 
     def close(self) -> None:
         """Flushes TensorBoard's files."""
         if self._writes:
             self._tensorboard.close()
+
+
+class _TensorBoard:
+    """Writes a file for TensorBoard like tensorboardX's ``SummaryWriter``, but in this thread.
+
+    On a full disk, the thread of a ``SummaryWriter`` ends with a traceback, and the run then waits
+    for it forever.
+    """
+
+    def __init__(self, directory: epath.Path):
+        # Slow to import, and needed on only one of many hosts.
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        protocol: Any = event_pb2  # Its names are made at run time.
+        self._summary, self._event = summary, protocol.Event
+        self._path = directory / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
+        with written_file_named(self._path):
+            directory.mkdir(parents=True, exist_ok=True)
+            # Buffered, so the file of a run that was killed is incomplete.
+            self._file = RecordWriter(str(self._path))
+        self._add(0, file_version="brain.Event:2")
+        # This replaces what the files of earlier runs have from this step on.
+        start = protocol.SessionLog(status=protocol.SessionLog.START)
+        self._add(0, session_log=start)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds numbers by their tags."""
+        for tag, value in values.items():
+            self._add(step, summary=self._summary.scalar(tag, value))
+
+    def image(self, step: int, tag: str, image: Image.Image) -> None:
+        """Adds an image, and writes all that is still in memory."""
+        summary = self._summary.image(tag, np.asarray(image), dataformats="HWC")
+        self._add(step, summary=summary)
+        with written_file_named(self._path):
+            self._file.flush()
+
+    def _add(self, step: int, **content: Any) -> None:
+        event = self._event(wall_time=time.time(), step=step, **content)
+        with written_file_named(self._path):
+            self._file.write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        with written_file_named(self._path):
+            self._file.close()
 
 
 @dataclasses.dataclass
@@ -303,18 +355,24 @@ class Checkpoints:
             state: A tree of arrays that are equal on all devices.
             progress: The progress.
             validation_loss: The validation loss, if it was measured at this step.
+
+        Raises:
+            OSError: This checkpoint or the one before cannot be written, as to a full disk.
         """
         # A copy on the host, because the next step reuses the device's memory.
         arrays = {name: np.array(array) for name, array in _named(state).items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-            ),
-            metrics={"validation_loss": math.inf if validation_loss is None else validation_loss},
-            force=True,
-        )
+        with self._written():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                ),
+                metrics={
+                    "validation_loss": math.inf if validation_loss is None else validation_loss
+                },
+                force=True,
+            )
 
     def restore(self, step: int, state: Tree) -> tuple[Tree, Progress]:
         """Reads a checkpoint.
@@ -347,9 +405,30 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(state), arrays), Progress(**saved.progress)
 
     def close(self) -> None:
-        """Waits until all checkpoints are written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until all checkpoints are written.
+
+        Raises:
+            OSError: The last one cannot be written, as to a full disk; what there is of it is
+                removed.
+        """
+        with self._written():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # Tensorstore's are ValueErrors.
+            directory = self._manager.directory
+            if jax.process_index() == 0:
+                for unfinished in directory.glob("*.orbax-checkpoint-tmp"):
+                    remove_unfinished(unfinished)
+            raise OSError(
+                f"no checkpoint can be written to {directory} ({last_reason(error)})"
+            ) from error
 
 
 class Preemption:

@@ -345,3 +345,12 @@ def test_a_run_without_a_validation_has_no_mapper_yet(tmp_path):
     (tmp_path / "config" / "flags.json").write_text("{}")
     with pytest.raises(InputError, match="no mapper yet; wait for its first validation"):
         load_mapper(tmp_path)
+
+
+# Tensorstore's threads may complain about the event loop that Orbax has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_model_that_does_not_fit_on_the_disk_leaves_no_part(random_model, tmp_path, full_disk):
+    config = ArcFaceConfig(image_size=16, stem_width=64, stages=((64, 1),))
+    with pytest.raises(OSError, match=r"arcface cannot be written \(.*File too large"):
+        save_model(tmp_path / "arcface", random_model(ArcFace, config, seed=3))
+    assert not [*tmp_path.iterdir()]

@@ -23,10 +23,12 @@ from styleclip_jax.errors import InputError
 
 WAYS = ["no", "input", "float", "os", "ctrl-c", "kill", "device", "bug"]
 WAYS += ["memory", "device memory", "cpu memory", "long", "swallowed", "twice", "no device"]
+WAYS += ["closed loop"]
 flags.DEFINE_enum("fail", "no", WAYS, "How to end.")
 flags.DEFINE_string("text", None, "A text.", required=True)
 flags.DEFINE_string("path", None, "A file.")
 flags.DEFINE_float("rate", 1.0, "A number.")
+flags.DEFINE_multi_float("rates", [1.0], "Numbers.")
 
 def main(_):
     if flags.FLAGS.fail == "input":
@@ -43,6 +45,13 @@ def main(_):
     if flags.FLAGS.fail == "twice":
         atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.2)))
         os.kill(os.getpid(), signal.SIGINT)
+    if flags.FLAGS.fail == "closed loop":
+        for message in ("Event loop is closed", "something else"):
+            def complain(*_):
+                raise RuntimeError(message)
+            gc.callbacks.append(complain)
+            gc.collect()
+            gc.callbacks.remove(complain)
     if flags.FLAGS.fail == "no device":
         command_line.check_devices()
     if flags.FLAGS.fail == "float":
@@ -94,6 +103,8 @@ def test_success_is_silent_with_code_zero(run):
         ("--path=", "error: --path is empty; give it a value or remove it\n"),
         ("--rate=nan", "error: --rate is nan, expected a finite number\n"),
         ("--rate=-inf", "error: --rate is -inf, expected a finite number\n"),
+        ("--rate=1e300", "error: --rate is 1e+300, expected a number between +-3.4e+38\n"),
+        ("--rates=1e300", "error: --rates is 1e+300, expected a number between +-3.4e+38\n"),
         (
             "--fial=no",
             "error: Unknown command line flag 'fial'. Did you mean: fail ?; --help lists all"
@@ -148,6 +159,12 @@ def test_a_process_of_its_own_fails_likewise(run_process):
 def test_an_interruption_is_neither_lost_nor_shown_twice(run_process, way):
     done = run_process(way)
     assert (done.returncode, done.stderr) == (1, "error: interrupted\n")
+
+
+def test_threads_do_not_complain_about_an_event_loop_that_an_error_has_closed(run_process):
+    done = run_process("closed loop")
+    assert done.returncode == 0
+    assert "RuntimeError: something else" in done.stderr and "Event loop" not in done.stderr
 
 
 def test_a_platform_without_devices_is_named(run_process):

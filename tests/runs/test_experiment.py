@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.runs.experiment import Checkpoints, Progress, claim
+from styleclip_jax.runs.experiment import Checkpoints, Measurements, Progress, claim
 
 
 def test_a_run_that_was_killed_while_it_claimed_its_directory_starts_again(tmp_path):
@@ -46,3 +47,25 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused(tmp_path):
                     saved.restore(1, state)
                 file.write_bytes(content)
         assert saved.restore(1, state)[1].best_loss == 0.5
+
+
+# Tensorstore's threads may complain about the event loop that Orbax has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named_and_removed(tmp_path, full_disk):
+    small, random = {"weights": jnp.ones(3)}, np.random.default_rng(0)
+    large = {"weights": jnp.asarray(random.normal(size=2**16))}
+    saved = Checkpoints(epath.Path(tmp_path))
+    saved.save(1, small, Progress())
+    saved.save(2, large, Progress())
+    with pytest.raises(OSError, match=r"^no checkpoint can be written to .*\(File too large"):
+        saved.save(3, small, Progress())
+    saved.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_measurements_that_do_not_fit_on_the_disk_are_named(tmp_path, full_disk):
+    noise = np.random.default_rng(0).integers(256, size=(300, 300, 3), dtype=np.uint8)
+    measurements = Measurements(epath.Path(tmp_path), None)
+    with pytest.raises(OSError, match=r"tfevents.* cannot be written \(File too large\)"):
+        with contextlib.closing(measurements):
+            measurements.picture(1, "train", lambda: Image.fromarray(noise))
