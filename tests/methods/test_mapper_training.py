@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import seeded
 from flax import nnx
@@ -235,6 +236,33 @@ def test_training_lowers_the_loss(generator, clip):
         state, metrics = step(state, w_plus(2))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.01
+
+
+def test_an_extra_loss_is_part_of_the_loss_and_an_optimizer_makes_the_steps(generator, clip):
+    rate = 0.5
+    config = MapperTrainConfig(optimizer=optax.sgd(rate), clip_lambda=0.0, latent_l2_lambda=0.0)
+    target = w_plus(2, seed=1)
+
+    def distance(target, images, latents):
+        assert images.shape == (2, 32, 32, 3)
+        return jnp.sum(jnp.square(latents - target), axis=(1, 2))
+
+    def expected_loss(mapper):
+        return distance(
+            target, jnp.zeros((2, 32, 32, 3)), w_plus(2) + 0.1 * mapper(w_plus(2))
+        ).mean()
+
+    pull = jax.tree_util.Partial(distance, target)
+    mapper = small_mapper()
+    step = make_mapper_train_step(generator, clip, text_features(clip), config, extra_loss=pull)
+    state, metrics = step(init_mapper_state(mapper, config), w_plus(2))
+    loss, gradients = jax.jit(jax.value_and_grad(expected_loss))(mapper)
+    np.testing.assert_allclose(metrics["extra_loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    gradients = flatten(gradients)
+    for name, before in flatten(mapper).items():
+        after = flatten(state.mapper)[name]
+        np.testing.assert_allclose(after, before - rate * gradients[name], atol=1e-5)
 
 
 DIRECTION = MapperTrainConfig(optimizer="adam", guidance="direction", orthogonal_lambda=0.5)
