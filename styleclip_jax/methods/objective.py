@@ -194,7 +194,7 @@ def make_objective(
 
 
 def _as_pytree(loss: ExtraLoss | None) -> jax.tree_util.Partial | None:
-    """The function is static; the arrays that a ``Partial`` binds are not, and wrapping hides them."""
+    """A pytree whose function is static, and whose bound arrays, if any, are leaves."""
     if loss is None or isinstance(loss, jax.tree_util.Partial):
         return loss
     return jax.tree_util.Partial(loss)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,9 +83,9 @@ def test_a_generator_computes_all_its_convolutions_with_the_given_function():
         return train_generator.convolve(x, kernel, padding)
 
     config = stylegan2.GeneratorConfig(resolution=32, w_dim=8, channel_base=64, channel_max=4)
+    fast: Any = {"convolve": convolve}
     given, plain = (
-        stylegan2.Generator(config, rngs=nnx.Rngs(0), **options)
-        for options in ({"convolve": convolve}, {})
+        stylegan2.Generator(config, rngs=nnx.Rngs(0), **options) for options in (fast, {})
     )
     latents = jax.random.normal(jax.random.key(0), (2, config.num_layers, 8))
     images = given(latents)
