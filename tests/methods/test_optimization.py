@@ -16,6 +16,7 @@ from ckpt_convert import clip as clip_conversion
 from ckpt_convert import stylegan2
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss
@@ -572,6 +573,30 @@ def test_an_optimizer_makes_the_steps(generator, clip, latents, texts, space):
         jax.tree.leaves(result.latents), jax.tree.leaves(step(step(start))), strict=True
     ):
         np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_bfloat16_is_for_the_networks_and_not_for_latents_optimizer_and_losses(
+    generator, clip, latents, texts
+):
+    seen = []
+
+    def note(updates, state, params=None):
+        seen.extend(x.dtype for x in jax.tree.leaves((updates, state, params)))
+        return updates, state
+
+    optimizer = optax.chain(
+        optax.scale_by_adam(), optax.GradientTransformation(lambda _: optax.EmptyState(), note)
+    )
+    short: Any = [
+        build(type(model), model.config, lambda _, m=model: flatten(m), jnp.bfloat16)
+        for model in (generator, clip)
+    ]
+    config = dataclasses.replace(CONFIG, views=1)
+    result = edit_latents(*short, latents, texts, config, optimizer=optimizer)
+    results = (result.latents, result.images, result.losses)
+    assert {*seen, *(x.dtype for x in jax.tree.leaves(results))} == {jnp.dtype("float32")}
+    exact = edit_latents(generator, clip, latents, texts, config, optimizer=optimizer)
+    np.testing.assert_allclose(result.losses[0], exact.losses[0], atol=0.02)
 
 
 def test_an_optimizer_sees_every_image_on_its_own(generator, clip, latents, texts):
