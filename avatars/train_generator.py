@@ -21,7 +21,7 @@ The training is checkpointed every few minutes and resumes from the last checkpo
 import pathlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,16 +80,16 @@ def convolve(x: Array, kernel: Array, padding: int) -> Array:
 
     It is one matrix product per tap instead of a convolution with an image-sized kernel.
     """
-    return stylegan2_convolve(x, kernel, padding)
+    return stylegan2.convolve(x, kernel, padding)
 
 
 def _convolve_forward(x, kernel, padding):
-    return stylegan2_convolve(x, kernel, padding), (x, kernel)
+    return stylegan2.convolve(x, kernel, padding), (x, kernel)
 
 
 def _convolve_backward(padding, residuals, gradient):
     x, kernel = residuals
-    _, pullback = jax.vjp(lambda x: stylegan2_convolve(x, kernel, padding), x)
+    _, pullback = jax.vjp(lambda x: stylegan2.convolve(x, kernel, padding), x)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     _, height, width, _ = gradient.shape
     taps = [
@@ -102,7 +102,6 @@ def _convolve_backward(padding, residuals, gradient):
     return pullback(gradient)[0], jnp.stack([jnp.stack(row) for row in taps])
 
 
-stylegan2_convolve = stylegan2.convolve
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
@@ -339,11 +338,11 @@ def main(_: Sequence[str]) -> None:
     """Trains the generator and writes it."""
     out = pathlib.Path(FLAGS.out).absolute()
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    stylegan2.convolve = convolve
     with np.load(FLAGS.data) as data:
         names = ("images", "attributes", "other_images", "other_attributes")
         arrays = tuple(data[name] for name in names)
-    network = stylegan2.Generator(CONFIG, rngs=nnx.Rngs(FLAGS.seed))
+    fast = cast(stylegan2.Convolve, convolve)
+    network = stylegan2.Generator(CONFIG, rngs=nnx.Rngs(FLAGS.seed), convolve=fast)
     if FLAGS.init:
         first = checkpoints.load_generator(FLAGS.init)
         scale_affines(first, latent_scale_of(first) / LATENT_GAIN)

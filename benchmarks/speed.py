@@ -201,7 +201,7 @@ def mapper_apply(resolution: int) -> Measured:
     networks = replicate((generator, random_mapper(generator)))
     arguments: Any = (*networks, spread(latents), 0.1)
     seconds = median_seconds(lambda: apply_mapper(*arguments), FLAGS.repeats)
-    return Measured(seconds, apply_mapper.lower(*arguments))
+    return Measured(seconds, jax.jit(apply_mapper).lower(*arguments))
 
 
 def encode(resolution: int) -> Measured:

@@ -22,6 +22,7 @@ from ckpt_convert.mapping import (
     unchanged,
 )
 from styleclip_jax.errors import InputError
+from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.delta_mapper import DELTA_GROUPS, DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, MapperConfig
 from styleclip_jax.models.stylegan2 import GeneratorConfig
@@ -93,6 +94,7 @@ def infer_delta_config(source: SourceFile) -> DeltaMapperConfig:
     width = dimension(source, "sm_coarse.mapping.1.weight", 1, 512)
     fine = dimension(source, "sm_fine.mapping.1.weight", 1, 2464)
     condition = dimension(source, "cm_coarse.mapping.1.weight", 1, 1024)
+    card = MapperCard(strength=1.0)
     found = [
         config
         for resolution in (128, 256, 512, 1024)
@@ -102,7 +104,7 @@ def infer_delta_config(source: SourceFile) -> DeltaMapperConfig:
         for style_dims in [
             GeneratorConfig(resolution, channel_base=channel_base, channel_max=width).style_dims
         ]
-        for config in [DeltaMapperConfig(style_dims, embed_dim=condition // 2)]
+        for config in [DeltaMapperConfig(style_dims, condition // 2, card=card)]
         if sum(style_dims[i] for i in config.group("fine")) == fine
     ]
     if not found:
@@ -146,7 +148,11 @@ def infer_config(source: SourceFile, type_name: str, prefix: str) -> MapperConfi
     if not isinstance(size, int) or size < 8 or size & (size - 1):
         raise InputError(f"{source.name}: opts.stylegan_size is {size!r}, expected a power of two")
     num_layers = 2 * int(math.log2(size)) - 2
-    config: dict[str, Any] = {"num_layers": num_layers}
+    text = _option(source, "description", None)
+    config: dict[str, Any] = {
+        "num_layers": num_layers,
+        "card": MapperCard(text=text if isinstance(text, str) else None),
+    }
     if type_name.endswith("StyleSpaceMapper"):
         config["style_dims"] = _style_dims(source, prefix)
     else:

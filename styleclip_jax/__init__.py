@@ -4,6 +4,7 @@ from styleclip_jax import models
 from styleclip_jax.errors import InputError
 from styleclip_jax.faces import AlignedFace, FaceTransform, align_face, find_faces, paste_back
 from styleclip_jax.io.checkpoints import (
+    fingerprint,
     load_arcface,
     load_clip,
     load_directions,
@@ -42,6 +43,7 @@ from styleclip_jax.methods.mapper_training import (
     init_mapper_state,
     make_mapper_evaluation,
     make_mapper_train_step,
+    mapper_card,
 )
 from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
@@ -89,6 +91,7 @@ __all__ = [
     "enable_compilation_cache",
     "encode_texts",
     "find_faces",
+    "fingerprint",
     "id_loss",
     "init_mapper_state",
     "invert",
@@ -106,6 +109,7 @@ __all__ = [
     "make_delta_train_step",
     "make_mapper_evaluation",
     "make_mapper_train_step",
+    "mapper_card",
     "models",
     "parameter_mask",
     "paste_back",

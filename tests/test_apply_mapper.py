@@ -9,7 +9,7 @@ from PIL import Image
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io import checkpoints
-from styleclip_jax.io.checkpoints import save_model
+from styleclip_jax.io.checkpoints import fingerprint, save_model
 from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
@@ -21,14 +21,18 @@ from styleclip_jax.models import (
     DeltaMapperConfig,
     Generator,
     LevelsMapper,
+    MapperCard,
     MapperConfig,
 )
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
 from styleclip_jax.runs import results
 
 
-def make_mapper(generator, kind: type[Mapper] = LevelsMapper, seed=0) -> Any:
+def make_mapper(
+    generator, kind: type[Mapper] = LevelsMapper, seed=0, card: MapperCard | None = None
+) -> Any:
     config = MapperConfig(
+        card=card or MapperCard(),
         w_dim=generator.config.w_dim,
         num_layers=generator.config.num_layers,
         style_dims=generator.config.style_dims,
@@ -195,6 +199,27 @@ def test_an_interrupted_run_resumes_to_the_same_files(apply, tmp_path, monkeypat
         if path.name not in ("command.txt", "metrics.json"):
             name = path.relative_to(tmp_path / "results")
             assert path.read_bytes() == (other / name).read_bytes()
+
+
+def test_a_mapper_is_applied_with_its_strength_and_tells_of_another_generator(
+    apply, tmp_path, generator
+):
+    known = make_mapper(generator, card=MapperCard(strength=0.3, generator=fingerprint(generator)))
+    save_model(tmp_path / "known", known)
+    outcome = apply(mapper=tmp_path / "known")
+    assert outcome.code == 0 and "another generator" not in outcome.err
+    _, edited = apply_mapper(generator, known, sample_latents(generator, 3, 0))
+    np.testing.assert_allclose(
+        np.load(tmp_path / "results" / "strength_0.3" / "latents.npy"), edited, atol=1e-5
+    )
+    card = MapperCard("a hat", generator="another")
+    save_model(tmp_path / "other", make_mapper(generator, card=card))
+    outcome = apply("--strength=0.1", mapper=tmp_path / "other")
+    assert outcome.code == 0
+    assert f"note: --mapper={tmp_path / 'other'}: the mapper of 'a hat' was" in outcome.err
+    outcome = apply(f"--mapper={tmp_path / 'known'}")
+    assert outcome.code == 1
+    assert "were trained with different strengths, 0.1, 0.3; give --strength" in outcome.err
 
 
 def test_no_mapper_is_refused(generator):

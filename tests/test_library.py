@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import styleclip_jax as sc
+from styleclip_jax.card import main
 from styleclip_jax.io.checkpoints import flatten
 from styleclip_jax.models import ArcFace, ArcFaceConfig, LevelsMapper, MapperConfig
 
@@ -99,13 +100,18 @@ def test_a_clip_is_saved_with_its_tokenizer(clip, clip_path, tmp_path):
     np.testing.assert_array_equal(copy(["a hat!"]), tokenizer(["a hat!"]))
 
 
-def test_the_mappers_that_ship_are_listed_and_load():
+def test_the_mappers_that_ship_are_listed_and_load(capsys):
     names = sc.pretrained_mappers()
+    generator = sc.fingerprint(sc.load_generator())
     assert "sunglasses" in names and names == sorted(names)
     for name in names:
         mapper = sc.load_mapper(name)
         assert isinstance(mapper, sc.models.LevelsMapper)
-        assert mapper.config.num_layers == sc.load_generator().num_layers
+        assert mapper.config.card.generator == generator
+        assert main([name]) == 0
+        assert f"text                       {mapper.config.card.text}\n" in capsys.readouterr().out
+    assert main(["moonglasses"]) == 1
+    assert capsys.readouterr().err.startswith("error: there is no mapper moonglasses")
 
 
 def test_an_edit_is_exported_for_every_platform(generator):

@@ -19,7 +19,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from styleclip_jax.io.checkpoints import flatten, load_mapper, save_model
+from styleclip_jax.io.checkpoints import (
+    fingerprint,
+    flatten,
+    load_generator,
+    load_mapper,
+    save_model,
+)
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.methods import mapper_editing, mapper_training
@@ -550,6 +556,11 @@ def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
     assert flags["guidance"] == "direction" and flags["neutral"] == "a person"
     mapper = load_mapper(tmp_path / "run")
     assert isinstance(mapper, LevelsMapper) and mapper.config.num_layers == 12
+    card = mapper.config.card
+    assert card.text == "a person with a beard" and card.strength == 0.1
+    assert card.generator == fingerprint(load_generator())
+    assert card.settings["guidance"] == "direction" and card.settings["max_steps"] == 2
+    assert "jax" in card.versions and card.date
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_path):

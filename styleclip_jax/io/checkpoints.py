@@ -9,6 +9,7 @@ import hashlib
 import importlib.resources
 import json
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checksums import CHECKSUMS, verify_checksums, write_checksums
 from styleclip_jax.io.files import expand_user, last_reason, parse_json, remove_unfinished
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
+from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.models.delta_mapper import DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.directions import Directions, DirectionsConfig
@@ -63,7 +65,25 @@ def flatten(model: nnx.Module) -> dict[str, jax.Array]:
 
 
 def fingerprint(model: nnx.Module) -> str:
-    """SHA-256 of a model's arrays, by which it is known whatever its checkpoint is called."""
+    """SHA-256 of a model's arrays, which identifies it whatever its checkpoint is called.
+
+    It is computed once for as long as the model has the same arrays.
+    """
+    arrays = jax.tree.leaves(model)
+    key = tuple(map(id, arrays))
+    if key not in _fingerprints:
+        _fingerprints[key] = _compute_fingerprint(model)
+        for array in arrays:
+            # Another array may get the same id afterwards.
+            weakref.finalize(array, _fingerprints.pop, key, None).atexit = False
+    return _fingerprints[key]
+
+
+# By the ids of a model's arrays.
+_fingerprints: dict[tuple[int, ...], str] = {}
+
+
+def _compute_fingerprint(model: nnx.Module) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(flatten(model).items()):
         digest.update(f"{name} {array.shape}".encode())
@@ -247,6 +267,9 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
             ) from error
 
     try:
+        # Mappers of older versions have none.
+        if model_class in _MAPPERS and "card" in fields:
+            fields["card"] = MapperCard(**fields["card"])
         return build(model_class, _CONFIGS[model_class](**fields), restore, dtype)
     except InputError:
         raise

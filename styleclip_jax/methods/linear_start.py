@@ -79,7 +79,7 @@ def sample_features(
 def latent_directions(
     samples: SampleFeatures,
     text_features: Float[Array, "texts _"] | Sequence[Float[Array, "texts _"]],
-    neutral_features: Float[Array, "1 _"] | Sequence[Float[Array, "1 _"]] | None = None,
+    neutral_features: Float[Array, "_ _"] | Sequence[Float[Array, "_ _"]] | None = None,
 ) -> Float[Array, "texts w_dim"]:
     """Estimates the direction in W along which images come to match every text.
 
@@ -90,7 +90,8 @@ def latent_directions(
         samples: From :func:`sample_features`.
         text_features: ``clip.encode_text`` of T texts; with several CLIPs, a sequence with one
             array for each, here and below.
-        neutral_features: Features of a text that describes all images. None: only the text is used.
+        neutral_features: Features of one text that describes all images, or of one for each of the
+            T texts. None: only the texts are used.
 
     Returns:
         Directions, each as long as the standard deviation of the samples along it.

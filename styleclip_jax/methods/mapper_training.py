@@ -4,6 +4,7 @@ Patashnik et al., arXiv 2103.17249, section 5; the official file is ``mapper/tra
 """
 
 import dataclasses
+import datetime
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,13 +17,16 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.latents import Latents, synthesize
 from styleclip_jax.losses import Preprocess
 from styleclip_jax.methods.mapper_editing import check_space
 from styleclip_jax.methods.objective import (
+    ExtraLoss,
     Guidance,
     Objective,
-    TextFeatures,
+    Texts,
+    Tokenizers,
     check_choices,
     image_losses,
     make_objective,
@@ -30,11 +34,13 @@ from styleclip_jax.methods.objective import (
 )
 from styleclip_jax.methods.ranger import ranger
 from styleclip_jax.models.arcface import ArcFace
+from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.delta_mapper import DeltaMapper
 from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.models.stylegan2 import Generator
 from styleclip_jax.sharding import DEVICES, replicate, shard
+from styleclip_jax.versions import library_versions
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -44,8 +50,8 @@ class MapperTrainConfig:
     """Settings of mapper training; the defaults are the official ones.
 
     Attributes:
-        optimizer: ``"ranger"`` or ``"adam"``.
-        learning_rate: Step size of the optimizer.
+        optimizer: ``"ranger"``, ``"adam"`` or an optax transformation.
+        learning_rate: Step size of the optimizer; no effect on an optax transformation.
         clip_lambda: Weight of the CLIP loss.
         id_lambda: Weight of the identity loss; used only if an ArcFace is given.
         latent_l2_lambda: Weight of the mean squared change of the latents.
@@ -61,7 +67,7 @@ class MapperTrainConfig:
         preprocess: Preprocessing for CLIP; see :func:`styleclip_jax.losses.clip_pixels`.
     """
 
-    optimizer: Literal["ranger", "adam"] = "ranger"
+    optimizer: Literal["ranger", "adam"] | optax.GradientTransformation = "ranger"
     learning_rate: float = 0.5
     clip_lambda: float = 1.0
     id_lambda: float = 0.1
@@ -75,7 +81,8 @@ class MapperTrainConfig:
     preprocess: Preprocess = "styleclip"
 
     def __post_init__(self) -> None:
-        check_choices(self, optimizer=("ranger", "adam"))
+        given = isinstance(self.optimizer, optax.GradientTransformation)
+        check_choices(self, **({} if given else {"optimizer": ("ranger", "adam")}))
         for field in (
             "learning_rate",
             "clip_lambda",
@@ -119,6 +126,34 @@ class _Problem(NamedTuple):
     key: UInt32[Array, " words"] | None
 
 
+def mapper_card(
+    text: str | None,
+    config: Any,
+    generator: Generator,
+    **settings: Any,
+) -> MapperCard:
+    """The card of a mapper that is about to be trained, for ``MapperConfig(card=...)``.
+
+    Args:
+        text: The text that it learns; None: any text.
+        config: A ``MapperTrainConfig`` or a ``DeltaTrainConfig``.
+        generator: The generator that it learns to edit.
+        **settings: More settings to record, such as the number of steps.
+    """
+    recorded = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if isinstance(recorded["optimizer"], optax.GradientTransformation):
+        recorded["optimizer"] = "optax"
+    return MapperCard(
+        text=text,
+        # A mapper for any text learns whole changes.
+        strength=recorded.pop("strength", 1.0),
+        generator=fingerprint(generator),
+        settings=recorded | settings,
+        versions=library_versions(),
+        date=datetime.date.today().isoformat(),
+    )
+
+
 def init_mapper_state(mapper: Mapper | DeltaMapper, config: Any) -> MapperState:
     """The state before the first step, on all local devices.
 
@@ -134,12 +169,14 @@ def init_mapper_state(mapper: Mapper | DeltaMapper, config: Any) -> MapperState:
 def make_mapper_train_step(
     generator: Generator,
     clip: CLIP | Sequence[CLIP],
-    text_features: TextFeatures,
+    text_features: Texts,
     config: MapperTrainConfig,
     arcface: ArcFace | None = None,
     *,
-    neutral_features: TextFeatures | None = None,
-    keep_features: TextFeatures | None = None,
+    neutral_features: Texts | None = None,
+    keep_features: Texts | None = None,
+    tokenizer: Tokenizers | None = None,
+    extra_loss: ExtraLoss | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Callable[[MapperState, Any], tuple[MapperState, Metrics]]:
     """A training step that is ``jax.pmap``ped over all devices of all hosts.
@@ -151,24 +188,36 @@ def make_mapper_train_step(
         generator: Synthesizes the images.
         clip: Scores the images; with several CLIPs, the loss is the mean of theirs.
         text_features: ``clip.encode_text`` of the text, (1, E); with several CLIPs, a sequence with
-            one array for each, here and below.
+            one array for each, here and below. With a ``tokenizer``, also the text itself.
         config: The settings.
         arcface: The identity network. None: no identity loss.
         neutral_features: Features (1, E) of a text that describes all images, such as "a face";
             required for guidance by direction.
         keep_features: Features (K, E) of texts whose similarity to the images should not change.
+        tokenizer: The CLIP's, for texts that are strings; with several CLIPs, a sequence.
+        extra_loss: Another loss, ``extra_loss(images, latents) -> (B,)``, of the edited images and
+            latents on a device; see :func:`styleclip_jax.edit_latents`.
         key: Key of the random views. None: ``jax.random.key(0)``.
 
     Returns:
         ``step(state, latents) -> (state, metrics)``. ``latents`` is this host's share of the global
         batch, on host or device, in the mapper's space (W+ or StyleSpace). ``state`` is donated:
         it cannot be used afterwards. ``metrics`` are means over the global batch: ``loss``; the
-        unweighted terms ``clip_loss`` and ``latent_l2``, and ``keep_loss`` and ``id_loss`` if they
-        are part of it; ``gradient_norm`` and ``parameter_norm``. The step raises InputError if the
-        batch is not divisible by the number of devices or does not match the mapper.
+        unweighted terms ``clip_loss`` and ``latent_l2``, and ``keep_loss``, ``id_loss`` and
+        ``extra_loss`` if they are part of it; ``gradient_norm`` and ``parameter_norm``. The step
+        raises InputError if the batch is not divisible by the number of devices or does not match
+        the mapper.
     """
     objective = make_objective(
-        clip, text_features, config, arcface, neutral_features, keep_features, batch=1
+        clip,
+        text_features,
+        config,
+        arcface,
+        neutral_features,
+        keep_features,
+        tokenizer,
+        extra_loss,
+        batch=1,
     )
     key = jax.random.key(0) if key is None else key
     implementation = jax.random.key_impl(key)
@@ -190,12 +239,14 @@ def make_mapper_train_step(
 def make_mapper_evaluation(
     generator: Generator,
     clip: CLIP | Sequence[CLIP],
-    text_features: TextFeatures,
+    text_features: Texts,
     config: MapperTrainConfig,
     arcface: ArcFace | None = None,
     *,
-    neutral_features: TextFeatures | None = None,
-    keep_features: TextFeatures | None = None,
+    neutral_features: Texts | None = None,
+    keep_features: Texts | None = None,
+    tokenizer: Tokenizers | None = None,
+    extra_loss: ExtraLoss | None = None,
 ) -> Callable[[Mapper, Any], Metrics]:
     """Losses of a mapper without training; arguments as for :func:`make_mapper_train_step`.
 
@@ -205,7 +256,15 @@ def make_mapper_evaluation(
         ``evaluate(mapper, latents) -> metrics``, also ``jax.pmap``ped over all devices.
     """
     objective = make_objective(
-        clip, text_features, config, arcface, neutral_features, keep_features, batch=1
+        clip,
+        text_features,
+        config,
+        arcface,
+        neutral_features,
+        keep_features,
+        tokenizer,
+        extra_loss,
+        batch=1,
     )
     objective = dataclasses.replace(objective, views=0)
     problem = replicate(_Problem(generator, objective, None))
@@ -281,6 +340,8 @@ def _order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
 
 
 def _optimizer(config: Any) -> optax.GradientTransformation:
+    if isinstance(config.optimizer, optax.GradientTransformation):
+        return config.optimizer
     make = {"ranger": ranger, "adam": optax.adam}[config.optimizer]
     return make(config.learning_rate)
 
@@ -300,8 +361,9 @@ def _loss(
     if objective.needs_originals:
         # Independent of the mapper, so they have no gradient.
         originals = original_features(objective, synthesize(generator, latents))
-    edited = synthesize(generator, jax.tree.map(jnp.add, latents, residual))
-    losses, terms = image_losses(objective, edited, originals, key)
+    edited = jax.tree.map(jnp.add, latents, residual)
+    images = synthesize(generator, edited)
+    losses, terms = image_losses(objective, images, edited, originals, key)
     # In StyleSpace, the sum over layers of each layer's mean.
     layers = [jnp.square(r).mean() for r in jax.tree.leaves(residual)]
     latent_l2 = sum(layers, start=jnp.zeros(()))

@@ -7,7 +7,7 @@ A new term is a function of features in ``losses.py``, an entry of :data:`TERMS`
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.text import Tokenizer, encode_texts
+from styleclip_jax.latents import Latents
 from styleclip_jax.losses import (
     Preprocess,
     clip_normalize,
@@ -33,6 +35,10 @@ from styleclip_jax.views import VIEWS, random_views
 Guidance = Literal["similarity", "direction"]
 # (texts, embed) of one CLIP, or a sequence with one array per CLIP.
 TextFeatures = Float[Array, "_ _"] | Sequence[Float[Array, "_ _"]]
+# The same, or the texts themselves, which need a tokenizer.
+Texts = TextFeatures | str | Sequence[str]
+Tokenizers = Tokenizer | Sequence[Tokenizer]
+ExtraLoss = Callable[[Float[Array, "batch height height 3"], Latents], Float[Array, " batch"]]
 
 
 class Features(NamedTuple):
@@ -57,6 +63,7 @@ class Features(NamedTuple):
         "anchors",
         "weights",
         "orthogonal_lambda",
+        "extra_loss",
     ),
     meta_fields=("preprocess", "views", "view_kinds"),
 )
@@ -72,6 +79,7 @@ class Objective:
         anchors: Features of the texts to keep, for every CLIP. None: no such term.
         weights: Weights of the terms, by their names in :data:`TERMS`.
         orthogonal_lambda: See :func:`styleclip_jax.losses.direction_loss`.
+        extra_loss: A loss of the caller, of the edited images and latents. None: no such term.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
         views: Number of random views of every image. 0: the image itself.
         view_kinds: See :data:`styleclip_jax.views.VIEWS`.
@@ -84,6 +92,7 @@ class Objective:
     anchors: tuple[Array, ...] | None
     weights: dict[str, Array]
     orthogonal_lambda: Array
+    extra_loss: jax.tree_util.Partial | None
     preprocess: Preprocess
     views: int
     view_kinds: tuple[str, ...]
@@ -101,11 +110,13 @@ class Objective:
 
 def make_objective(
     clip: CLIP | Sequence[CLIP],
-    text_features: TextFeatures,
+    text_features: Texts,
     config: Any,
     arcface: ArcFace | None,
-    neutral_features: TextFeatures | None,
-    keep_features: TextFeatures | None,
+    neutral_features: Texts | None,
+    keep_features: Texts | None,
+    tokenizer: Tokenizers | None,
+    extra_loss: ExtraLoss | None,
     batch: int,
 ) -> Objective:
     """Makes the objective and checks that networks, texts and settings match.
@@ -113,22 +124,26 @@ def make_objective(
     Args:
         clip: One CLIP or several.
         text_features: (1, E) or (batch, E); with several CLIPs, a sequence with one array for each,
-            here and below.
+            here and below. Or one or ``batch`` strings.
         config: An ``OptimizeConfig`` or a ``MapperTrainConfig``.
         arcface: The identity network; ignored if its weight is zero.
         neutral_features: Like ``text_features``; ignored unless ``config.guidance`` is
             ``"direction"``.
         keep_features: (K, E); ignored if their weight is zero.
+        tokenizer: The tokenizer of every CLIP; required if texts are strings.
+        extra_loss: ``extra_loss(images, latents) -> (batch,)``, added to the other terms.
         batch: Number of images that may have a text of their own.
 
     Raises:
-        InputError: Features do not match the CLIPs, or those of a neutral text are missing.
+        InputError: Features do not match the CLIPs, those of a neutral text are missing, or texts
+            are strings without a tokenizer.
     """
     clips = tuple(clip) if isinstance(clip, Sequence) else (clip,)
     if not clips:
         raise InputError("the sequence of CLIPs is empty; pass at least one")
 
-    def checked(name: str, features: TextFeatures, rows: Sequence[int]) -> tuple[Array, ...]:
+    def checked(name: str, texts: Texts, rows: Sequence[int]) -> tuple[Array, ...]:
+        features = _features(name, texts, clip, tokenizer)
         each: Any = features if isinstance(clip, Sequence) else (features,)
         if len(each) != len(clips):
             raise InputError(f"{name} are for {len(each)} CLIPs, expected {len(clips)}")
@@ -139,7 +154,8 @@ def make_objective(
             if x.shape not in shapes or not len(x):
                 expected = " or ".join(map(str, shapes)) if rows else f"(texts, {width})"
                 raise InputError(f"{name} have shape {x.shape}, expected {expected}")
-        return each
+        # Per image, so that one text for all does not need a program of its own.
+        return tuple(jnp.broadcast_to(x, (batch, x.shape[1])) for x in each) if rows else each
 
     rows = sorted({1, batch})
     texts = checked("text_features", text_features, rows)
@@ -170,10 +186,35 @@ def make_objective(
         anchors=anchors,
         weights={name: as_number(weight) for name, weight in weights.items()},
         orthogonal_lambda=as_number(config.orthogonal_lambda),
+        extra_loss=_as_pytree(extra_loss),
         preprocess=config.preprocess,
         views=config.views,
         view_kinds=config.view_kinds,
     )
+
+
+def _as_pytree(loss: ExtraLoss | None) -> jax.tree_util.Partial | None:
+    """A pytree whose function is static, and whose bound arrays, if any, are leaves."""
+    if loss is None or isinstance(loss, jax.tree_util.Partial):
+        return loss
+    return jax.tree_util.Partial(loss)
+
+
+def _features(
+    name: str, texts: Texts, clip: CLIP | Sequence[CLIP], tokenizer: Tokenizers | None
+) -> TextFeatures:
+    """Encodes texts that are strings."""
+    strings: Any = [texts] if isinstance(texts, str) else texts
+    if not isinstance(strings, Sequence) or not all(isinstance(x, str) for x in strings or [None]):
+        return cast(TextFeatures, texts)
+    if tokenizer is None:
+        raise InputError(f"{name} are strings, which need a tokenizer; pass it, or CLIP's features")
+    if not isinstance(clip, Sequence):
+        return encode_texts(clip, cast(Tokenizer, tokenizer), strings)
+    tokenizers = tokenizer if isinstance(tokenizer, Sequence) else (tokenizer,)
+    if len(tokenizers) != len(clip):
+        raise InputError(f"there are {len(tokenizers)} tokenizers for {len(clip)} CLIPs")
+    return [encode_texts(one, t, strings) for one, t in zip(clip, tokenizers, strict=True)]
 
 
 def original_features(
@@ -190,6 +231,7 @@ def original_features(
 def image_losses(
     objective: Objective,
     images: Float[Array, "batch height height 3"],
+    latents: Latents,
     originals: Features | None,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
@@ -197,7 +239,8 @@ def image_losses(
 
     Args:
         objective: The objective.
-        images: Images in [-1, 1].
+        images: Edited images in [-1, 1].
+        latents: Their latents, for the extra loss.
         originals: From :func:`original_features`; required if ``objective.needs_originals``.
         key: Key of the random views. None: no views.
     """
@@ -210,7 +253,21 @@ def image_losses(
         for name, term in TERMS.items()
         if (losses := term.losses(objective, features, originals)) is not None
     }
-    return sum((objective.weights[name] * terms[name] for name in terms), jnp.zeros(())), terms
+    losses = sum((objective.weights[name] * terms[name] for name in terms), jnp.zeros(()))
+    if objective.extra_loss is not None:
+        terms["extra_loss"] = _extra_loss(objective.extra_loss, images, latents)
+        losses += terms["extra_loss"]
+    return losses, terms
+
+
+def _extra_loss(loss: ExtraLoss, images: Array, latents: Latents) -> Float[Array, " batch"]:
+    losses = jnp.asarray(loss(images, latents), jnp.float32)
+    if losses.shape != images.shape[:1]:
+        raise InputError(
+            f"extra_loss returns shape {losses.shape}, expected {images.shape[:1]}: a loss per"
+            " image"
+        )
+    return losses
 
 
 def _clip_features(

@@ -19,10 +19,13 @@ from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styl
 from styleclip_jax.losses import Preprocess, clip_pixels, similarity_loss
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.objective import (
+    ExtraLoss,
     Features,
     Guidance,
     Objective,
     TextFeatures,
+    Texts,
+    Tokenizers,
     as_number,
     check_choices,
     image_losses,
@@ -210,11 +213,12 @@ class EditResult:
 
 
 class _Program(NamedTuple):
-    """Static settings, in addition to those of the objective."""
+    """Static settings, in addition to those of the objective; ``optimizer`` None: Adam."""
 
     mode: str
     guide_resolution: int | None
-    shared: bool
+    space: Space
+    optimizer: optax.GradientTransformation | None
 
 
 class _Problem(NamedTuple):
@@ -260,15 +264,18 @@ def edit_latents(
     generator: Generator,
     clip: CLIP | Sequence[CLIP],
     latents: Latents,
-    text_features: TextFeatures,
+    text_features: Texts,
     config: OptimizeConfig = OptimizeConfig(),
     arcface: ArcFace | None = None,
     *,
-    neutral_features: TextFeatures | None = None,
-    keep_features: TextFeatures | None = None,
+    neutral_features: Texts | None = None,
+    keep_features: Texts | None = None,
+    tokenizer: Tokenizers | None = None,
+    extra_loss: ExtraLoss | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     directions: Float[Array, "_ _"] | None = None,
     key: PRNGKeyArray | None = None,
-    on_progress: Callable[[int, Float[np.ndarray, " batch"], Latents], None] | None = None,
+    on_progress: Callable[[int, Float[np.ndarray, " batch"], Latents], object] | None = None,
     progress_every: int = 10,
 ) -> EditResult:
     """Edits latents by gradient descent until their images match a text.
@@ -280,34 +287,47 @@ def edit_latents(
     On accelerators the whole run is one compiled loop. On a CPU, where XLA runs the convolutions of
     a compiled loop on one thread, the same compiled step is called from the host.
 
+    It may be part of a program that is compiled or vectorized (``jax.jit``, ``jax.vmap``), but
+    ``jax.grad`` cannot differentiate its result: the loop has no reverse mode.
+
     Args:
         generator: Synthesizes the images.
         clip: Scores the images; with several CLIPs, the loss is the mean of theirs.
         latents: W+ (B, L, w_dim); with ``space="stylespace"`` also StyleSpace coordinates.
             With ``mode="generate"`` usually ``generator.mean_latents(B)``.
         text_features: ``clip.encode_text`` of one text per image, (B, E), or of one text for all,
-            (1, E). With several CLIPs, a sequence with the features of each, here and below.
+            (1, E). With several CLIPs, a sequence with the features of each, here and below. With a
+            ``tokenizer``, also the texts themselves: a string, or a sequence of them.
         config: The settings.
         arcface: Needed where ``config.id_lambda`` is not zero.
         neutral_features: With guidance by direction, of what the images show anyway, such as "a
             face", in the shape of ``text_features``.
-        keep_features: Of texts (K, E) whose similarity shall stay what it was.
+        keep_features: Features (K, E) of texts whose similarity to the images should not change.
+        tokenizer: The CLIP's, for texts that are strings; with several CLIPs, a sequence.
+        extra_loss: Another loss, ``extra_loss(images, latents) -> (B,)``, of the edited images (at
+            ``config.guide_resolution``) and latents. A pure function of JAX; it is compiled once
+            for as long as it is the same object. Bind arrays, such as those of a network, with
+            ``jax.tree_util.Partial``, which makes them arguments of the compiled program.
+        optimizer: An optax transformation instead of Adam and its schedule;
+            ``config.learning_rate`` then has no effect. Every image has a state of its own.
+            Compiled once for as long as it is the same object.
         directions: In W, (B, w_dim) or (1, w_dim), of
             :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts where
             its loss is lowest along its direction. None: computed here if ``config.start_samples``
             is not zero. For several calls, encode the samples once and pass the directions.
         key: Decides the random views; None: ``jax.random.key(0)``.
-        on_progress: Called every ``progress_every`` steps with the number of steps done, the losses
-            before every image's last one, and the latents. The device waits for it, so not too
-            often.
+        on_progress: Called every ``progress_every`` steps and after the last one with the number of
+            steps taken, the losses before every image's last step, and the latents. If it returns
+            True, the run stops there. The device waits for it, so not too often.
         progress_every: See ``on_progress``.
 
     Returns:
         Latents, images and losses.
 
     Raises:
-        InputError: Shapes that do not fit, an identity loss without an ArcFace, guidance by
-            direction without a neutral text, or texts to keep where there is no original image.
+        InputError: Shapes that do not match, an identity loss without an ArcFace, guidance by
+            direction without a neutral text, texts to keep without an original image, strings
+            without a tokenizer, or ``on_progress`` inside a caller's ``jax.jit`` or ``jax.vmap``.
         FloatingPointError: No image's loss stayed finite; the message names the step. Where some
             did, :meth:`EditResult.failures` names the others. Inside a caller's ``jax.jit``, where
             values are unknown, only the result tells.
@@ -316,7 +336,15 @@ def edit_latents(
     batch = jax.tree.leaves(latents)[0].shape[0]
     arcface = arcface if config.mode == "edit" else None
     objective = make_objective(
-        clip, text_features, config, arcface, neutral_features, keep_features, batch
+        clip,
+        text_features,
+        config,
+        arcface,
+        neutral_features,
+        keep_features,
+        tokenizer,
+        extra_loss,
+        batch,
     )
     if directions is None and config.start_samples:
         samples = sample_features(
@@ -326,23 +354,27 @@ def edit_latents(
             resolution=config.guide_resolution,
             preprocess=config.preprocess,
         )
-        neutrals = neutral_features if config.guidance == "direction" else None
-        directions = latent_directions(samples, text_features, neutrals)
+        directions = latent_directions(samples, objective.texts, objective.neutrals)
     if config.space == "stylespace":
         latents = jax.jit(to_styles)(generator, latents)
     starts = [latents]
     if directions is not None:
         _check_directions(generator, batch, directions)
         starts = _starts(generator, latents, directions)
-    originals, state = _start(generator, objective, starts[0], config)
+    program = _Program(config.mode, config.guide_resolution, config.space, optimizer)
+    originals, state = _start(generator, objective, starts[0], config.steps, program)
     if config.views and key is None:
         key = jax.random.key(0)
     key = key if config.views else None
     problem = _Problem(generator, objective, starts[0], originals, key, _numbers(config))
-    program = _Program(config.mode, config.guide_resolution, config.space == "w")
     if directions is not None:
         state = state._replace(latents=_best(starts, problem._replace(key=None), program))
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((problem, state))):
+        if on_progress:
+            raise InputError(
+                "on_progress cannot be called inside jax.jit or jax.vmap; leave it out, or call"
+                " edit_latents outside of them"
+            )
         state = _advance(problem, state, config.steps, program)
         return _finish(problem, state)
 
@@ -354,7 +386,7 @@ def edit_latents(
         state = advance(problem, state, until, program)
         stopped = not np.asarray(state.active).any()
         if on_progress and (stopped or until == config.steps or until in reports):
-            on_progress(int(state.step), _last_losses(state), state.latents)
+            stopped |= bool(on_progress(int(state.step), _last_losses(state), state.latents))
         if stopped:
             break
     result = _finish(problem, state)
@@ -540,11 +572,11 @@ def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:
 
 
 def _start(
-    generator: Generator, objective: Objective, latents: Latents, config: OptimizeConfig
+    generator: Generator, objective: Objective, latents: Latents, steps: int, program: _Program
 ) -> tuple[Features | None, _State]:
     originals = None
     if objective.needs_originals:
-        originals = _originals(generator, objective, latents, config.guide_resolution)
+        originals = _originals(generator, objective, latents, program.guide_resolution)
     entries = jax.tree.leaves(latents)[0]
     # One number per image, on the devices of the images. Explicit types, because weak ones would
     # become strong in the first step and compile it twice.
@@ -552,8 +584,8 @@ def _start(
     state = _State(
         step=jnp.zeros((), jnp.int32),
         latents=latents,
-        optimizer=_ADAM.init(latents),
-        losses=jnp.full((config.steps, 1), jnp.nan, jnp.float32) + zeros,
+        optimizer=jax.vmap((program.optimizer or _ADAM).init)(latents),
+        losses=jnp.full((steps, 1), jnp.nan, jnp.float32) + zeros,
         best=zeros + jnp.inf,
         best_step=zeros.astype(jnp.int32),
         taken=zeros.astype(jnp.int32),
@@ -564,6 +596,7 @@ def _start(
         # On all devices of the images, where a step leaves them, or the second one compiles anew.
         everywhere = NamedSharding(zeros.sharding.mesh, PartitionSpec())
         state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
+        state = state._replace(optimizer=jax.device_put(state.optimizer, zeros.sharding))
     return originals, state
 
 
@@ -591,7 +624,7 @@ def _loss(
         )
     images = synthesize(problem.generator, latents, program.guide_resolution)
     key = None if problem.key is None else jax.random.fold_in(problem.key, step)
-    loss, _ = image_losses(problem.objective, images, problem.originals, key)
+    loss, _ = image_losses(problem.objective, images, latents, problem.originals, key)
     if program.mode == "generate":
         return loss
     return loss + problem.numbers["l2_lambda"] * squared_distance(latents, problem.start)
@@ -609,17 +642,23 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
 
     numbers = problem.numbers
     gradients, losses = jax.grad(total, has_aux=True)(state.latents)
-    if program.shared:
-        gradients = jnp.broadcast_to(gradients.mean(1, keepdims=True), gradients.shape)
-    directions, optimizer = _ADAM.update(gradients, state.optimizer)
-    rate = learning_rate_schedule(numbers["learning_rate"], len(state.losses))(state.step)
+    if program.space == "w":
+        gradients = _shared(gradients)
+    # Every image on its own, so that others in the batch do not matter.
+    update = jax.vmap((program.optimizer or _ADAM).update)
+    updates, optimizer = update(gradients, state.optimizer, state.latents)
+    if program.optimizer is None:
+        rate = learning_rate_schedule(numbers["learning_rate"], len(state.losses))(state.step)
+        updates = jax.tree.map(lambda u: -_each(rate, u) * u, updates)
+    else:
+        updates = _within_space(updates, problem.generator, program.space)
     # With a similarity alone, latents may leave the numbers long before the loss does.
     distance = squared_distance(state.latents, problem.start)
     finite = jnp.isfinite(losses) & jnp.isfinite(distance)
     moves, failed = state.active & finite, state.active & ~finite
 
-    def moved(old: Array, direction: Array, start: Array) -> Array:
-        new = jnp.where(_each(moves, old), old - _each(rate, old) * direction, old)
+    def moved(old: Array, update: Array, start: Array) -> Array:
+        new = jnp.where(_each(moves, old), old + update, old)
         return jnp.where(_each(failed, old), start, new)
 
     improved = losses < state.best - numbers["min_improvement"]
@@ -628,7 +667,7 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
     finished = stalled | (losses < numbers["stop_loss"])
     return _State(
         step=state.step + 1,
-        latents=jax.tree.map(moved, state.latents, directions, problem.start),
+        latents=jax.tree.map(moved, state.latents, updates, problem.start),
         optimizer=optimizer,
         losses=state.losses.at[state.step].set(jnp.where(state.active, losses, jnp.nan)),
         best=jnp.where(improved, losses, state.best),
@@ -637,6 +676,21 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
         active=moves & ~finished,
         failed_at=jnp.where(failed, state.step + 1, state.failed_at),
     )
+
+
+def _shared(changes: Any) -> Any:
+    """The mean change of all layers, for all of them."""
+    return jnp.broadcast_to(changes.mean(1, keepdims=True), changes.shape)
+
+
+def _within_space(updates: Any, generator: Generator, space: Space) -> Any:
+    """Removes what an optimizer, for example by weight decay, adds outside of the space."""
+    if space == "w":
+        return _shared(updates)
+    if space == "stylespace":
+        fixed = generator.config.rgb_style_indices
+        return tuple(jnp.zeros_like(u) if i in fixed else u for i, u in enumerate(updates))
+    return updates
 
 
 def _each(number: Any, x: Array) -> Array:

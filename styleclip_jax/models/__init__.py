@@ -1,6 +1,7 @@
 """The networks and the dataclasses of their architectures."""
 
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
+from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.clip import CLIP, CLIPConfig
 from styleclip_jax.models.delta_mapper import DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.directions import Directions, DirectionsConfig
@@ -32,6 +33,7 @@ __all__ = [
     "GeneratorConfig",
     "LPIPSConfig",
     "LevelsMapper",
+    "MapperCard",
     "MapperConfig",
     "SingleMapper",
     "WithoutToRGBStyleSpaceMapper",

@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.directions import conv_entries
 from styleclip_jax.models.mapper import MAX_LAYERS, Network, check_styles
 from styleclip_jax.models.stylegan2 import StyleSpace
@@ -47,6 +48,7 @@ class DeltaMapperConfig:
         width: Features of the hidden layers; None: as many as a group's output has.
         depth: Linear layers of each network.
         lr_multiplier: Factor of the networks' equalized learning rate.
+        card: What the mapper was trained with.
     """
 
     style_dims: Sequence[int]
@@ -56,6 +58,8 @@ class DeltaMapperConfig:
     width: int | None = None
     depth: int = 4
     lr_multiplier: float = 0.01
+    # Equal whatever the card, so that one compiled program serves the mappers of all texts.
+    card: MapperCard = dataclasses.field(default=MapperCard(strength=1.0), compare=False)
 
     def __post_init__(self) -> None:
         # JSON knows no tuples, and the configuration has to stay hashable.

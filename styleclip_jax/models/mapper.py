@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.stylegan2 import EqualizedLinear, StyleSpace, leaky_relu
 
 LEVELS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
@@ -48,6 +49,7 @@ class MapperConfig:
         fine: Whether ``LevelsMapper`` changes layers 8 and up.
         depth: Linear layers of each network.
         lr_multiplier: Factor of the networks' equalized learning rate.
+        card: What the mapper was trained for.
     """
 
     w_dim: int = 512
@@ -58,6 +60,8 @@ class MapperConfig:
     fine: bool = True
     depth: int = 4
     lr_multiplier: float = 0.01
+    # Equal whatever the card, so that one compiled program serves the mappers of all texts.
+    card: MapperCard = dataclasses.field(default=MapperCard(), compare=False)
 
     def __post_init__(self) -> None:
         # JSON has no tuples, but the configuration must be hashable.

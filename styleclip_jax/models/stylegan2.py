@@ -15,6 +15,7 @@ time. Two identities make the synthesis fast without changing its result:
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -178,12 +179,17 @@ def _interleave(phases: list[list[Array]]) -> Array:
     return interleave(even, odd, axis=1)
 
 
-def upsampling_convolve(x: Array, kernel: Array) -> Array:
+# A function like :func:`convolve`, perhaps with another gradient.
+Convolve = Callable[[Array, Array, int], Array]
+
+
+def upsampling_convolve(x: Array, kernel: Array, convolve: Convolve = convolve) -> Array:
     """Stride-2 transposed 3x3 convolution, then the [1, 3, 3, 1] blur (StyleGAN2, section 2.1).
 
     Args:
         x: (B, H, W, C_in).
         kernel: (3, 3, C_in, C_out).
+        convolve: Computes the convolution.
 
     Returns:
         (B, 2H, 2W, C_out).
@@ -264,6 +270,7 @@ class StyledConv(nnx.Module):
         config: GeneratorConfig,
         rngs: nnx.Rngs,
         dtype: DTypeLike,
+        convolve: Convolve,
     ):
         self.affine = EqualizedLinear(config.w_dim, in_channels, bias_init=1.0, rngs=rngs)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (3, 3, in_channels, out_channels)))
@@ -273,6 +280,7 @@ class StyledConv(nnx.Module):
         self.upsample = upsample
         self.clamp = config.conv_clamp
         self.dtype = dtype
+        self.convolve = convolve
 
     def __call__(
         self, x: Float[Array, "batch _ _ inputs"], style: Float[Array, "batch inputs"]
@@ -283,7 +291,10 @@ class StyledConv(nnx.Module):
         demodulation = lax.rsqrt(norm + 1e-8)[:, None, None].astype(self.dtype)
         kernel = kernel.astype(self.dtype)
         x = x.astype(self.dtype) * style[:, None, None].astype(self.dtype)
-        x = upsampling_convolve(x, kernel) if self.upsample else convolve(x, kernel, 1)
+        if self.upsample:
+            x = upsampling_convolve(x, kernel, self.convolve)
+        else:
+            x = self.convolve(x, kernel, 1)
         noise = self.noise[..., None] * self.noise_strength[...]
         x = leaky_relu(x * demodulation + (noise + self.bias[...]).astype(self.dtype))
         return x if self.clamp is None else jnp.clip(x, -self.clamp, self.clamp)
@@ -318,7 +329,9 @@ class Synthesis(nnx.Module):
     ``convs[0]`` and ``rgbs[0]`` at 4 pixels, then two convolutions and one ToRGB per resolution.
     """
 
-    def __init__(self, config: GeneratorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(
+        self, config: GeneratorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, convolve: Convolve
+    ):
         self.constant = nnx.Param(jax.random.normal(rngs.params(), (4, 4, config.channels(4))))
         convs, rgbs, previous = [], [], config.channels(4)
         for resolution in config.resolutions:
@@ -333,6 +346,7 @@ class Synthesis(nnx.Module):
                         config=config,
                         rngs=rngs,
                         dtype=dtype,
+                        convolve=convolve,
                     )
                 )
                 previous = channels
@@ -372,12 +386,21 @@ class Generator(nnx.Module):
         config: The architecture.
         rngs: Rngs of the initial weights.
         dtype: Precision of the convolutions; parameters, latents and images stay float32.
+        convolve: Computes the 3x3 convolutions; a training of the weights may bring a faster
+            gradient.
     """
 
-    def __init__(self, config: GeneratorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        convolve: Convolve = convolve,
+    ):
         self.config = config
         self.mapping = Mapping(config, rngs=rngs)
-        self.synthesis = Synthesis(config, rngs=rngs, dtype=dtype)
+        self.synthesis = Synthesis(config, rngs=rngs, dtype=dtype, convolve=convolve)
         self.mean_w = Buffer(jnp.zeros((config.w_dim,)))
 
     @property

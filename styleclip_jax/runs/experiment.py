@@ -38,7 +38,8 @@ from styleclip_jax.io.files import (
 )
 from styleclip_jax.io.images import write_image
 from styleclip_jax.runs import processes as distributed
-from styleclip_jax.runs.results import flag_differences, library_versions, lock_run
+from styleclip_jax.runs.results import flag_differences, lock_run
+from styleclip_jax.versions import library_versions
 
 Tree = TypeVar("Tree")
 

@@ -1,7 +1,6 @@
 """Results of a run: a new directory, images, and metrics with flags and versions."""
 
 import contextlib
-import importlib.metadata
 import itertools
 import json
 import os
@@ -19,12 +18,12 @@ from jaxtyping import Array, Float
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.files import expand_user, hold_lock, replace_file
 from styleclip_jax.io.images import write_image
+from styleclip_jax.versions import library_versions
 
 COMMAND_FILE = "command.txt"
 METRICS_FILE = "metrics.json"
 # The sheet of a run, and how many images it shows.
 SHEET_FILE, SHEET_ROWS = "before_after.png", 16
-_LIBRARIES = ("styleclip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def image_name(i: int) -> str:
@@ -59,18 +58,6 @@ def flag_differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> s
         for name in sorted(recorded.keys() | given.keys())
         if recorded.get(name) != given.get(name)
     )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that affect results."""
-    return {name: _version(name) for name in _LIBRARIES}
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def lock_run(

@@ -20,7 +20,6 @@ Examples:
       --directions=checkpoints/ffhq-directions
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import Latents
 from styleclip_jax.methods.delta_editing import THRESHOLD, edit_with_delta_mapper
 from styleclip_jax.methods.directions import check_fingerprints, text_direction
-from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.mapper_editing import edit_with_mappers, foreign_generator
 from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.models import DeltaMapper, Generator
 from styleclip_jax.models.mapper import Mapper
@@ -111,13 +110,14 @@ flags.DEFINE_float(
 )
 flags.DEFINE_multi_float(
     "strength",
-    [0.1],
-    "Strength of the edit; the default with --description is 1. Negative values edit in the"
-    " opposite direction. Repeat the flag for a strip of images from the lowest to the highest.",
+    None,
+    "Strength of the edit. Default: the one that the mapper was trained with, 0.1 or, with"
+    " --description, 1. Negative values edit in the opposite direction. Repeat the flag for a strip"
+    " of images from the lowest to the highest.",
 )
 flags.register_validator(
     "strength",
-    lambda strengths: all(map(math.isfinite, strengths)),
+    lambda strengths: all(map(math.isfinite, strengths or ())),
     message="--strength must be a finite number.",
 )
 edits.define_flags()
@@ -148,6 +148,7 @@ def main(_: Sequence[str]) -> None:
             with edits.enough_memory():
                 left = [*plan(places, batches)]
                 begun = time.perf_counter()
+                note_other_generators(mappers, generator)
                 first = left[0][1] if left else batches[0]
                 edit = compile_edit(generator, replicate(mappers), first.take(latents))
                 seconds = time.perf_counter() - begun
@@ -176,9 +177,25 @@ def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
             )
     if FLAGS["threshold"].present and not FLAGS.directions:
         raise InputError("--threshold has no effect without --directions; leave it out")
+    strengths = {mapper.config.card.strength for mapper in mappers}
+    if len(strengths) > 1 and not FLAGS.strength:
+        raise InputError(
+            "the mappers were trained with different strengths,"
+            f" {', '.join(map(str, sorted(strengths)))}; give --strength"
+        )
+    FLAGS.set_default("strength", [*strengths])
     if for_any_text:
-        FLAGS.set_default("strength", [1.0])
         FLAGS.set_default("neutral", NEUTRAL if photos.generator_path() else AVATARS_NEUTRAL)
+
+
+def note_other_generators(mappers: Sequence[Mapper | DeltaMapper], generator: Generator) -> None:
+    """Tells the user of mappers that were trained with another generator."""
+    # Tuning changes a generator hardly, and a mapper edits it as before.
+    if photos.generator_path() != FLAGS.generator:
+        generator = load_generator(FLAGS.generator)
+    for path, mapper in zip(FLAGS.mapper, mappers, strict=True):
+        if jax.process_index() == 0 and (message := foreign_generator(mapper, generator)):
+            command_line.note(f"--mapper={path}: {message}")
 
 
 def compile_edit(
@@ -187,8 +204,11 @@ def compile_edit(
     """Compiles the edit of a batch: from latents and strength to images and edited latents."""
     mapper = mappers[0]
     if not isinstance(mapper, DeltaMapper):
-        program = apply_mapper.lower(generator, mappers, latents, 0.0).compile()
-        return functools.partial(program, generator, mappers)
+        program = edit_with_mappers.lower(generator, mappers, latents, (0.0,) * len(mappers))
+        program = program.compile()
+        return lambda latents, strength: program(
+            generator, mappers, latents, (strength,) * len(mappers)
+        )
     clip, tokenizer = replicate(load_clip(FLAGS.clip, FLAGS.dtype)), load_tokenizer(FLAGS.clip)
     dt = text_direction(clip, tokenizer, FLAGS.description, FLAGS.neutral, chosen_templates())
     selection = {}

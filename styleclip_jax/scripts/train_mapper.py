@@ -74,8 +74,10 @@ from styleclip_jax.methods.mapper_training import (
     init_mapper_state,
     make_mapper_evaluation,
     make_mapper_train_step,
+    mapper_card,
 )
 from styleclip_jax.models import CLIP, DeltaMapper, DeltaMapperConfig, Generator, MapperConfig
+from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, Mapper
 from styleclip_jax.runs import command_line, network_flags, objective_flags, process_flags
 from styleclip_jax.runs import processes as distributed
@@ -225,7 +227,7 @@ flags.DEFINE_bool("no_fine_mapper", False, "Leave layers 8 and up (colors) uncha
 flags.DEFINE_integer(
     "batch_size", 2, "Images per step, over all devices of all machines.", lower_bound=1
 )
-flags.DEFINE_enum("optimizer", DEFAULTS.optimizer, ["ranger", "adam"], "Optimizer.")
+flags.DEFINE_enum("optimizer", "ranger", ["ranger", "adam"], "Optimizer.")
 flags.DEFINE_float("learning_rate", DEFAULTS.learning_rate, "Step size.")
 flags.DEFINE_float("clip_lambda", DEFAULTS.clip_lambda, "Weight of the CLIP loss.")
 flags.DEFINE_float(
@@ -378,10 +380,10 @@ def text_training() -> Training:
         train_latents, test_latents = map(
             functools.partial(in_space, generator), read_latents(generator)
         )
-        mapper = new_mapper(generator)
+        mapper = new_mapper(generator, config)
         rows_of_step(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
     objective = (generator, texts.clips, texts.descriptions, config, arcface)
-    references = {"neutral_features": texts.neutral, "keep_features": texts.keep}
+    references: Any = {"neutral_features": texts.neutral, "keep_features": texts.keep}
     key = jax.random.key(FLAGS.seed)
     return Training(
         config=config,
@@ -409,6 +411,7 @@ def pair_training() -> Training:
                 FLAGS.rgb,
                 FLAGS.preprocess,
                 FLAGS.width,
+                card=card(generator, config),
             ),
             rngs=nnx.Rngs(FLAGS.seed),
         )
@@ -535,17 +538,24 @@ def in_space(generator: Generator, latents: Any) -> Any:
     return jax.device_get(latents)
 
 
-def new_mapper(generator: Generator) -> Mapper:
+def card(generator: Generator, config: MapperTrainConfig | DeltaTrainConfig) -> MapperCard:
+    """What the mapper will be."""
+    settings = {name: FLAGS[name].value for name in ("max_steps", "batch_size", "seed")}
+    return mapper_card(FLAGS.description, config, generator, **settings)
+
+
+def new_mapper(generator: Generator, config: MapperTrainConfig) -> Mapper:
     """The mapper to train."""
-    config = MapperConfig(
+    architecture = MapperConfig(
         w_dim=generator.config.w_dim,
         num_layers=generator.config.num_layers,
         style_dims=generator.config.style_dims,
         coarse=not FLAGS.no_coarse_mapper,
         medium=not FLAGS.no_medium_mapper,
         fine=not FLAGS.no_fine_mapper,
+        card=card(generator, config),
     )
-    return MAPPER_TYPES[FLAGS.mapper_type](config, rngs=nnx.Rngs(FLAGS.seed))
+    return MAPPER_TYPES[FLAGS.mapper_type](architecture, rngs=nnx.Rngs(FLAGS.seed))
 
 
 def recorded_flags() -> dict[str, Any]:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,24 @@ def test_the_fast_gradient_of_a_convolution_is_the_gradient(size, padding):
     results = map(value_and_gradients, (train_generator.convolve, stylegan2.convolve))
     for fast, plain in zip(*results, strict=True):
         np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_generator_computes_all_its_convolutions_with_the_given_function():
+    kernels = []
+
+    def convolve(x, kernel, padding):
+        kernels.append(kernel.shape)
+        return train_generator.convolve(x, kernel, padding)
+
+    config = stylegan2.GeneratorConfig(resolution=32, w_dim=8, channel_base=64, channel_max=4)
+    fast: Any = {"convolve": convolve}
+    given, plain = (
+        stylegan2.Generator(config, rngs=nnx.Rngs(0), **options) for options in (fast, {})
+    )
+    latents = jax.random.normal(jax.random.key(0), (2, config.num_layers, 8))
+    images = given(latents)
+    assert len(kernels) == len(given.synthesis.convs)
+    np.testing.assert_allclose(images, plain(latents), atol=1e-5)
 
 
 def test_the_height_of_the_indicators_is_read_off_a_finished_generator():

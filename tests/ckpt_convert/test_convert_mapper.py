@@ -6,7 +6,7 @@ import torch
 
 from ckpt_convert import formats, mapper, mapping
 from styleclip_jax.errors import InputError
-from styleclip_jax.models import DeltaMapperConfig, GeneratorConfig
+from styleclip_jax.models import DeltaMapperConfig, GeneratorConfig, MapperCard
 from styleclip_jax.models.mapper import MAPPER_TYPES, MapperConfig
 
 OFFICIAL_STYLE_DIMS = (512,) * 15 + (256,) * 3 + (128,) * 3 + (64,) * 3 + (32,) * 2
@@ -80,10 +80,11 @@ def test_a_stylespace_mapper_is_converted_with_the_widths_of_all_entries(tmp_pat
 def test_options_may_be_a_namespace_and_keys_tell_what_they_do_not(tmp_path):
     tensors = networks("medium_mapping")
     state = {f"mapper.{key}": value for key, value in tensors.items()}
-    options = argparse.Namespace(stylegan_size=256)
+    options = argparse.Namespace(stylegan_size=256, description="a person with a beard")
     torch.save({"state_dict": state, "opts": options}, tmp_path / "a.pt")
     model = mapper.convert(formats.read(tmp_path / "a.pt")).model
     assert model.config == MapperConfig(w_dim=6, num_layers=14, coarse=False, fine=False)
+    assert model.config.card == MapperCard("a person with a beard", strength=0.1)
 
 
 def test_the_fine_network_of_a_generator_without_fine_layers_is_left_out(tmp_path):

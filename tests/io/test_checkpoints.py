@@ -13,11 +13,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from flax import nnx
 from jax.core import Tracer
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io import checkpoints
 from styleclip_jax.io.checkpoints import (
+    fingerprint,
     flatten,
     load_arcface,
     load_clip,
@@ -27,7 +29,7 @@ from styleclip_jax.io.checkpoints import (
 )
 from styleclip_jax.io.checksums import write_checksums
 from styleclip_jax.io.text import load_tokenizer
-from styleclip_jax.models import ArcFace, ArcFaceConfig
+from styleclip_jax.models import ArcFace, ArcFaceConfig, LevelsMapper, MapperCard, MapperConfig
 
 
 def assert_same(model, other):
@@ -57,6 +59,35 @@ def test_a_configuration_with_tuples_is_read_back_exactly(random_model, tmp_path
     loaded = load_arcface(tmp_path / "arcface")
     assert_same(loaded, arcface)
     assert hash(loaded.config) == hash(arcface.config)
+
+
+def test_a_mapper_is_read_back_with_its_card(tmp_path):
+    card = MapperCard("a hat", 0.2, "abc", {"steps": 3}, {"jax": "1"}, "2026-11-24")
+    config = MapperConfig(w_dim=4, num_layers=6, card=card)
+    save_model(tmp_path / "mapper", LevelsMapper(config, rngs=nnx.Rngs(0)))
+    loaded = load_mapper(tmp_path / "mapper").config
+    assert loaded.card == card
+    assert loaded == dataclasses.replace(config, card=MapperCard())
+
+
+@pytest.mark.parametrize("card", [{"strength": "much"}, {"colour": "red"}, {"settings": 3}, 3])
+def test_a_damaged_card_is_refused(tmp_path, without_type_checks, card):
+    path = tmp_path / "mapper"
+    save_model(path, LevelsMapper(MapperConfig(w_dim=4, num_layers=6), rngs=nnx.Rngs(0)))
+    described = json.loads((path / "config.json").read_text())
+    described["config"]["card"] = card
+    (path / "config.json").write_text(json.dumps(described))
+    write_checksums(epath.Path(path))
+    with pytest.raises(InputError, match="does not describe a LevelsMapper"):
+        load_mapper(path)
+
+
+def test_a_fingerprint_is_that_of_the_arrays_a_model_has_now(generator):
+    copy = jax.tree.map(jnp.copy, generator)
+    assert fingerprint(copy) == fingerprint(generator) == fingerprint(copy)
+    copy.mean_w[...] = copy.mean_w[...] + 1
+    assert fingerprint(copy) != fingerprint(generator)
+    assert len(fingerprint(copy)) == 64
 
 
 def test_parameters_stored_in_half_precision_are_read_in_single(generator, tmp_path):

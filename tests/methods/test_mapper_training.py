@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import seeded
 from flax import nnx
@@ -29,16 +30,17 @@ from styleclip_jax.methods.mapper_diagnostics import (
     loss_shares,
     training_warnings,
 )
-from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.methods.mapper_editing import apply_mapper, edit_with_mappers
 from styleclip_jax.methods.mapper_training import (
     MapperTrainConfig,
     batch_indices,
     init_mapper_state,
     make_mapper_evaluation,
     make_mapper_train_step,
+    mapper_card,
     pmapped_train_step,
 )
-from styleclip_jax.models import Generator, GeneratorConfig, LevelsMapper, MapperConfig
+from styleclip_jax.models import Generator, GeneratorConfig, LevelsMapper, MapperCard, MapperConfig
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
 from styleclip_jax.sharding import host_share, shard
@@ -191,8 +193,9 @@ def test_devices_exchange_one_message_per_step(steps_by_devices):
         assert f"f32[{parameters + 3}]" in program
 
 
-def small_mapper(kind: type[Mapper] = LevelsMapper, seed=0) -> Any:
-    config = MapperConfig(w_dim=16, num_layers=8, style_dims=SMALL_GENERATOR.style_dims)
+def small_mapper(kind: type[Mapper] = LevelsMapper, seed=0, card: MapperCard | None = None) -> Any:
+    dims = SMALL_GENERATOR.style_dims
+    config = MapperConfig(w_dim=16, num_layers=8, style_dims=dims, card=card or MapperCard())
     return kind(config, rngs=nnx.Rngs(seed))
 
 
@@ -235,6 +238,33 @@ def test_training_lowers_the_loss(generator, clip):
         state, metrics = step(state, w_plus(2))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.01
+
+
+def test_an_extra_loss_is_part_of_the_loss_and_an_optimizer_makes_the_steps(generator, clip):
+    rate = 0.5
+    config = MapperTrainConfig(optimizer=optax.sgd(rate), clip_lambda=0.0, latent_l2_lambda=0.0)
+    target = w_plus(2, seed=1)
+
+    def distance(target, images, latents):
+        assert images.shape == (2, 32, 32, 3)
+        return jnp.sum(jnp.square(latents - target), axis=(1, 2))
+
+    def expected_loss(mapper):
+        return distance(
+            target, jnp.zeros((2, 32, 32, 3)), w_plus(2) + 0.1 * mapper(w_plus(2))
+        ).mean()
+
+    pull = jax.tree_util.Partial(distance, target)
+    mapper = small_mapper()
+    step = make_mapper_train_step(generator, clip, text_features(clip), config, extra_loss=pull)
+    state, metrics = step(init_mapper_state(mapper, config), w_plus(2))
+    loss, gradients = jax.jit(jax.value_and_grad(expected_loss))(mapper)
+    np.testing.assert_allclose(metrics["extra_loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    gradients = flatten(gradients)
+    for name, before in flatten(mapper).items():
+        after = flatten(state.mapper)[name]
+        np.testing.assert_allclose(after, before - rate * gradients[name], atol=1e-5)
 
 
 DIRECTION = MapperTrainConfig(optimizer="adam", guidance="direction", orthogonal_lambda=0.5)
@@ -311,14 +341,38 @@ def test_a_step_in_bfloat16_keeps_parameters_and_losses_in_float32(generator, cl
 
 def test_a_mapper_is_applied_with_any_strength_without_compiling_again(generator):
     mapper = small_mapper()
-    compiled: Any = apply_mapper
-    before = compiled._cache_size()
+    program: Any = edit_with_mappers
+    before = program._cache_size()
     for strength in (-0.2, 0.0, 0.1):
         images, edited = apply_mapper(generator, mapper, w_plus(2), strength)
         expected = w_plus(2) + strength * mapper(w_plus(2))
         np.testing.assert_allclose(edited, expected, atol=1e-5)
         np.testing.assert_allclose(images, generator(expected), atol=1e-3)
-    assert compiled._cache_size() == before + 1
+    assert program._cache_size() <= before + 1
+
+
+def test_a_mapper_is_applied_with_the_strength_on_its_card(generator):
+    weak, strong = (small_mapper(card=MapperCard(strength=s)) for s in (0.1, 0.4))
+    program: Any = edit_with_mappers
+    before = program._cache_size()
+    residual = weak(w_plus(2))
+    for mapper, strength in ((weak, 0.1), (strong, 0.4)):
+        _, edited = apply_mapper(generator, mapper, w_plus(2))
+        np.testing.assert_allclose(edited, w_plus(2) + strength * residual, atol=1e-5)
+    assert program._cache_size() <= before + 1
+    _, edited = apply_mapper(generator, [weak, strong], w_plus(2))
+    np.testing.assert_allclose(edited, w_plus(2) + 0.5 * residual, atol=1e-5)
+
+
+def test_a_mapper_of_another_generator_is_warned_of(generator):
+    card = mapper_card("a hat", MapperTrainConfig(), generator)
+    mapper = small_mapper(card=card)
+    apply_mapper(generator, mapper, w_plus(2))
+    other = jax.tree.map(lambda x: 2 * x, generator)
+    with pytest.warns(match="the mapper of 'a hat' was trained with another generator"):
+        apply_mapper(other, mapper, w_plus(2))
+    # Where the generator is unknown, nothing is said.
+    jax.jit(apply_mapper)(other, mapper, w_plus(2))
 
 
 def test_residuals_of_several_mappers_are_added(generator):

@@ -1,11 +1,13 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 import seeded
 
@@ -14,6 +16,8 @@ from ckpt_convert import clip as clip_conversion
 from ckpt_convert import stylegan2
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import build, flatten
+from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods import optimization
@@ -27,10 +31,6 @@ from styleclip_jax.models import CLIP, Generator, GeneratorConfig
 
 GOLDEN = seeded.load("optimization")
 CASES = GOLDEN.settings["cases"]
-
-
-class EnoughSteps(Exception):
-    """Ends an optimization early."""
 
 
 @functools.cache
@@ -65,13 +65,11 @@ def test_five_steps_are_the_official_ones(case):
     def record(step, loss, latents):
         history.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(latents)]))
         losses.append(loss[0])
-        if step == 5:
-            raise EnoughSteps
+        return step == 5
 
-    with pytest.raises(EnoughSteps):
-        edit_latents(
-            generator, clip, start, text, config, arcface, on_progress=record, progress_every=1
-        )
+    edit_latents(
+        generator, clip, start, text, config, arcface, on_progress=record, progress_every=1
+    )
     np.testing.assert_allclose(losses, GOLDEN[f"{case}.losses"], rtol=1e-3)
     ours, theirs = np.stack(history), GOLDEN[f"{case}.latents"]
     every = 1 if config.space == "stylespace" else 4
@@ -467,6 +465,189 @@ def test_progress_is_reported_with_losses_and_latents(generator, clip, latents, 
     for step, losses, _ in reports:
         np.testing.assert_array_equal(losses, result.losses[step - 1])
     np.testing.assert_array_equal(reports[-1][2], result.latents)
+
+
+def test_a_run_stops_when_the_callback_returns_true(generator, clip, latents, texts):
+    whole = edit_latents(generator, clip, latents, texts, CONFIG)
+    stopped = edit_latents(
+        generator,
+        clip,
+        latents,
+        texts,
+        CONFIG,
+        on_progress=lambda step, losses, latents: step == 3,
+        progress_every=1,
+    )
+    np.testing.assert_array_equal(stopped.steps, [3, 3, 3])
+    np.testing.assert_array_equal(stopped.losses[:3], whole.losses[:3])
+    assert np.isnan(stopped.losses[3:]).all()
+    np.testing.assert_allclose(
+        stopped.images, jax.jit(synthesize)(generator, stopped.latents), atol=1e-5
+    )
+
+
+def test_progress_cannot_be_reported_from_a_compiled_function(generator, clip, latents, texts):
+    @jax.jit
+    def edit(latents):
+        return edit_latents(
+            generator, clip, latents, texts, CONFIG, on_progress=lambda *_: None
+        ).latents
+
+    with pytest.raises(InputError, match=r"on_progress cannot be called inside jax\.jit"):
+        edit(latents)
+
+
+def test_an_extra_loss_pulls_latents_where_it_is_lowest(generator, clip, latents, texts):
+    target = latents[::-1]
+    calls = []
+
+    def distance(target, images, latents):
+        calls.append(images.shape)
+        return 100 * jnp.sum(jnp.square(latents - target), axis=(1, 2))
+
+    config = OptimizeConfig(steps=60, l2_lambda=0.0, guide_resolution=8)
+    pull = jax.tree_util.Partial(distance, target)
+    result = edit_latents(generator, clip, latents, texts, config, extra_loss=pull)
+    assert set(calls) == {(3, 8, 8, 3)}
+    np.testing.assert_allclose(result.latents, target, atol=0.05)
+    plain = edit_latents(generator, clip, latents, texts, config)
+    expected = plain.losses[0] + distance(target, result.images, latents)
+    np.testing.assert_allclose(result.losses[0], expected, rtol=1e-5)
+
+
+def test_an_extra_loss_that_is_not_per_image_is_refused(generator, clip, latents, texts):
+    with pytest.raises(InputError, match=r"extra_loss returns shape \(\), expected \(3,\): a loss"):
+        edit_latents(
+            generator, clip, latents, texts, CONFIG, extra_loss=lambda images, _: images.mean()
+        )
+
+
+def test_the_same_functions_are_compiled_once(generator, clip, latents, texts):
+    traces = []
+
+    def brightness(weight, images, latents):
+        traces.append(weight)
+        return weight * images.mean(axis=(1, 2, 3))
+
+    sgd = optax.sgd(0.1)
+    first, second = (
+        edit_latents(
+            generator,
+            clip,
+            latents,
+            texts,
+            CONFIG,
+            extra_loss=jax.tree_util.Partial(brightness, jnp.float32(weight)),
+            optimizer=sgd,
+        )
+        for weight in (1, 2)
+    )
+    assert len(traces) == 1
+    assert np.abs(np.subtract(first.latents, second.latents)).max() > 1e-4
+
+
+@pytest.mark.parametrize("space", ["w_plus", "w", "stylespace"])
+def test_an_optimizer_makes_the_steps(generator, clip, latents, texts, space):
+    config = OptimizeConfig(steps=2, space=space, l2_lambda=0.5)
+    start = jax.jit(Generator.styles)(generator, latents) if space == "stylespace" else latents
+
+    def loss(latents):
+        moved = jax.tree.map(lambda x, y: jnp.square(x - y).sum(), latents, start)
+        fits = clip_loss(clip, synthesize(generator, latents), texts)
+        return fits.sum() + 0.5 * sum(jax.tree.leaves(moved))
+
+    gradient = jax.jit(jax.grad(loss))
+
+    def step(latents):
+        """Gradient descent with weight decay, which must not leave the space."""
+        change = jax.tree.map(lambda x, g: -0.3 * (g + 0.1 * x), latents, gradient(latents))
+        if space == "w":
+            change = jnp.broadcast_to(change.mean(1, keepdims=True), change.shape)
+        if space == "stylespace":
+            change = tuple(0 * c if i % 3 == 1 else c for i, c in enumerate(change))
+        return jax.tree.map(jnp.add, latents, change)
+
+    optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.3))
+    result = edit_latents(generator, clip, latents, texts, config, optimizer=optimizer)
+    for ours, expected in zip(
+        jax.tree.leaves(result.latents), jax.tree.leaves(step(step(start))), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_bfloat16_is_for_the_networks_and_not_for_latents_optimizer_and_losses(
+    generator, clip, latents, texts
+):
+    seen = []
+
+    def note(updates, state, params=None):
+        seen.extend(x.dtype for x in jax.tree.leaves((updates, state, params)))
+        return updates, state
+
+    optimizer = optax.chain(
+        optax.scale_by_adam(), optax.GradientTransformation(lambda _: optax.EmptyState(), note)
+    )
+    short: Any = [
+        build(type(model), model.config, lambda _, m=model: flatten(m), jnp.bfloat16)
+        for model in (generator, clip)
+    ]
+    config = dataclasses.replace(CONFIG, views=1)
+    result = edit_latents(*short, latents, texts, config, optimizer=optimizer)
+    results = (result.latents, result.images, result.losses)
+    assert {*seen, *(x.dtype for x in jax.tree.leaves(results))} == {jnp.dtype("float32")}
+    exact = edit_latents(generator, clip, latents, texts, config, optimizer=optimizer)
+    np.testing.assert_allclose(result.losses[0], exact.losses[0], atol=0.02)
+
+
+def test_an_optimizer_sees_every_image_on_its_own(generator, clip, latents, texts):
+    config = OptimizeConfig(steps=3)
+    optimizer = optax.chain(optax.clip_by_global_norm(1e-3), optax.adam(0.1))
+    edit = functools.partial(edit_latents, config=config, optimizer=optimizer)
+    together = edit(generator, clip, latents, texts)
+    alone = edit(generator, clip, latents[1:2], texts[1:2])
+    np.testing.assert_allclose(together.latents[1:2], alone.latents, atol=1e-3)
+
+
+def test_one_text_for_all_images_shares_the_program_of_a_text_for_each(
+    generator, clip, latents, texts
+):
+    traces = []
+
+    def note(images, latents):
+        traces.append(images)
+        return jnp.zeros(len(images))
+
+    edit = functools.partial(edit_latents, generator, clip, latents, extra_loss=note)
+    one, each = (edit(x, CONFIG) for x in (texts[:1], jnp.repeat(texts[:1], 3, axis=0)))
+    assert len(traces) == 1
+    np.testing.assert_array_equal(one.latents, each.latents)
+
+
+def test_texts_may_be_strings_where_there_is_a_tokenizer(generator, clip, clip_path, latents):
+    tokenizer = load_tokenizer(clip_path)
+    both: Any = {"tokenizer": (tokenizer, tokenizer)}
+    config = dataclasses.replace(DIRECTION, steps=2)
+    given, encoded = (
+        edit_latents(
+            generator,
+            clips,
+            latents,
+            features(["a hat", "a bun", "a cap"]),
+            config,
+            neutral_features=features("a face"),
+            keep_features=features(["long hair", "a smile"]),
+            **tokenizers,
+        )
+        for clips, tokenizers, features in (
+            ((clip, clip), both, lambda texts: texts),
+            (clip, {}, lambda texts: CLIP.encode_text(clip, jnp.asarray(tokenizer(texts)))),
+        )
+    )
+    np.testing.assert_allclose(given.latents, encoded.latents, atol=1e-4)
+    with pytest.raises(InputError, match="text_features are strings, which need a tokenizer"):
+        edit_latents(generator, clip, latents, "a hat", CONFIG)
+    with pytest.raises(InputError, match="2 tokenizers for 1 CLIPs"):
+        edit_latents(generator, (clip,), latents, "a hat", tokenizer=(tokenizer, tokenizer))
 
 
 def test_an_identity_loss_without_arcface_is_refused(generator, clip, latents, texts):
