@@ -88,7 +88,7 @@ def test_the_learned_change_needs_no_directions(edit, tmp_path, generator):
         "--method=stylemc",
         "--description=a hat",
         "--steps=2",
-        "--batch_size=2",
+        "--images_per_step=2",
         "--guide_resolution=16",
     )
     assert outcome.code == 0, outcome.err
