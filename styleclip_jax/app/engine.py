@@ -1,6 +1,7 @@
 """The models and what is computed with them, for all users of the page at once."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import io
@@ -352,10 +353,16 @@ class Engine:
                 Progress(int(np.max(result.steps)), tuple(losses), 0.0, face, edit),
                 timeout=_ABANDONED,
             )
-        except (_Cancelled, queue.Full):
+        except _Cancelled:
             return
+        except queue.Full:
+            # Whoever comes back after all learns that it ended.
+            with contextlib.suppress(queue.Empty):
+                updates.get_nowait()
+            updates.put(TooSlowError())
         except Exception as error:
-            updates.put(error, timeout=_ABANDONED)
+            with contextlib.suppress(queue.Full):
+                updates.put(error, timeout=_ABANDONED)
 
     def run_optimization(
         self, start: Face, recipe: Optimized, report: Callable | None = None
