@@ -182,6 +182,7 @@ class Engine:
             check_fingerprints(self.directions, self.generator, self.clip)
             if self.directions.scales is None:
                 self.directions = with_scales(self.directions, self.generator)
+        self.warm = threading.Event()
         self._templates = IMAGENET_TEMPLATES if clip else ()
         self.mapper_paths = mappers
         loaded = {name: load_mapper(path) for name, path in mappers.items()}
@@ -205,7 +206,10 @@ class Engine:
             self.exact(self.instant(face, Instant(_ANY_TEXT, self.neutral)))
 
     def warm_up_rest(self) -> None:
-        """Compiles what a user may ask for later; in the background, while the page is open."""
+        """Compiles what a user may ask for later; in the background, while the page is open.
+
+        ``warm`` is set at the end.
+        """
         face = self.random_face(0)
         for name in self.mappers:
             self.mapped(face, Mapped(name))
@@ -214,6 +218,7 @@ class Engine:
         next(self.optimize(face, recipe))
         for size in SIZES[1:]:
             self._synthesize(self.generator, np.repeat(face.latents, size, axis=0))
+        self.warm.set()
 
     def random_face(self, seed: int) -> Face:
         """A random image; the seed chooses it.
