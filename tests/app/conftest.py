@@ -42,11 +42,13 @@ class Service:
             text=True,
             **{"cwd": ROOT, **options},
         )
-        for line in self.process.stdout or ():
-            if "the page is at" in line:
-                break
-        else:
-            raise AssertionError(f"app.py ended with code {self.process.wait()}")
+        output = ""
+        while "the page is at" not in output:
+            line = self.process.stdout.readline()
+            if not line:
+                self.process.communicate()
+                raise AssertionError(f"app.py ended: {output}")
+            output += line
         deadline = time.monotonic() + TIMEOUT
         while True:
             with contextlib.suppress(OSError):
