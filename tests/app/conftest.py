@@ -44,7 +44,7 @@ class Service:
         )
         output = ""
         while "the page is at" not in output:
-            line = self.process.stdout.readline()
+            line = self.process.stdout.readline() if self.process.stdout else ""
             if not line:
                 self.process.communicate()
                 raise AssertionError(f"app.py ended: {output}")
@@ -65,7 +65,7 @@ class Service:
     def memory(self):
         """Megabytes of memory that the process has taken."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1000
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000
 
     def end(self):
         self.process.terminate()

@@ -234,15 +234,17 @@ sys.addaudithook(check)
 def container(start_service, tmp_path):
     """The service as the Dockerfile starts it: of all directories it can write in one alone."""
     lines = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
-    command = json.loads(re.search(r"^CMD (.*)", lines, re.MULTILINE)[1])
-    check = json.loads(re.search(r"^HEALTHCHECK .*CMD (.*)", lines, re.MULTILINE)[1])
-    variables = re.search(r"^ENV (.*)", lines, re.MULTILINE)[1].replace("/tmp", str(tmp_path))
+    command, check, variables = (
+        re.findall(pattern, lines, re.MULTILINE)[0]
+        for pattern in (r"^CMD (.*)", r"^HEALTHCHECK .*CMD (.*)", r"^ENV (.*)")
+    )
+    command, check = json.loads(command), json.loads(check)
     (tmp_path / "sitecustomize.py").write_text(READ_ONLY.format(directory=str(tmp_path)))
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": f"{tmp_path}:{ROOT}",
         "TMPDIR": str(tmp_path),
-        **dict(variable.split("=") for variable in variables.split()),
+        **dict(x.split("=") for x in variables.replace("/tmp", str(tmp_path)).split()),
     }
     assert command[0] == "styleclip-app"
     service = start_service(
