@@ -335,7 +335,7 @@ class Engine:
         begun = shown = time.monotonic()
         losses: list[float] = []
 
-        def report(step: int, loss: Array, latents: Any) -> None:
+        def report(step: int, loss: np.ndarray, latents: Any) -> None:
             nonlocal shown
             now = time.monotonic()
             losses.append(float(loss[0]))
@@ -392,8 +392,8 @@ class Engine:
 
     def _config(self, start: Face) -> OptimizeConfig:
         """The settings of optimizations, in the space of a face."""
-        in_stylespace = isinstance(start.latents, tuple)
-        return dataclasses.replace(self.config, space="stylespace") if in_stylespace else self.config
+        space = "stylespace" if isinstance(start.latents, tuple) else self.config.space
+        return dataclasses.replace(self.config, space=space)
 
     def with_strength(self, edit: Edit, strength: float) -> Face:
         """The face between and beyond the two of an edit: 0 is the start, 1 the edited one."""
@@ -486,10 +486,10 @@ class Engine:
     def _encode(self, text: str) -> Array:
         return encode_texts(self.clip, self.tokenizer, [text])
 
-    def _start_direction(self, texts: tuple[str, str]) -> Float[np.ndarray, "1 w_dim"]:
+    def _start_direction(self, texts: tuple[str, str]) -> Float[Array, "1 w_dim"]:
         """Along which optimizations may start."""
         text, neutral = map(self._features, texts)
-        return np.asarray(latent_directions(self._samples, (text,), (neutral,)))
+        return latent_directions(self._samples, (text,), (neutral,))
 
     def _text_direction(self, texts: tuple[str, str]) -> Array:
         """Of instant edits."""

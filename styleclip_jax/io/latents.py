@@ -5,10 +5,11 @@ file with one array (N, C_i) per layer, named ``layer_00``, ``layer_01`` and so 
 order.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +80,9 @@ def latents_ending(latents: Latents | np.ndarray | tuple[np.ndarray, ...]) -> st
     return ".npz" if isinstance(latents, tuple) else ".npy"
 
 
-def write_latents(file: IO[bytes], latents: Latents | np.ndarray | tuple[np.ndarray, ...]) -> None:
+def write_latents(
+    file: BinaryIO | io.BytesIO, latents: Latents | np.ndarray | tuple[np.ndarray, ...]
+) -> None:
     """Writes latents to an open file."""
     if isinstance(latents, tuple):
         arrays = {f"layer_{i:02}": np.asarray(x) for i, x in enumerate(latents)}
