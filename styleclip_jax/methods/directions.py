@@ -182,16 +182,9 @@ def best_strengths(
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
     """
     directions.check_generator(generator)
-    dt = jnp.atleast_2d(dt)
-    features = jnp.stack(
-        [
-            _features(generator, directions, clip, latents, dt, x, threshold, preprocess=preprocess)
-            for x in _AUTOMATIC_STRENGTHS
-        ]
+    return _best_strengths(
+        generator, directions, clip, latents, jnp.atleast_2d(dt), threshold, preprocess=preprocess
     )
-    losses = change_loss(features, features[0], unit(dt.sum(axis=0)), _ORTHOGONAL_LAMBDA)
-    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
-    return jnp.asarray(_AUTOMATIC_STRENGTHS)[best]
 
 
 def move_latents(
@@ -261,11 +254,18 @@ def _move(generator, directions, latents, dt, strength, threshold) -> tuple[Late
 
 
 @functools.partial(jax.jit, static_argnames="preprocess")
-def _features(
-    generator, directions, clip, latents, dt, strength, threshold, *, preprocess
-) -> Float[Array, "batch embed"]:
-    moved, _ = _move(generator, directions, latents, dt, strength, threshold)
-    return image_features(clip, synthesize(generator, moved), preprocess)
+def _best_strengths(
+    generator, directions, clip, latents, dt, threshold, *, preprocess
+) -> Float[Array, " batch"]:
+    def features(strength: float) -> Float[Array, "batch embed"]:
+        moved, _ = _move(generator, directions, latents, dt, strength, threshold)
+        return image_features(clip, synthesize(generator, moved), preprocess)
+
+    # Not a loop of the program, which would run convolutions on one thread of a CPU.
+    every = jnp.stack([features(strength) for strength in _AUTOMATIC_STRENGTHS])
+    losses = change_loss(every, every[0], unit(dt.sum(axis=0)), _ORTHOGONAL_LAMBDA)
+    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
+    return jnp.asarray(_AUTOMATIC_STRENGTHS)[best]
 
 
 def channel_weights(
