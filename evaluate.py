@@ -51,6 +51,7 @@ from styleclip_jax.methods.directions import (
     AVATARS_DIRECTIONS,
     DirectionDefaults,
     automatic_threshold,
+    best_strengths,
     check_fingerprints,
     edit_with_direction,
     text_direction,
@@ -480,6 +481,8 @@ def make_directions(models: Models, settings: Mapping[str, Any]) -> Callable:
         if threshold is None:
             threshold = automatic_threshold(directions, dt, settings["min_channels"])
         strength = settings["strength"]
+        if strength is None:
+            strength = best_strengths(models.generator, directions, clip, latents, dt, threshold)
         return edit_with_direction(
             models.generator, directions, latents, dt, strength, threshold
         ).images

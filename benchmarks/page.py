@@ -61,7 +61,7 @@ def answers(url: str) -> bool:
 
 def instant(url: str, seed: int, strength: float) -> None:
     """An instant edit."""
-    call(url, "instant", TEXT, seed, strength, "a person", "")
+    call(url, "instant", TEXT, seed, strength, "a person", "", None)
 
 
 def optimize(url: str, steps: int) -> None:

@@ -30,6 +30,7 @@ from styleclip_jax.methods.delta_training import (
 from styleclip_jax.methods.directions import (
     DirectionEdit,
     automatic_threshold,
+    best_strengths,
     check_fingerprints,
     edit_with_direction,
     text_direction,
@@ -83,6 +84,7 @@ __all__ = [
     "apply_mapper",
     "automatic_threshold",
     "before_after_sheet",
+    "best_strengths",
     "check_fingerprints",
     "clip_loss",
     "edit_latents",

@@ -189,8 +189,18 @@ def direction_loss(
     Returns:
         A loss per image: 1 for an unchanged image; it can be negative.
     """
-    change = unit(features) - unit(original_features)
     direction = unit(unit(text_features) - unit(neutral_features))
+    return change_loss(features, original_features, direction, orthogonal_lambda)
+
+
+def change_loss(
+    features: Float[Array, "*batch embed"],
+    original_features: Float[Array, "*originals embed"],
+    direction: Float[Array, "*directions embed"],
+    orthogonal_lambda: float | Float[Array, "*images"],
+) -> Float[Array, "*batch"]:
+    """The loss of :func:`direction_loss` for a direction that is known: the unit vector ``t``."""
+    change = unit(features) - unit(original_features)
     along = jnp.sum(change * direction, axis=-1)
     orthogonal = change - along[..., None] * direction
     return 1 - along + orthogonal_lambda * jnp.sum(jnp.square(orthogonal), axis=-1)

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from styleclip_jax.io.checkpoints import fingerprint, load_clip, load_directions, save_model
+from styleclip_jax.io.images import read_image
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
@@ -14,6 +15,7 @@ from styleclip_jax.methods.directions import edit_with_direction, text_direction
 from styleclip_jax.methods.relevance import build_directions, relevance_steps
 from styleclip_jax.models import Directions, DirectionsConfig, LevelsMapper, MapperConfig
 from styleclip_jax.models.directions import channel_widths
+from styleclip_jax.runs import results
 
 
 @pytest.fixture
@@ -83,12 +85,67 @@ def test_results_are_those_of_the_library(
     assert list(metrics["strengths"]) == ["strength -1.5", "before", "strength 2.0"]
 
 
+def test_avatars_get_a_strength_each_and_others_the_papers(edit, tmp_path, directions):
+    outcome = edit(f"--directions={tmp_path / 'directions'}", "--description=a hat")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "results" / "strength_4.1").exists()
+    outcome = edit("--description=a person with sunglasses", models=False)
+    assert outcome.code == 0, outcome.err
+    measured = json.loads((tmp_path / "results-2" / "metrics.json").read_text())["strengths"]
+    assert list(measured) == ["before", "automatic"]
+    strengths = [image["strength"] for image in measured["automatic"]["images"]]
+    assert len(set(strengths)) == 2 and max(strengths) > 1
+    images = [read_image(tmp_path / "results-2" / x / "000.png") for x in ("before", "automatic")]
+    assert np.abs(images[0] - images[1]).mean() > 0.01
+
+
+def test_an_interrupted_run_resumes_to_the_same_files(edit, tmp_path, directions, monkeypatch):
+    flags = (
+        f"--directions={tmp_path / 'directions'}",
+        "--description=a hat",
+        "--batch_size=1",
+        "--strength=1",
+    )
+    assert edit(*flags).code == 0
+
+    def write(path, image):
+        if str(path).endswith("strength_1.0/001.png"):
+            raise KeyboardInterrupt
+        original(path, image)
+
+    original = results.write_image
+    other = tmp_path / "other"
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "write_image", write)
+        assert edit(*flags, f"--results_dir={other}").code == 1
+    stamp = (other / "strength_1.0" / "000.png").stat().st_mtime_ns
+    assert edit(*flags, f"--results_dir={other}", "--resume").code == 0
+    assert (other / "strength_1.0" / "000.png").stat().st_mtime_ns == stamp
+    whole = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    assert len(whole) == len([path for path in other.rglob("*") if path.is_file()])
+    for path in whole:
+        if path.name not in ("command.txt", "metrics.json"):
+            name = path.relative_to(tmp_path / "results")
+            assert path.read_bytes() == (other / name).read_bytes()
+
+
+def test_images_that_are_not_finite_are_named_and_stay_what_they_were(edit, tmp_path, directions):
+    flags = (f"--directions={tmp_path / 'directions'}", "--description=a hat")
+    outcome = edit(*flags, "--strength=1e39")
+    failure = "the image is not finite with --strength=1e+39"
+    names = [f"strength_1e+39/{i:03}.png" for i in range(2)]
+    assert outcome.code == 1
+    assert outcome.err.splitlines() == [f"error: {name}: {failure}" for name in names]
+    place = tmp_path / "results"
+    assert (place / names[0]).read_bytes() == (place / "before" / "000.png").read_bytes()
+
+
 def test_the_learned_change_needs_no_directions(edit, tmp_path, generator):
     outcome = edit(
         "--method=stylemc",
         "--description=a hat",
         "--steps=2",
-        "--batch_size=2",
+        "--images_per_step=2",
         "--guide_resolution=16",
     )
     assert outcome.code == 0, outcome.err

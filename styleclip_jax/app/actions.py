@@ -1,5 +1,6 @@
 """What happens when a visitor does something on the page."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from styleclip_jax.app.session import Session
 from styleclip_jax.app.strings import say
 from styleclip_jax.errors import InputError
 from styleclip_jax.faces import NoFaceError
+from styleclip_jax.methods.directions import NoChannelError
 
 # Steps without an improvement after which "stop when nothing improves" stops.
 _PATIENCE = 15
@@ -30,6 +32,8 @@ class Asked(NamedTuple):
     text: str
     neutral: str
     strength: float
+    automatic: bool
+    threshold: float
     mapper: str | None
     mapper_strength: float
     steps: float
@@ -146,17 +150,19 @@ class Actions:
         """One edit by any method; one that takes time shows how far it is.
 
         Yields:
-            The session, its picture and a message.
+            The session, its picture, a message and the strength of instant edits.
         """
+        yield from self._edit(language, session, Asked(*values))
+
+    def _edit(self, language: str, session: Session, asked: Asked) -> Iterator[tuple]:
         try:
-            asked = Asked(*values)
             self._check(language, asked)
             with self._admit():
                 recipe = self._recipe(asked)
                 if isinstance(recipe, Optimized):
                     # Another number of steps is compiled first, which takes seconds.
                     preparing = pictures.message(say(language, "preparing"))
-                    yield gr.skip(), gr.skip(), preparing
+                    yield gr.skip(), gr.skip(), preparing, gr.skip()
                     for update in self._engine.optimize(session.start, recipe):
                         edit = update.edit or Edit(session.start, recipe, update.face)
                         shown = session.with_edit(edit)
@@ -169,22 +175,48 @@ class Actions:
                             seconds=update.seconds_left,
                         )
                         bar = pictures.progress(update.step, recipe.steps, update.losses, message)
-                        yield gr.skip(), self.picture(language, shown), bar
+                        yield gr.skip(), self.picture(language, shown), bar, gr.skip()
                 else:
                     edit = self._quick_edit(session.start, recipe)
             session = session.with_edit(edit)
-            done = pictures.message(say(language, "done", text=edit.recipe.text))
-            yield session, self.picture(language, session), done
+            strength = edit.recipe.strength if isinstance(edit.recipe, Instant) else gr.skip()
+            done = pictures.message(self._done(language, edit))
+            yield session, self.picture(language, session), done, strength
+        except NoChannelError as error:
+            message = say(language, "no_channel", largest=math.floor(100 * error.largest) / 100)
+            yield gr.skip(), gr.skip(), pictures.message(message), gr.skip()
         except Exception as error:
             raise self._failure(language, error) from error
 
     def drag(self, language: str, session: Session, *values: Any) -> tuple:
         """An edit while a slider is dragged; without a text there is nothing to show yet."""
-        asked = Asked(*values)
+        return self._drag(language, session, Asked(*values))
+
+    def drag_strength(self, language: str, session: Session, *values: Any) -> tuple:
+        """Likewise, by the strength that was chosen."""
+        *shown, _ = self._drag(language, session, Asked(*values)._replace(automatic=False))
+        return (*shown, False)
+
+    def _drag(self, language: str, session: Session, asked: Asked) -> tuple:
         if asked.method == "optimize" or (asked.method == "instant" and not asked.text.strip()):
-            return gr.skip(), gr.skip()
-        *_, (session, picture, _) = self.edit(language, session, *values)
-        return session, picture
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        *_, last = self._edit(language, session, asked)
+        return last
+
+    def _done(self, language: str, edit: Edit) -> str:
+        recipe = edit.recipe
+        if not isinstance(recipe, Instant):
+            return say(language, "done", text=recipe.text)
+        if recipe.strength == 0:
+            return say(language, "unchanged", text=recipe.text)
+        return say(
+            language,
+            "channels",
+            text=recipe.text,
+            strength=recipe.strength,
+            changed=edit.changed,
+            channels=self._engine.channels,
+        )
 
     def cancelled(self, language: str, session: Session) -> tuple[str, str]:
         """The picture and a message, after an edit was cancelled."""
@@ -234,7 +266,8 @@ class Actions:
     def _recipe(self, asked: Asked) -> Recipe:
         neutral = asked.neutral.strip() or self._engine.neutral
         if asked.method == "instant":
-            return Instant(asked.text.strip(), neutral, float(asked.strength))
+            strength = None if asked.automatic else float(asked.strength)
+            return Instant(asked.text.strip(), neutral, strength, float(asked.threshold))
         if asked.method == "mapper":
             return Mapped(asked.mapper or "", float(asked.mapper_strength))
         return Optimized(

@@ -3,23 +3,32 @@
 import base64
 import functools
 import inspect
-import io
 import json
 import math
+import tempfile
 import typing
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import gradio as gr
-import numpy as np
+import jax
 from gradio.events import api
 
 from styleclip_jax.app.actions import ClosingError
-from styleclip_jax.app.engine import Edit, Engine, Face, TooSlowError, npy, png
+from styleclip_jax.app.engine import (
+    Edit,
+    Engine,
+    Face,
+    HostLatents,
+    TooSlowError,
+    latents_file,
+    png,
+)
 from styleclip_jax.app.pictures import data_uri
 from styleclip_jax.app.recipes import Instant, Mapped, Optimized
 from styleclip_jax.errors import InputError
+from styleclip_jax.io.latents import load_latents
 
 # Longer ones cannot be the latents of any generator.
 _LONGEST_LATENTS = 1_000_000
@@ -53,10 +62,10 @@ def add_api(
             raise gr.Error("the service is about to stop", print_exception=False) from error
         except TooSlowError as error:
             raise gr.Error("the edit took too long", print_exception=False) from error
-        return _describe(edit.face) | {"settings": json.loads(engine.settings(edit.recipe))}
+        return _describe(edit.face) | {"settings": json.loads(engine.settings(edit))}
 
     def face(seed: int = 0) -> dict:
-        """A random face: its image (PNG, as a data: address) and its latents (.npy, base64)."""
+        """A random face: its image (PNG, as a data: address) and its latents (.npy in base64)."""
         try:
             return _describe(engine.random_face(seed))
         except InputError as error:
@@ -65,14 +74,17 @@ def add_api(
     def instant(
         text: str,
         seed: int = 0,
-        strength: float = 4.0,
+        strength: float | None = None,
         neutral: str = engine.neutral,
         latents: str = "",
+        threshold: float | None = None,
     ) -> dict:
-        """Edits at once, by the direction of a text, the face of a seed or of latents."""
-        return answer(
-            lambda: engine.instant(start(seed, latents), Instant(text, neutral, strength))
-        )
+        """Edits at once, by the direction of a text, the face of a seed or of latents.
+
+        Without a strength, the best one for the face is taken, as CLIP sees it.
+        """
+        recipe = Instant(text, neutral, strength, threshold)
+        return answer(lambda: engine.instant(start(seed, latents), recipe))
 
     def mapper(mapper: str, seed: int = 0, strength: float = 0.1, latents: str = "") -> dict:
         """Edits with a trained mapper; ``mappers`` lists their names."""
@@ -128,6 +140,8 @@ def _checked(function: Callable) -> Callable:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
+    if hint == (float | None):
+        return value is None or _is_of(value, float)
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and math.isfinite(value)
@@ -139,20 +153,25 @@ def _is_of(value: Any, hint: Any) -> bool:
 def _describe(face: Face) -> dict[str, Any]:
     return {
         "image": data_uri(png(face), "image/png"),
-        "latents": base64.b64encode(npy(face.latents)).decode(),
+        "latents": base64.b64encode(latents_file(face.latents)).decode(),
     }
 
 
-def _read_latents(text: str, engine: Engine) -> np.ndarray:
-    shape = (1, engine.generator.num_layers, engine.generator.config.w_dim)
+def _read_latents(text: str, engine: Engine) -> HostLatents:
     try:
         if len(text) > _LONGEST_LATENTS:
             raise ValueError
-        array = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
-        if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
-            raise ValueError
-    except Exception:
-        raise InputError(
-            f"the latents are not a .npy file of shape {shape}, float32, in base64"
-        ) from None
-    return array
+        content = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise InputError("the latents are not a .npy or .npz file in base64") from None
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        try:
+            latents = jax.device_get(load_latents(file.name, engine.generator))
+        except InputError as error:
+            # The visitor knows no such file.
+            raise InputError(str(error).replace(file.name, "the latents")) from None
+    if len(jax.tree.leaves(latents)[0]) != 1:
+        raise InputError("the latents are of several images, expected those of one")
+    return latents

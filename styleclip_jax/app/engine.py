@@ -1,6 +1,7 @@
 """The models and what is computed with them, for all users of the page at once."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import io
@@ -24,10 +25,28 @@ from styleclip_jax.app.batching import SIZES, Batcher
 from styleclip_jax.app.photos import Photo, Pixels, finished, read_upload
 from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import load_clip, load_encoder, load_generator, load_mapper
+from styleclip_jax.io.checkpoints import (
+    load_clip,
+    load_directions,
+    load_encoder,
+    load_generator,
+    load_mapper,
+)
 from styleclip_jax.io.images import from_uint8, to_uint8
+from styleclip_jax.io.latents import latents_ending, write_latents
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import encode_texts, load_tokenizer
-from styleclip_jax.latents import sample_latents, synthesize
+from styleclip_jax.latents import Latents, sample_latents, synthesize, to_styles
+from styleclip_jax.methods.directions import (
+    AVATARS_DIRECTIONS,
+    DirectionDefaults,
+    automatic_threshold,
+    best_strengths,
+    check_fingerprints,
+    edit_with_direction,
+    move_latents,
+    text_direction,
+)
 from styleclip_jax.methods.inversion import AVATARS_INVERT_CONFIG, check_encoder, invert
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.mapper_editing import apply_mapper
@@ -38,6 +57,7 @@ from styleclip_jax.methods.optimization import (
     OptimizeConfig,
     edit_latents,
 )
+from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.models import DeltaMapper
 from styleclip_jax.runs.command_line import differences
 from styleclip_jax.runs.objective_flags import NEUTRAL
@@ -53,25 +73,34 @@ _ANY_TEXT = "a person with a hat"
 # Seconds between pictures of a running optimization, and until nobody seems to look at them.
 _FRAME_EVERY, _ABANDONED = 0.4, 20.0
 
-WPlus = Float[np.ndarray, "1 layers w_dim"]
+# Of one image.
+HostLatents = Float[np.ndarray, "1 layers w_dim"] | tuple[Float[np.ndarray, "1 _"], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Face:
     """An image and the latents that it is synthesized from; of an uploaded photo, that too."""
 
-    latents: WPlus
+    latents: HostLatents
     pixels: Pixels
     photo: Photo | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-    """An edited image, and how it came about."""
+    """An edited image, and how it came about.
+
+    Attributes:
+        start: The image before.
+        recipe: What was done.
+        face: The image after.
+        changed: How many channels an instant edit changed.
+    """
 
     start: Face
     recipe: Recipe
     face: Face
+    changed: int | None = None
 
 
 class Progress(NamedTuple):
@@ -120,6 +149,8 @@ class Engine:
         clip: Likewise.
         mappers: Mappers by name: the directory, or the name of one that comes with the package.
         encoder: A checkpoint directory of an encoder; None: there are no uploads.
+        directions: A checkpoint directory of directions; None: those of the avatars, and with
+            other models no instant edits.
         limits: What one request may ask for.
     """
 
@@ -129,9 +160,10 @@ class Engine:
         clip: str | None,
         mappers: dict[str, str],
         encoder: str | None = None,
+        directions: str | None = None,
         limits: Limits = Limits(),
     ):
-        self.paths = {"generator": generator, "clip": clip}
+        self.paths = {"generator": generator, "clip": clip, "directions": directions}
         self.limits = limits
         self.neutral = NEUTRAL if generator else AVATARS_NEUTRAL
         self.config = AVATARS_CONFIG
@@ -143,6 +175,15 @@ class Engine:
         if encoder:
             self.encoder = load_encoder(encoder)
             check_encoder(self.generator, self.encoder)
+        self.directions = None
+        self.direction_defaults = DirectionDefaults() if generator else AVATARS_DIRECTIONS
+        if directions or not (generator or clip):
+            self.directions = load_directions(directions)
+            check_fingerprints(self.directions, self.generator, self.clip)
+            if self.directions.scales is None:
+                self.directions = with_scales(self.directions, self.generator)
+        self.warm = threading.Event()
+        self._templates = IMAGENET_TEMPLATES if clip else ()
         self.mapper_paths = mappers
         loaded = {name: load_mapper(path) for name, path in mappers.items()}
         # Those for any text would need one.
@@ -150,14 +191,25 @@ class Engine:
         self._synthesize = jax.jit(synthesize)
         self._batcher = Batcher(lambda w: to_uint8(self._synthesize(self.generator, w)))
         self._features = Cache(self._encode)
-        self._directions = Cache(self._direction)
+        self._starts = Cache(self._start_direction)
+        self._text_directions = Cache(self._text_direction)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that instant edits can change."""
+        return self.directions.config.channels if self.directions else 0
 
     def warm_up(self) -> None:
         """Compiles what the first edit needs."""
-        self.instant(self.random_face(0), Instant(_ANY_TEXT, self.neutral))
+        face = self.random_face(0)
+        if self.directions:
+            self.exact(self.instant(face, Instant(_ANY_TEXT, self.neutral)))
 
     def warm_up_rest(self) -> None:
-        """Compiles what a user may ask for later; in the background, while the page is open."""
+        """Compiles what a user may ask for later; in the background, while the page is open.
+
+        ``warm`` is set at the end.
+        """
         face = self.random_face(0)
         for name in self.mappers:
             self.mapped(face, Mapped(name))
@@ -166,6 +218,7 @@ class Engine:
         next(self.optimize(face, recipe))
         for size in SIZES[1:]:
             self._synthesize(self.generator, np.repeat(face.latents, size, axis=0))
+        self.warm.set()
 
     def random_face(self, seed: int) -> Face:
         """A random image; the seed chooses it.
@@ -177,7 +230,7 @@ class Engine:
             raise InputError(f"the seed is {seed}, expected 0 to {2**32 - 1}")
         return self.face(np.asarray(sample_latents(self.generator, 1, seed, TRUNCATION)))
 
-    def face(self, latents: WPlus, photo: Photo | None = None) -> Face:
+    def face(self, latents: HostLatents, photo: Photo | None = None) -> Face:
         """Synthesizes an image."""
         return Face(latents, self._batcher(latents), photo)
 
@@ -199,15 +252,34 @@ class Engine:
         )
         pixels = to_uint8(inversion.images[0])
         photo = dataclasses.replace(photo, reconstructed=pixels)
-        return Face(np.asarray(inversion.latents), pixels, photo)
+        return Face(jax.device_get(inversion.latents), pixels, photo)
 
     def instant(self, start: Face, recipe: Instant) -> Edit:
-        """Edits along the direction of a text."""
-        direction = self._directions(
-            (self.check_text(recipe.text), self.check_text(recipe.neutral))
+        """Edits along the direction of a text; the recipe of the edit has all that was automatic.
+
+        Raises:
+            InputError: There are no directions, or no channel reaches the threshold.
+        """
+        if not self.directions:
+            raise InputError("there are no directions for this generator; start with --directions")
+        dt = self._text_directions((self.check_text(recipe.text), self.check_text(recipe.neutral)))
+        threshold, strength = recipe.threshold, recipe.strength
+        if threshold is None:
+            threshold = self.direction_defaults.threshold
+        if threshold is None:
+            channels = self.direction_defaults.min_channels
+            threshold = float(automatic_threshold(self.directions, dt, channels))
+        before = _on_device(start.latents)
+        if strength is None:
+            best = best_strengths(self.generator, self.directions, self.clip, before, dt, threshold)
+            strength = float(best[0])
+        recipe = dataclasses.replace(recipe, strength=strength, threshold=threshold)
+        # Without the image, which shares a batch with those of other users.
+        latents, changed = move_latents(
+            self.generator, self.directions, before, dt, strength, threshold
         )
-        latents = start.latents + np.float32(recipe.strength) * direction
-        return Edit(start, recipe, self.face(latents, start.photo))
+        face = self.face(jax.device_get(latents), start.photo)
+        return Edit(start, recipe, face, int(changed))
 
     def mapped(self, start: Face, recipe: Mapped) -> Edit:
         """Edits with a mapper.
@@ -222,7 +294,8 @@ class Engine:
         images, latents = apply_mapper(
             self.generator, [self.mappers[recipe.mapper]], start.latents, float(recipe.strength)
         )
-        return Edit(start, recipe, Face(np.asarray(latents), to_uint8(images[0]), start.photo))
+        face = Face(jax.device_get(latents), to_uint8(images[0]), start.photo)
+        return Edit(start, recipe, face)
 
     def optimize(self, start: Face, recipe: Optimized) -> Iterator[Progress]:
         """Edits by gradient descent, which goes on while the iterator is asked for more.
@@ -262,7 +335,7 @@ class Engine:
         begun = shown = time.monotonic()
         losses: list[float] = []
 
-        def report(step: int, loss: Array, latents: Any) -> None:
+        def report(step: int, loss: np.ndarray, latents: Any) -> None:
             nonlocal shown
             now = time.monotonic()
             losses.append(float(loss[0]))
@@ -272,22 +345,29 @@ class Engine:
                 raise TooSlowError
             if step == 1 or now - shown > _FRAME_EVERY:
                 left = (now - begun) / step * (recipe.steps - step)
-                face = self.face(np.asarray(latents), start.photo)
+                face = self.face(jax.device_get(latents), start.photo)
                 updates.put(Progress(step, tuple(losses), left, face), timeout=_ABANDONED)
                 shown = time.monotonic()
 
         try:
             result = self.run_optimization(start, recipe, report)
-            face = Face(np.asarray(result.latents), to_uint8(result.images[0]), start.photo)
+            latents = jax.device_get(result.latents)
+            face = Face(latents, to_uint8(result.images[0]), start.photo)
             edit = Edit(start, recipe, face)
             updates.put(
                 Progress(int(np.max(result.steps)), tuple(losses), 0.0, face, edit),
                 timeout=_ABANDONED,
             )
-        except (_Cancelled, queue.Full):
+        except _Cancelled:
             return
+        except queue.Full:
+            # Whoever comes back after all learns that it ended.
+            with contextlib.suppress(queue.Empty):
+                updates.get_nowait()
+            updates.put(TooSlowError())
         except Exception as error:
-            updates.put(error, timeout=_ABANDONED)
+            with contextlib.suppress(queue.Full):
+                updates.put(error, timeout=_ABANDONED)
 
     def run_optimization(
         self, start: Face, recipe: Optimized, report: Callable | None = None
@@ -295,13 +375,13 @@ class Engine:
         """The optimization itself; the same computation as that of optimize.py."""
         texts = [recipe.text, recipe.neutral, *recipe.keep]
         features = [self._features(self.check_text(text)) for text in texts]
-        direction = self._directions((recipe.text, recipe.neutral))
+        direction = self._starts((recipe.text, recipe.neutral))
         return edit_latents(
             self.generator,
             (self.clip,),
-            jnp.asarray(start.latents),
+            _on_device(start.latents),
             (features[0],),
-            recipe.config(self.config),
+            recipe.config(self._config(start)),
             neutral_features=(features[1],),
             keep_features=(jnp.concatenate(features[2:]),) if recipe.keep else None,
             directions=direction,
@@ -310,28 +390,47 @@ class Engine:
             progress_every=1,
         )
 
+    def _config(self, start: Face) -> OptimizeConfig:
+        """The settings of optimizations, in the space of a face."""
+        space = "stylespace" if isinstance(start.latents, tuple) else self.config.space
+        return dataclasses.replace(self.config, space=space)
+
     def with_strength(self, edit: Edit, strength: float) -> Face:
         """The face between and beyond the two of an edit: 0 is the start, 1 the edited one."""
-        before, after = edit.start.latents, edit.face.latents
-        return self.face(before + np.float32(strength) * (after - before), edit.start.photo)
+        before, after = _on_device(edit.start.latents), _on_device(edit.face.latents)
+        if isinstance(after, tuple):
+            before = to_styles(self.generator, before)
+        between = jax.tree.map(lambda x, y: x + strength * (y - x), before, after)
+        return self.face(jax.device_get(between), edit.start.photo)
 
     def exact(self, edit: Edit) -> Edit:
         """The edit as the scripts compute it: not in a batch with those of other users."""
-        if isinstance(edit.recipe, Instant):
-            images = self._synthesize(self.generator, edit.face.latents)
-            face = dataclasses.replace(edit.face, pixels=to_uint8(images[0]))
-            return dataclasses.replace(edit, face=face)
-        return edit
+        recipe = edit.recipe
+        if not isinstance(recipe, Instant):
+            return edit
+        assert self.directions and recipe.strength is not None and recipe.threshold is not None
+        dt = self._text_directions((recipe.text, recipe.neutral))
+        images = edit_with_direction(
+            self.generator,
+            self.directions,
+            _on_device(edit.start.latents),
+            dt,
+            recipe.strength,
+            recipe.threshold,
+        ).images
+        face = dataclasses.replace(edit.face, pixels=to_uint8(images[0]))
+        return dataclasses.replace(edit, face=face)
 
     def archive(self, edit: Edit) -> bytes:
         """A ZIP file: the picture, its latents, and all that a script needs to make it again."""
         edit = self.exact(edit)
+        before, after = edit.start.latents, edit.face.latents
         files = {
             "image.png": png(dataclasses.replace(edit.face, photo=None)),
-            "latents.npy": npy(edit.face.latents),
+            f"latents{latents_ending(after)}": latents_file(after),
             "before.png": png(dataclasses.replace(edit.start, photo=None)),
-            recipes.START: npy(edit.start.latents),
-            "settings.json": self.settings(edit.recipe).encode(),
+            _start_name(edit): latents_file(before),
+            "settings.json": self.settings(edit).encode(),
         }
         if edit.face.photo and edit.face.photo.transform:
             files["photo.png"] = png(edit.face)
@@ -341,17 +440,20 @@ class Engine:
                 archive.writestr(name, content)
         return buffer.getvalue()
 
-    def settings(self, recipe: Recipe) -> str:
-        """The settings of an edit in JSON, for ``--settings`` of the script that it names."""
+    def settings(self, edit: Edit) -> str:
+        """The settings of an edit in JSON, for ``--settings`` of the script that they name."""
+        recipe = edit.recipe
         flags = {name: path for name, path in self.paths.items() if path}
+        if not isinstance(recipe, Instant):
+            flags.pop("directions", None)
         if isinstance(recipe, Mapped):
             flags.pop("clip", None)
             recipe = dataclasses.replace(recipe, mapper=self.mapper_paths[recipe.mapper])
         elif isinstance(recipe, Optimized):
-            flags |= differences(self.config, OptimizeConfig())
+            flags |= differences(self._config(edit.start), OptimizeConfig())
         settings = {
             "script": recipe.script,
-            "latents": recipes.START,
+            "latents": _start_name(edit),
             "flags": flags | recipe.flags(),
         }
         return json.dumps(settings, indent=2)
@@ -384,9 +486,22 @@ class Engine:
     def _encode(self, text: str) -> Array:
         return encode_texts(self.clip, self.tokenizer, [text])
 
-    def _direction(self, texts: tuple[str, str]) -> Float[np.ndarray, "1 w_dim"]:
+    def _start_direction(self, texts: tuple[str, str]) -> Float[Array, "1 w_dim"]:
+        """Along which optimizations may start."""
         text, neutral = map(self._features, texts)
-        return np.asarray(latent_directions(self._samples, (text,), (neutral,)))
+        return latent_directions(self._samples, (text,), (neutral,))
+
+    def _text_direction(self, texts: tuple[str, str]) -> Array:
+        """Of instant edits."""
+        return text_direction(self.clip, self.tokenizer, *texts, self._templates)[None]
+
+
+def _on_device(latents: HostLatents) -> Latents:
+    return jax.tree.map(jnp.asarray, latents)
+
+
+def _start_name(edit: Edit) -> str:
+    return recipes.START + latents_ending(edit.start.latents)
 
 
 class Cache:
@@ -441,8 +556,8 @@ def animation(frames: Sequence[Pixels]) -> bytes:
     return buffer.getvalue()
 
 
-def npy(array: np.ndarray) -> bytes:
-    """An array as an NPY file."""
+def latents_file(latents: HostLatents) -> bytes:
+    """Latents as an NPY or NPZ file."""
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    write_latents(buffer, latents)
     return buffer.getvalue()

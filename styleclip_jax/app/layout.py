@@ -9,6 +9,7 @@ from gradio.themes import Default
 from styleclip_jax.app import pictures
 from styleclip_jax.app.engine import Engine
 from styleclip_jax.app.strings import EXAMPLES, LANGUAGES, say
+from styleclip_jax.methods.directions import STRENGTH, THRESHOLD
 
 METHODS = ("instant", "mapper", "optimize")
 
@@ -131,6 +132,8 @@ class Controls(NamedTuple):
     text: gr.Textbox
     neutral: gr.Textbox
     strength: gr.Slider
+    automatic: gr.Checkbox
+    threshold: gr.Slider
     mapper: gr.Radio
     mapper_strength: gr.Slider
     steps: gr.Slider
@@ -252,18 +255,21 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
 
 def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
     """Steps two and three: the text and the method."""
-    with gr.Column() as text_group:
+    with gr.Column(visible=methods[0] != "mapper") as text_group:
         text_heading, text, neutral, examples = _text(words, engine)
     method_heading = gr.HTML()
     method = words(
         gr.Radio,
         {"label": "method", "choices": methods},
-        value="instant",
+        value=methods[0],
         elem_id="method",
     )
-    with gr.Group() as instant_group:
-        strength = _slider(words, "strength", -8, 8, 4, 0.1)
-    with gr.Group(visible=False) as mapper_group:
+    with gr.Group(visible=methods[0] == "instant") as instant_group:
+        strength = _slider(words, "strength", -10, 10, STRENGTH, 0.1)
+        automatic = words(gr.Checkbox, {"label": "automatic"}, value=True, elem_id="automatic")
+        threshold = engine.direction_defaults.threshold or THRESHOLD
+        threshold = _slider(words, "threshold", 0.05, 0.6, threshold, 0.01)
+    with gr.Group(visible=methods[0] == "mapper") as mapper_group:
         names = [(name.replace("_", " "), name) for name in engine.mappers]
         mapper = words(
             gr.Radio,
@@ -273,7 +279,7 @@ def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
             elem_id="mapper",
         )
         mapper_strength = _slider(words, "strength", -0.2, 0.2, 0.1, 0.005, "mapper-strength")
-    with gr.Group(visible=False) as optimize_group:
+    with gr.Group(visible=methods[0] == "optimize") as optimize_group:
         most = engine.limits.steps
         steps = _slider(words, "steps", 5, most, min(engine.config.steps, most), 1)
         hold = _slider(words, "hold", 0, 2, engine.config.orthogonal_lambda, 0.05)
@@ -293,6 +299,8 @@ def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
         text,
         neutral,
         strength,
+        automatic,
+        threshold,
         mapper,
         mapper_strength,
         steps,

@@ -30,7 +30,8 @@ def build_page(engine: Engine, admit: Any) -> gr.Blocks:
         admit: A context manager around every edit, see :class:`Actions`.
     """
     actions = Actions(engine, admit, [engine.random_face(seed) for seed in _GALLERY_SEEDS])
-    methods = tuple(m for m in layout.METHODS if m != "mapper" or engine.mappers)
+    possible = {"instant": engine.directions, "mapper": engine.mappers, "optimize": True}
+    methods = tuple(method for method in layout.METHODS if possible[method])
     words = layout.Words()
     with gr.Blocks(title=say("en", "title"), analytics_enabled=False) as page:
         page.state_session_capacity = _VISITS
@@ -166,7 +167,7 @@ def _connect_edits(
     inputs = [*visit, *controls]
     working: dict[str, Any] = _HIDDEN | _EDITS
     working |= {"show_progress": "minimal", "show_progress_on": view.status}
-    results = [visit[1], view.picture, view.status]
+    results = [visit[1], view.picture, view.status, controls.strength]
     edits = [
         trigger(actions.edit, inputs, results, **working)
         for trigger in (form.go.click, controls.text.submit)
@@ -175,10 +176,14 @@ def _connect_edits(
         # A button's value is its label, in the language of the page.
         written = example.click(lambda words: words, example, controls.text, **_FAST)
         edits.append(written.then(actions.edit, inputs, results, **working))
+    dragged: dict[str, Any] = _FAST | {"trigger_mode": "always_last"}
+    chosen = [*results[:3], controls.automatic]
+    controls.strength.input(actions.drag_strength, inputs, chosen, **dragged)
     for moved in (
-        controls.strength.input,
+        controls.threshold.input,
+        controls.automatic.input,
         controls.mapper_strength.input,
         controls.mapper.input,
     ):
-        moved(actions.drag, inputs, results[:2], trigger_mode="always_last", **_FAST)
+        moved(actions.drag, inputs, results, **dragged)
     return edits

@@ -61,7 +61,11 @@ def read_upload(path: str | os.PathLike[str], size: int, align: bool, most_pixel
                 f"the photo has {header.width} x {header.height} pixels, at most"
                 f" {most_pixels / 1e6:.0f} million are allowed; shrink it first"
             )
-    photo = read_photo(path)
+    try:
+        photo = read_photo(path)
+    except InputError as error:
+        # The visitor knows the file by its name alone.
+        raise InputError(str(error).replace(str(path), path.name)) from None
     image = upright_rgb(photo)
     transform = None
     if align:

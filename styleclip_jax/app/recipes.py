@@ -5,35 +5,44 @@ from typing import Any, ClassVar
 
 from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_NEUTRAL, OptimizeConfig
 
-# The file beside the settings that holds the latents of the picture before the edit.
-START = "start.npy"
+# The file beside the settings that holds the latents of the picture before the edit, without its
+# ending.
+START = "start"
 
 
 @dataclasses.dataclass(frozen=True)
 class Instant:
-    """An edit along the direction of a text in W.
+    """An edit along the direction of a text.
 
     Attributes:
         text: What the image should show.
         neutral: What it shows anyway.
-        strength: In standard deviations of random images along the direction.
+        strength: See :func:`styleclip_jax.edit_with_direction`; None: the best one for the image,
+            as CLIP sees it.
+        threshold: Likewise; None: automatic.
     """
 
-    script: ClassVar[str | None] = None
+    script: ClassVar[str] = "directions.py"
     text: str
     neutral: str = AVATARS_NEUTRAL
-    strength: float = 4.0
+    strength: float | None = None
+    threshold: float | None = None
 
     def flags(self) -> dict[str, Any]:
-        """The settings by name."""
-        return {"description": [self.text], "neutral": self.neutral, "strength": [self.strength]}
+        """The flags of the script, of an edit whose strength and threshold are known."""
+        return {
+            "description": [self.text],
+            "neutral": self.neutral,
+            "strength": [self.strength],
+            "threshold": self.threshold,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
     """An edit by a mapper that was trained for one text."""
 
-    script: ClassVar[str | None] = "apply_mapper.py"
+    script: ClassVar[str] = "apply_mapper.py"
     mapper: str
     strength: float = 0.1
 
@@ -61,7 +70,7 @@ class Optimized:
         seed: Decides the random views.
     """
 
-    script: ClassVar[str | None] = "optimize.py"
+    script: ClassVar[str] = "optimize.py"
     text: str
     neutral: str = AVATARS_NEUTRAL
     keep: tuple[str, ...] = ()

@@ -111,7 +111,13 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
 
     @app.get("/health")
     def health() -> dict[str, Any]:
-        return {"status": "ok", "seconds": round(time.time() - started), "edits": work.running}
+        return {
+            "status": "ok",
+            "seconds": round(time.time() - started),
+            "edits": work.running,
+            # Whether everything is compiled.
+            "warm": engine.warm.is_set(),
+        }
 
     # A file, and the form around it.
     app.add_middleware(_Guard, largest_body=engine.limits.upload_bytes + 100_000)

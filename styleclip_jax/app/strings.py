@@ -51,6 +51,27 @@ _TABLE = {
         "Drag it; negative values edit the other way round.",
         "Потягніть; від’ємні значення змінюють у зворотний бік.",
     ),
+    "automatic": ("Choose the strength for me", "Підібрати силу автоматично"),
+    "threshold": ("Threshold", "Поріг"),
+    "threshold_info": (
+        "How much a channel has to do with the text to change; larger values change less else.",
+        "Наскільки канал має стосуватися тексту, щоб змінитися; більші значення менше змінюють"
+        " решту.",
+    ),
+    "channels": (
+        "Done: {text} (strength {strength:.1f}, {changed} of {channels} channels)",
+        "Готово: {text} (сила {strength:.1f}, каналів: {changed} з {channels})",
+    ),
+    "unchanged": (
+        "Done: {text}. The picture shows it already, as far as the model can tell; move the"
+        " strength slider to change it all the same.",
+        "Готово: {text}. На думку моделі, зображення це вже показує; пересуньте повзунок сили,"
+        " щоб усе одно змінити його.",
+    ),
+    "no_channel": (
+        "Nothing passes; lower the threshold to {largest:.2f} or less.",
+        "Жоден канал не проходить; зменште поріг до {largest:.2f} або менше.",
+    ),
     "mapper_name": ("Trained for", "Навчений на"),
     "steps": ("Steps", "Кроки"),
     "steps_info": ("More change the image more.", "Більше кроків – більша зміна."),

@@ -5,9 +5,11 @@ file with one array (N, C_i) per layer, named ``layer_00``, ``layer_01`` and so 
 order.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,17 +67,28 @@ def save_latents(
         InputError: The name has the suffix of the other kind.
         OSError: The file cannot be written, for example to a full disk.
     """
-    in_stylespace = isinstance(latents, tuple)
-    kind, ending = ("StyleSpace", ".npz") if in_stylespace else ("W+", ".npy")
+    kind, ending = ("StyleSpace" if isinstance(latents, tuple) else "W+"), latents_ending(latents)
     given = Path(path).suffix
     if given in {".npy", ".npz"} - {ending}:
         raise InputError(f"{path} ends in {given}, expected {ending} for {kind} latents")
     with replace_file(path if given == ending else f"{path}{ending}") as file:
-        if in_stylespace:
-            arrays = {f"layer_{i:02}": np.asarray(x) for i, x in enumerate(latents)}
-            np.savez(file, allow_pickle=False, **arrays)
-        else:
-            np.save(file, np.asarray(latents))
+        write_latents(file, latents)
+
+
+def latents_ending(latents: Latents | np.ndarray | tuple[np.ndarray, ...]) -> str:
+    """The ending of the names of files that hold such latents: ``.npy`` or ``.npz``."""
+    return ".npz" if isinstance(latents, tuple) else ".npy"
+
+
+def write_latents(
+    file: BinaryIO | io.BytesIO, latents: Latents | np.ndarray | tuple[np.ndarray, ...]
+) -> None:
+    """Writes latents to an open file."""
+    if isinstance(latents, tuple):
+        arrays = {f"layer_{i:02}": np.asarray(x) for i, x in enumerate(latents)}
+        np.savez(file, allow_pickle=False, **arrays)
+    else:
+        np.save(file, np.asarray(latents))
 
 
 def _read_styles(path: Path, widths: Sequence[int]) -> StyleSpace:

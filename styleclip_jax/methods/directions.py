@@ -6,7 +6,7 @@ generator and a CLIP is made once, by :mod:`styleclip_jax.methods.relevance`.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.io.text import Tokenizer, encode_texts
-from styleclip_jax.latents import Latents, to_styles
-from styleclip_jax.losses import unit
+from styleclip_jax.latents import Latents, synthesize, to_styles
+from styleclip_jax.losses import Preprocess, change_loss, image_features, unit
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.directions import Directions
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
@@ -31,20 +31,40 @@ class DirectionDefaults(NamedTuple):
     """Settings that suit a generator.
 
     Attributes:
-        strength: See :func:`edit_with_direction`.
+        strength: See :func:`edit_with_direction`; None: automatic, by :func:`best_strengths`.
         threshold: Likewise; None: automatic, by
         min_channels: See :func:`automatic_threshold`.
     """
 
-    strength: float = STRENGTH
+    strength: float | None = STRENGTH
     threshold: float | None = None
     min_channels: int = 20
 
 
 # For the avatars that come with the package, whose channels are entries of w.
-AVATARS_DIRECTIONS = DirectionDefaults(strength=5.0, threshold=0.3)
+AVATARS_DIRECTIONS = DirectionDefaults(strength=None, threshold=0.2)
+# What :func:`best_strengths` tries; the first leaves images as they are.
+_AUTOMATIC_STRENGTHS = (0.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+# The weight of what the text does not name, with which it compares them; as in optimization.
+_ORTHOGONAL_LAMBDA = 0.35
 # From the most disentangled edit to the least.
 _AUTOMATIC_THRESHOLDS = (np.arange(29, 9, -1) / 100).astype(np.float32)
+
+
+class NoChannelError(InputError):
+    """No channel reaches the threshold.
+
+    Args:
+        threshold: The threshold.
+        largest: The largest one that keeps a channel.
+    """
+
+    def __init__(self, threshold: float, largest: float):
+        super().__init__(
+            f"no channel reaches the threshold {threshold:g}; the largest value that keeps one is"
+            f" {largest:.3f}"
+        )
+        self.largest = largest
 
 
 class DirectionEdit(NamedTuple):
@@ -133,13 +153,67 @@ def edit_with_direction(
             " styleclip_jax.with_scales"
         )
     edit = _edit(generator, directions, latents, jnp.atleast_2d(dt), strength, threshold)
-    if not isinstance(edit.changed, Tracer) and edit.changed == 0:
-        largest = np.abs(directions.relevance[...] @ jnp.atleast_2d(dt).T).max(initial=0)
-        raise InputError(
-            f"no channel reaches the threshold {float(threshold):g}; the largest value that keeps"
-            f" one is {np.floor(1000 * float(largest)) / 1000:.3f}"
-        )
+    _require_change(edit.changed, directions, dt, threshold)
     return edit
+
+
+def best_strengths(
+    generator: Generator,
+    directions: Directions,
+    clip: CLIP,
+    latents: Latents,
+    dt: Float[Array, " embed"] | Float[Array, "texts embed"],
+    threshold: float | Float[Array, ""] = THRESHOLD,
+    preprocess: Preprocess = "styleclip",
+) -> Float[Array, " batch"]:
+    """The strength of :func:`edit_with_direction` that suits each image best, as CLIP sees it.
+
+    Of 0 and some strengths from 2 to 6, the one with the lowest
+    :func:`styleclip_jax.losses.direction_loss`; an image that shows already what the text says may
+    stay as it is. Takes a forward pass of generator and CLIP for each.
+
+    Args:
+        generator: The generator.
+        directions: Its relevances.
+        clip: The CLIP that ``dt`` is of.
+        latents: W+ (B, L, w_dim) or StyleSpace.
+        dt: From :func:`text_direction`; several texts count as the sum of their directions.
+        threshold: See :func:`edit_with_direction`.
+        preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
+    """
+    directions.check_generator(generator)
+    return _best_strengths(
+        generator, directions, clip, latents, jnp.atleast_2d(dt), threshold, preprocess=preprocess
+    )
+
+
+def move_latents(
+    generator: Generator,
+    directions: Directions,
+    latents: Latents,
+    dt: Float[Array, " embed"] | Float[Array, "texts embed"],
+    strength: float | Float[Array, ""] | Float[Array, " batch"],
+    threshold: float | Float[Array, ""],
+) -> tuple[Latents, Int[Array, ""]]:
+    """The latents of :func:`edit_with_direction`, without their images.
+
+    Returns:
+        The latents, in W+ where the given ones are and the directions are of w, and in StyleSpace
+        otherwise; and the number of channels that changed.
+
+    Raises:
+        InputError: See :func:`edit_with_direction`.
+    """
+    directions.check_generator(generator)
+    moved, changed = _move(generator, directions, latents, jnp.atleast_2d(dt), strength, threshold)
+    _require_change(changed, directions, dt, threshold)
+    return moved, changed
+
+
+def _require_change(changed: Array, directions: Directions, dt: Array, threshold: Any) -> None:
+    if not isinstance(changed, Tracer) and changed == 0:
+        largest = np.abs(_products(directions, jnp.atleast_2d(dt))).max(initial=0)
+        raise NoChannelError(float(threshold), np.floor(1000 * float(largest)) / 1000)
 
 
 def check_fingerprints(directions: Directions, generator: Generator, clip: CLIP) -> None:
@@ -161,12 +235,37 @@ def check_fingerprints(directions: Directions, generator: Generator, clip: CLIP)
 
 @jax.jit
 def _edit(generator, directions, latents, dt, strength, threshold) -> DirectionEdit:
-    weights = channel_weights(directions, dt, threshold)
-    change = directions.style_change(generator, weights * directions.scales[...])
     styles = to_styles(generator, latents)
+    styles, changed = _move(generator, directions, styles, dt, strength, threshold)
+    return DirectionEdit(generator.synthesize(styles), styles, changed)
+
+
+@jax.jit
+def _move(generator, directions, latents, dt, strength, threshold) -> tuple[Latents, Array]:
+    weights = channel_weights(directions, dt, threshold)
+    change = weights * directions.scales[...]
     strength = jnp.reshape(jnp.asarray(strength, jnp.float32), (-1, 1))
-    styles = jax.tree.map(lambda s, d: s + strength * d, styles, change)
-    return DirectionEdit(generator.synthesize(styles), styles, jnp.sum(weights != 0))
+    changed = jnp.sum(weights != 0)
+    if directions.config.space == "w" and not isinstance(latents, tuple):
+        return latents + (strength * change)[:, None], changed
+    styles = to_styles(generator, latents)
+    changes = directions.style_change(generator, change)
+    return jax.tree.map(lambda s, d: s + strength * d, styles, changes), changed
+
+
+@functools.partial(jax.jit, static_argnames="preprocess")
+def _best_strengths(
+    generator, directions, clip, latents, dt, threshold, *, preprocess
+) -> Float[Array, " batch"]:
+    def features(strength: float) -> Float[Array, "batch embed"]:
+        moved, _ = _move(generator, directions, latents, dt, strength, threshold)
+        return image_features(clip, synthesize(generator, moved), preprocess)
+
+    # Not a loop of the program, which would run convolutions on one thread of a CPU.
+    every = jnp.stack([features(strength) for strength in _AUTOMATIC_STRENGTHS])
+    losses = change_loss(every, every[0], unit(dt.sum(axis=0)), _ORTHOGONAL_LAMBDA)
+    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
+    return jnp.asarray(_AUTOMATIC_STRENGTHS)[best]
 
 
 def channel_weights(

@@ -36,7 +36,7 @@ class StyleMCConfig:
     Attributes:
         steps: Number of gradient steps.
         learning_rate: Length of a step, in StyleSpace.
-        batch_size: Random images of a step, others in every step.
+        images_per_step: Random images of a step, others in every step.
         id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
         guide_resolution: What CLIP and ArcFace see; None: full resolution.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
@@ -45,14 +45,14 @@ class StyleMCConfig:
 
     steps: int = 50
     learning_rate: float = 0.2
-    batch_size: int = 8
+    images_per_step: int = 8
     id_lambda: float = 0.0
     guide_resolution: int | None = 256
     preprocess: Preprocess = "clip"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "images_per_step"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.preprocess not in ("styleclip", "clip", "bicubic"):
@@ -91,10 +91,10 @@ def learn_style_change(
     if config.id_lambda and arcface is None:
         raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace")
     change = tuple(jnp.zeros((1, width)) for width in generator.config.style_dims)
-    count = config.steps * config.batch_size
+    count = config.steps * config.images_per_step
     latents = sample_latents(generator, count, config.seed)
     for i in range(config.steps):
-        batch = latents[i * config.batch_size : (i + 1) * config.batch_size]
+        batch = latents[i * config.images_per_step : (i + 1) * config.images_per_step]
         change, loss = _step(generator, clip, arcface, batch, text_features, change, config=config)
         if on_step:
             on_step(i + 1, float(loss))

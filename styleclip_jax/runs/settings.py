@@ -43,8 +43,7 @@ def expand(argv: Sequence[str], script: str) -> list[str]:
     require_file(file, "a settings.json that the page saved")
     settings = _read(file)
     if settings["script"] != script:
-        expected = settings["script"] or "no script"
-        raise InputError(f"the settings in {file} are for {expected}, this is {script}")
+        raise InputError(f"the settings in {file} are for {settings['script']}, this is {script}")
     values = settings["flags"] | {"latents": str(file.parent / settings["latents"])}
     arguments = [
         f"--{name}={value}"
@@ -69,7 +68,7 @@ def _read(file: Path) -> dict[str, Any]:
         flags_, latents, script = settings["flags"], settings["latents"], settings["script"]
         names = all(re.fullmatch(r"\w+", name) for name in flags_)
         # The settings name a file beside them, and no other one.
-        valid = names and latents == Path(latents).name and isinstance(script, str | None)
+        valid = names and latents == Path(latents).name and isinstance(script, str)
     except (ValueError, KeyError, TypeError, AttributeError):
         valid = False
     if not valid:

@@ -40,6 +40,12 @@ flags.DEFINE_string(
     "Checkpoint directory of an encoder, for uploads. Default: the avatars'; with --generator there"
     " are no uploads without it.",
 )
+flags.DEFINE_string(
+    "directions",
+    None,
+    "What make_directions.py wrote, for instant edits. Default: the avatars'; with --generator or"
+    " --clip there are no instant edits without it.",
+)
 flags.DEFINE_string("mappers_dir", None, "A directory of mappers that train_mapper.py trained.")
 flags.DEFINE_bool("warmup", True, "Compile everything before the page opens.")
 flags.DEFINE_integer("max_waiting", 64, "Requests that may wait at a time.", lower_bound=1)
@@ -73,7 +79,14 @@ def main(_: Sequence[str]) -> None:
         if FLAGS.auth_file:
             options["auth"] = passwords.password_check(FLAGS.auth_file)
         limits = engine.Limits(steps=FLAGS.max_steps, seconds=FLAGS.max_seconds)
-        models = engine.Engine(FLAGS.generator, FLAGS.clip, find_mappers(), find_encoder(), limits)
+        models = engine.Engine(
+            FLAGS.generator,
+            FLAGS.clip,
+            find_mappers(),
+            find_encoder(),
+            FLAGS.directions,
+            limits,
+        )
         if FLAGS.warmup:
             models.warm_up()
             threading.Thread(target=models.warm_up_rest, daemon=True).start()

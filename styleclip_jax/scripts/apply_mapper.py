@@ -22,12 +22,10 @@ Examples:
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
-import numpy as np
 from absl import flags
 
 from styleclip_jax.errors import InputError
@@ -37,7 +35,6 @@ from styleclip_jax.io.checkpoints import (
     load_generator,
     load_mapper,
 )
-from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import Latents
@@ -55,17 +52,10 @@ from styleclip_jax.runs import (
     photos,
     process_flags,
     settings,
+    strengths,
 )
 from styleclip_jax.runs import processes as distributed
-from styleclip_jax.runs.edits import Batch
 from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates
-from styleclip_jax.runs.results import (
-    METRICS_FILE,
-    SHEET_FILE,
-    SHEET_ROWS,
-    image_name,
-    write_metrics,
-)
 from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
@@ -136,8 +126,7 @@ def main(_: Sequence[str]) -> None:
         mappers = [load_mapper(path) for path in FLAGS.mapper]
         choose_defaults(mappers)
     with edits.results_directory(command_line.script_flags(__name__)) as directory:
-        # Strength 0 is the image before.
-        places = {strength: directory / name(strength, "_") for strength in {0.0, *FLAGS.strength}}
+        places = strengths.places(directory, FLAGS.strength)
         with distributed.together():
             generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
@@ -146,17 +135,20 @@ def main(_: Sequence[str]) -> None:
             size = len(jax.tree.leaves(latents)[0])
             batches = edits.make_batches(size, generator.config.resolution)
             with edits.enough_memory():
-                left = [*plan(places, batches)]
+                left = [*strengths.plan(places, batches)]
                 begun = time.perf_counter()
                 note_other_generators(mappers, generator)
                 first = left[0][1] if left else batches[0]
                 edit = compile_edit(generator, replicate(mappers), first.take(latents))
                 seconds = time.perf_counter() - begun
                 for strength, batch in left:
-                    apply(edit, batch.take(latents), batch, strength, places[strength])
+                    taken = batch.take(latents)
+                    strengths.apply(edit, taken, batch, strength, places[strength])
         measured = []
         if jax.process_index() == 0:
-            measured = summarize(directory, places, given, inversion | {"compile_seconds": seconds})
+            metrics = inversion | {"compile_seconds": seconds}
+            values = command_line.script_flags(__name__)
+            measured = strengths.summarize(directory, places, given, metrics, values)
             edits.print_results(directory, size)
     photos.exit_if_some_failed(given)
     edits.exit_if_some_failed(measured)
@@ -219,68 +211,6 @@ def compile_edit(
     models = generator, mapper, clip
     program = edit_with_delta_mapper.lower(*models, latents, dt, 0.0, **selection).compile()
     return lambda latents, strength: program(*models, latents, dt, strength, **selection)
-
-
-def name(strength: float, space: str) -> str:
-    """What the results of a strength are called."""
-    return f"strength{space}{strength}" if strength else "before"
-
-
-def plan(places: Mapping[float, Path], batches: Sequence[Batch]) -> Iterator[tuple[float, Batch]]:
-    """What is left for this host to do: strengths and batches of images."""
-    for strength, place in sorted(places.items()):
-        finished = edits.finished_images(place)
-        for batch in batches:
-            if not finished.issuperset(batch.numbers):
-                yield strength, batch
-
-
-def apply(edit: Callable, latents: Latents, batch: Batch, strength: float, directory: Path) -> None:
-    """Edits a batch of images, and writes the results."""
-    begun = time.perf_counter()
-    images, edited = jax.block_until_ready(edit(latents, strength))
-    seconds = time.perf_counter() - begun
-    finite = np.isfinite(images).all(axis=(1, 2, 3))
-    measured: list[dict[str, Any]] = [{} for _ in batch.numbers]
-    for i in np.flatnonzero(~finite[: batch.count]):
-        measured[i] = {"failed": f"the image is not finite with --strength={strength}"}
-        file = f"{directory.name}/{image_name(batch.first + int(i))}"
-        command_line.report(f"{file}: {measured[i]['failed']}")
-    if not finite.all():
-        # Such images stay what they were.
-        images, edited = jax.tree.map(
-            lambda new, old: np.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-            (images, edited),
-            edit(latents, 0.0),
-        )
-    edits.write_part(directory, batch, images, edited, measured, seconds)
-
-
-def summarize(
-    directory: Path,
-    places: Mapping[float, Path],
-    given: photos.Photos | None,
-    metrics: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Writes what all batches have in common; returns what was measured of every strength."""
-    measured = {name(x, " "): edits.join_parts(places[x]) for x in sorted(places)}
-    columns = {name(x, " "): edits.sheet_column(places[x]) for x in sorted(places)}
-    if given:
-        rows = slice(SHEET_ROWS)
-        columns = {"original": given.originals[rows], "aligned": given.aligned[rows], **columns}
-    if given and FLAGS.paste_back:
-        for strength in FLAGS.strength:
-            place = places[strength]
-            photos.paste_faces(place / "photos", given.faces, place, directory / "before")
-    write_image(directory / SHEET_FILE, sheet([*columns.values()], [*columns]))
-    strengths = {
-        label: {"seconds_per_image": joined["seconds"] / len(joined["images"]), **joined}
-        for label, joined in measured.items()
-    }
-    metrics = {**metrics, "strengths": strengths}
-    write_metrics(directory / METRICS_FILE, metrics, command_line.script_flags(__name__))
-    edits.finish(directory, places.values())
-    return [*strengths.values()]
 
 
 def start() -> NoReturn:

@@ -1,8 +1,10 @@
 r"""Edits images with any text at once, by a direction in StyleSpace.
 
 Needs no training for a text: what the generator's style channels do was measured once, by
-make_directions.py. Results go to a new directory: a sheet of all images before and after, every
-image, the latents and metrics.json.
+make_directions.py. Results go to a new directory: a sheet of the first images before and after,
+every image, the latents and metrics.json. Images are edited in batches on all devices of this
+machine; on several machines, run the same line on each of them. They are written as they are
+finished, and a run that was interrupted goes on with the same line and --resume.
 
 Examples:
   python directions.py --description="a person with sunglasses" --num_images=8
@@ -18,8 +20,8 @@ Examples:
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,7 @@ from styleclip_jax.methods.directions import (
     AVATARS_DIRECTIONS,
     DirectionDefaults,
     automatic_threshold,
+    best_strengths,
     channel_weights,
     check_fingerprints,
     edit_with_direction,
@@ -44,10 +47,19 @@ from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 from styleclip_jax.models import CLIP, Generator
-from styleclip_jax.runs import command_line, image_flags, network_flags, photos
+from styleclip_jax.runs import (
+    command_line,
+    edits,
+    image_flags,
+    network_flags,
+    photos,
+    process_flags,
+    settings,
+    strengths,
+)
+from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates
-from styleclip_jax.runs.results import METRICS_FILE, run_directory, write_metrics
-from styleclip_jax.runs.strip import Edit, first_batch, print_strip, write_strip
+from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
 STYLEMC: Any = StyleMCConfig()
@@ -55,7 +67,6 @@ DEFAULTS = DirectionDefaults()
 
 # What differs for the small generator that comes with the package; flags that are given prevail.
 AVATARS: dict[str, Any] = {
-    "strength": [AVATARS_DIRECTIONS.strength],
     "threshold": AVATARS_DIRECTIONS.threshold,
     "neutral": AVATARS_NEUTRAL,
 }
@@ -71,13 +82,14 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string("neutral", NEUTRAL, "What all images show, before and after.")
 flags.DEFINE_multi_float(
     "strength",
-    [DEFAULTS.strength],
+    None,
     "How much to edit, from -10 to 10; negative values edit the other way round. Repeat the flag"
-    " for a strip of images from the lowest to the highest.",
+    f" for a strip of images from the lowest to the highest. Default: {DEFAULTS.strength}; for the"
+    " avatars, the best strength of each image, as their CLIP sees it.",
 )
 flags.register_validator(
     "strength",
-    lambda strengths: all(map(math.isfinite, strengths)),
+    lambda strengths: all(map(math.isfinite, strengths or ())),
     message="--strength must be a finite number.",
 )
 flags.DEFINE_float(
@@ -115,8 +127,8 @@ flags.DEFINE_float(
     "learning_rate", STYLEMC.learning_rate, "With --method=stylemc: length of a step in StyleSpace."
 )
 flags.DEFINE_integer(
-    "batch_size",
-    STYLEMC.batch_size,
+    "images_per_step",
+    STYLEMC.images_per_step,
     "With --method=stylemc: random images of a step.",
     lower_bound=1,
 )
@@ -139,8 +151,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "arcface", None, "With --id_lambda: checkpoint directory of a face recognition network."
 )
-flags.DEFINE_string("results_dir", "results", "Where to write; if taken, a numbered one beside it.")
+edits.define_flags()
 
+settings.define_flag()
 network_flags.define_flags(command_line.describe_flags(AVATARS))
 flags.DEFINE_string(
     "clip",
@@ -157,35 +170,60 @@ flags.DEFINE_string(
 image_flags.define_flags()
 
 
+class Method(NamedTuple):
+    """How images are edited.
+
+    Attributes:
+        edit: From latents and strengths to images and edited latents.
+        choose: The automatic strength of every image; None: there is none.
+        described: What metrics.json says about it.
+    """
+
+    edit: strengths.Edit
+    choose: Callable[[Latents], Any] | None
+    described: dict[str, Any]
+
+
 def main(_: Sequence[str]) -> None:
     """Applies the texts with every strength to all images, and writes the results."""
-    check_flags()
-    generator = load_generator(photos.generator_path(), FLAGS.dtype)
-    clip, tokenizer = load_clip(FLAGS.clip, FLAGS.dtype), load_tokenizer(FLAGS.clip)
-    make_edit = learned_edit if FLAGS.method == "stylemc" else relevance_edit
-    edit, described = make_edit(generator, clip, tokenizer, chosen_templates())
-    with run_directory(FLAGS.results_dir) as directory:
-        given, inverted, metrics = photos.photos_to_edit(generator, directory)
-        latents = image_flags.read_latents(generator, inverted)
-
-        begun = time.perf_counter()
-        jax.block_until_ready(edit(first_batch(latents), 0.0))
-        metrics |= described | {"compile_seconds": time.perf_counter() - begun}
-        columns = {"original": given.originals, "aligned": given.aligned} if given else {}
-        metrics["strengths"] = write_strip(directory, edit, latents, FLAGS.strength, columns)
-        if given and FLAGS.paste_back:
-            for strength in FLAGS.strength:
-                place = directory / f"strength_{strength}"
-                photos.paste_faces(place / "photos", given.faces, place, directory / "before")
-        write_metrics(directory / METRICS_FILE, metrics, command_line.script_flags(__name__))
-    print_strip(directory, latents, metrics["strengths"])
+    process_flags.join()
+    with distributed.together():
+        check_flags()
+    with edits.results_directory(command_line.script_flags(__name__)) as directory:
+        places = strengths.places(directory, FLAGS.strength or [None])
+        with distributed.together():
+            generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
+            clip = replicate(load_clip(FLAGS.clip, FLAGS.dtype))
+            make_method = learned_method if FLAGS.method == "stylemc" else relevance_method
+            method = make_method(generator, clip, load_tokenizer(FLAGS.clip), chosen_templates())
+            given, inverted, inversion = photos.photos_to_edit(generator, directory)
+            # In the host's memory, for there may be many.
+            latents = jax.device_get(image_flags.read_latents(generator, inverted))
+            size = len(jax.tree.leaves(latents)[0])
+            batches = edits.make_batches(size, generator.config.resolution)
+            with edits.enough_memory():
+                left = [*strengths.plan(places, batches)]
+                begun = time.perf_counter()
+                first = (left[0][1] if left else batches[0]).take(latents)
+                jax.block_until_ready(method.edit(first, 0.0))
+                seconds = time.perf_counter() - begun
+                for strength, batch in left:
+                    taken, place = batch.take(latents), places[strength]
+                    strengths.apply(method.edit, taken, batch, strength, place, method.choose)
+        measured = []
+        if jax.process_index() == 0:
+            metrics = inversion | method.described | {"compile_seconds": seconds}
+            values = command_line.script_flags(__name__)
+            measured = strengths.summarize(directory, places, given, metrics, values)
+            edits.print_results(directory, size)
     photos.exit_if_some_failed(given)
+    edits.exit_if_some_failed(measured)
 
 
-def relevance_edit(
+def relevance_method(
     generator: Generator, clip: CLIP, tokenizer: Tokenizer, templates: Sequence[str]
-) -> tuple[Edit, dict[str, Any]]:
-    """The edit that the texts ask for, by the channels' relevance, and what to record of it."""
+) -> Method:
+    """The edit that the texts ask for, by the channels' relevance."""
     directions = load_directions(FLAGS.directions)
     # Tuning changes a generator hardly, and its channels do what they did.
     tuned = photos.generator_path() != FLAGS.generator
@@ -193,6 +231,7 @@ def relevance_edit(
     if directions.scales is None:
         command_line.note("measuring the channels' scales, which these directions lack")
         directions = with_scales(directions, generator)
+    directions = replicate(directions)
     dt = jnp.stack(
         [
             text_direction(clip, tokenizer, text, FLAGS.neutral, templates)
@@ -203,26 +242,32 @@ def relevance_edit(
     if threshold is None:
         threshold = float(automatic_threshold(directions, dt, FLAGS.min_channels))
 
-    def edit(latents: Latents, strength: float) -> Any:
+    def edit(latents: Latents, strength: Any) -> Any:
         edited = edit_with_direction(generator, directions, latents, dt, strength, threshold)
         return edited.images, edited.styles
+
+    def choose(latents: Latents) -> Any:
+        return best_strengths(generator, directions, clip, latents, dt, threshold)
 
     channels = directions.config.channels
     changed = int(jnp.count_nonzero(channel_weights(directions, dt, threshold)))
     print(f"{changed} of {channels} channels change (--threshold={threshold:.2f})")
-    return edit, {"threshold": threshold, "channels": channels, "changed_channels": changed}
+    described = {"threshold": threshold, "channels": channels, "changed_channels": changed}
+    return Method(edit, choose, described)
 
 
-def learned_edit(
+def learned_method(
     generator: Generator, clip: CLIP, tokenizer: Tokenizer, templates: Sequence[str]
-) -> tuple[Edit, dict[str, Any]]:
-    """The edit that is learned from the texts, and what to record of it."""
+) -> Method:
+    """The edit that is learned from the texts."""
     config = command_line.config_from_flags(StyleMCConfig)
-    arcface = load_arcface(FLAGS.arcface, FLAGS.dtype) if FLAGS.arcface else None
+    arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
     changes = []
     for text in FLAGS.description:
         features = encode_texts(clip, tokenizer, [text], templates)
-        with tqdm(total=config.steps, desc=text, unit="step", disable=None) as bar:
+        # No bar where standard error is a file (disable=None), and only one for all hosts.
+        disable = None if jax.process_index() == 0 else True
+        with tqdm(total=config.steps, desc=text, unit="step", disable=disable) as bar:
 
             def report(step: int, loss: float, bar: tqdm = bar) -> None:
                 bar.update(step - bar.n)
@@ -233,10 +278,10 @@ def learned_edit(
             )
     change = jax.tree.map(lambda *parts: sum(parts), *changes)
 
-    def edit(latents: Latents, strength: float) -> Any:
+    def edit(latents: Latents, strength: Any) -> Any:
         return apply_style_change(generator, latents, change, strength)
 
-    return edit, {}
+    return Method(edit, None, {})
 
 
 def check_flags() -> None:
@@ -262,7 +307,9 @@ def check_flags() -> None:
         for name, value in ({} if FLAGS.generator else AVATARS_STYLEMC).items():
             FLAGS.set_default(name, value)
         return
-    if not FLAGS.generator:
+    if FLAGS.generator:
+        FLAGS.set_default("strength", [DEFAULTS.strength])
+    else:
         for name, value in AVATARS.items():
             if name != "threshold" or not FLAGS["min_channels"].present:
                 FLAGS.set_default(name, value)

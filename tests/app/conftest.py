@@ -3,7 +3,7 @@
 import contextlib
 import importlib.util
 import json
-import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,30 +16,39 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
-# Where CI runs, other programs may take most of the processor.
-TIMEOUT = float(os.environ.get("STYLECLIP_TEST_TIMEOUT", "120"))
+# Tests wait for states; this only ends those that hang. Other programs may take most of the
+# processor.
+TIMEOUT = 600
 
 
 class Service:
-    """A served page, and the process that serves it."""
+    """A served page, and the process that serves it.
 
-    def __init__(self, *flags):
+    Args:
+        flags: Of app.py.
+        command: Starts it.
+        options: Of the process.
+    """
+
+    def __init__(self, *flags, command=(sys.executable, "app.py"), **options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
-            [sys.executable, "app.py", f"--port={port}", *flags],
-            cwd=ROOT,
+            [*command, f"--port={port}", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            **{"cwd": ROOT, **options},
         )
-        for line in self.process.stdout or ():
-            if "the page is at" in line:
-                break
-        else:
-            raise AssertionError(f"app.py ended with code {self.process.wait()}")
+        output = ""
+        while "the page is at" not in output:
+            line = self.process.stdout.readline() if self.process.stdout else ""
+            if not line:
+                self.process.communicate()
+                raise AssertionError(f"app.py ended: {output}")
+            output += line
         deadline = time.monotonic() + TIMEOUT
         while True:
             with contextlib.suppress(OSError):
@@ -52,6 +61,12 @@ class Service:
         with urllib.request.urlopen(f"{self.url}/health", timeout=TIMEOUT) as response:
             return json.load(response)
 
+    @property
+    def memory(self):
+        """Megabytes of memory that the process has taken."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000
+
     def end(self):
         self.process.terminate()
         self.process.communicate(timeout=TIMEOUT)
@@ -59,13 +74,13 @@ class Service:
 
 @pytest.fixture(scope="session")
 def start_service():
-    """Starts services with flags of app.py, and ends them."""
+    """Starts services as :class:`Service` does, and ends them."""
     if not importlib.util.find_spec("gradio"):
         pytest.skip("the extra 'app' is not installed")
     services = []
 
-    def start(*flags):
-        services.append(Service(*flags))
+    def start(*flags, **options):
+        services.append(Service(*flags, **options))
         return services[-1]
 
     yield start

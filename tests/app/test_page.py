@@ -3,9 +3,11 @@ import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,18 @@ def test_the_picture_follows_the_slider_and_zero_changes_nothing(open_page):
         )
         distances.append(np.abs(picture(page, ".after") - before).mean())
     assert distances[0] < 0.5 < distances[1] < distances[2]
+    # Whoever chooses a strength wants no other one.
+    assert not page.locator("#automatic input").is_checked()
+
+
+def test_a_threshold_that_nothing_passes_says_so_and_a_lower_one_how_many_channels(open_page):
+    page = open_page()
+    write(page, "a tall person")
+    set_slider(page, "#threshold", 0.6)
+    page.locator("#status").get_by_text("Nothing passes; lower the threshold to").wait_for()
+    assert page.locator("#picture img.after").count() == 0
+    set_slider(page, "#threshold", 0.1)
+    page.locator("#status").get_by_text(re.compile(r"[1-9]\d* of 96 channels")).wait_for()
 
 
 def test_an_empty_text_gets_a_message(open_page):
@@ -111,11 +125,11 @@ def test_edits_chain_and_undo_takes_them_back(open_page):
     assert np.array_equal(picture(page, ""), first)
 
 
-@pytest.mark.parametrize("method", ["Trained", "Thorough"])
+@pytest.mark.parametrize("method", ["Instant", "Trained", "Thorough"])
 def test_the_saved_settings_make_the_same_picture_bit_for_bit(open_page, method, tmp_path):
     page = open_page()
     choose_method(page, method)
-    if method == "Thorough":
+    if method != "Trained":
         write(page, "a person with sunglasses")
     change(page)
     archive = zipfile.ZipFile(io.BytesIO(save(page, "#download_all")))
@@ -218,10 +232,27 @@ def test_an_upload_shows_what_the_generator_makes_of_it_and_can_be_edited(open_p
     assert np.abs(picture(page, ".before") - picture(page, ".after")).mean() > 2
 
 
-@pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n and no more"])
-def test_an_upload_that_is_no_image_gets_a_message(open_page, content):
+def bomb():
+    """A PNG file of a few bytes that claims to have 900 million pixels."""
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(100)), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no image", "cannot be read as an image"),
+        (b"\x89PNG\r\n\x1a\n and no more", "cannot be read as an image"),
+        (bomb(), "pixels"),
+    ],
+)
+def test_an_upload_that_is_no_image_or_too_large_gets_a_message(open_page, content, message):
     page = open_page()
     before = picture(page, "")
     upload(page, "me.png", content)
-    page.get_by_text("cannot be read as an image").wait_for()
+    page.get_by_text(message).wait_for()
     assert np.array_equal(picture(page, ""), before)

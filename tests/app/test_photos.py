@@ -36,3 +36,9 @@ def test_an_edited_face_alone_is_the_whole_result(photo):
     read = read_upload(photo, 16, align=False, most_pixels=1000)
     edited = np.full((16, 16, 3), 7, np.uint8)
     assert (np.asarray(finished(read, edited)) == 7).all()
+
+
+def test_messages_name_the_file_without_its_place(tmp_path):
+    (tmp_path / "me.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"^me\.png cannot be read as an image"):
+        read_upload(tmp_path / "me.png", 16, align=False, most_pixels=1000)

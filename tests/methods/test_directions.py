@@ -10,11 +10,14 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint, load_clip, load_directions, save_model
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
+from styleclip_jax.losses import direction_loss, image_features
 from styleclip_jax.methods import directions as module
 from styleclip_jax.methods.directions import (
     automatic_threshold,
+    best_strengths,
     check_fingerprints,
     edit_with_direction,
+    move_latents,
     text_direction,
 )
 from styleclip_jax.methods.relevance import build_directions
@@ -108,6 +111,39 @@ def test_each_image_may_have_its_own_strength(generator, directions, w_plus):
     for i, strength in enumerate([-1.0, 0.0, 2.0]):
         alone = edit_with_direction(generator, directions, w_plus[i : i + 1], direction(), strength)
         np.testing.assert_allclose(edited[i], alone.images[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", ["stylespace", "w"])
+def test_moved_latents_are_those_of_the_edit(generator, w_plus, space):
+    directions = make_directions(generator, space=space)
+    edit = edit_with_direction(generator, directions, w_plus, direction(), 2.0, 0.2)
+    moved, changed = move_latents(generator, directions, w_plus, direction(), 2.0, 0.2)
+    assert isinstance(moved, tuple) == (space == "stylespace")
+    styles = moved if isinstance(moved, tuple) else generator.styles(moved)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), styles, edit.styles)
+    assert changed == edit.changed
+
+
+def test_the_automatic_strength_has_the_lowest_direction_loss(generator, clip, w_plus, monkeypatch):
+    directions, chosen = make_directions(generator, space="w"), set()
+    tried = (0.0, -3.0, 1.0, 4.0)
+    monkeypatch.setattr(module, "_AUTOMATIC_STRENGTHS", tried)
+    for seed in range(3):
+        dt = direction(seed)
+        # Texts of unit length whose difference has the direction.
+        across = jnp.asarray(np.eye(EMBED)[0], jnp.float32)
+        across = (across - jnp.dot(across, dt) * dt) / jnp.linalg.norm(across - across @ dt * dt)
+        text, neutral = (0.8 * across + 0.6 * sign * dt for sign in (1, -1))
+        images = [
+            edit_with_direction(generator, directions, w_plus, dt, strength, 0.2).images
+            for strength in tried
+        ]
+        features = [image_features(clip, x) for x in images]
+        losses = [direction_loss(x, features[0], text[None], neutral[None], 0.35) for x in features]
+        best = best_strengths(generator, directions, clip, w_plus, dt, 0.2)
+        np.testing.assert_array_equal(best, np.asarray(tried)[np.argmin(losses, axis=0)])
+        chosen |= {*map(float, best)}
+    assert len(chosen) > 1
 
 
 def test_other_texts_and_settings_compile_nothing(generator, directions, w_plus):

@@ -10,7 +10,7 @@ from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels, similarity_loss
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 
-CONFIG = StyleMCConfig(steps=1, batch_size=3, guide_resolution=16, learning_rate=0.5)
+CONFIG = StyleMCConfig(steps=1, images_per_step=3, guide_resolution=16, learning_rate=0.5)
 TEXT = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16)), jnp.float32)
 
 

@@ -1,0 +1,143 @@
+"""Edits of all images with every strength, by scripts whose edit takes one forward pass."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Array, Float
+
+from styleclip_jax.io.images import sheet, write_image
+from styleclip_jax.latents import Latents
+from styleclip_jax.runs import command_line, edits, photos
+from styleclip_jax.runs.edits import Batch
+from styleclip_jax.runs.results import (
+    METRICS_FILE,
+    SHEET_FILE,
+    SHEET_ROWS,
+    image_name,
+    write_metrics,
+)
+
+FLAGS = flags.FLAGS
+
+# None: automatic, a strength of its own for every image.
+Strength = float | None
+# From latents and a strength, one for all images or one for each, to images and edited latents.
+Edit = Callable[
+    [Latents, float | Float[Array, " batch"]],
+    tuple[Float[Array, "batch height width 3"], Latents],
+]
+
+
+def places(directory: Path, strengths: Sequence[Strength]) -> dict[Strength, Path]:
+    """Where the results of every strength are, and those of strength 0, the images before.
+
+    In the order of the sheet, from the lowest strength to the highest.
+    """
+    numbers = sorted({0.0, *(x for x in strengths if x is not None)})
+    automatic = [None] if None in strengths else []
+    return {x: directory / name(x, "_") for x in [*numbers, *automatic]}
+
+
+def name(strength: Strength, space: str) -> str:
+    """What the results of a strength are called."""
+    if strength is None:
+        return "automatic"
+    return f"strength{space}{strength}" if strength else "before"
+
+
+def plan(
+    places: Mapping[Strength, Path], batches: Sequence[Batch]
+) -> Iterator[tuple[Strength, Batch]]:
+    """What is left for this host to do: strengths and batches of images."""
+    for strength, place in places.items():
+        finished = edits.finished_images(place)
+        for batch in batches:
+            if not finished.issuperset(batch.numbers):
+                yield strength, batch
+
+
+def apply(
+    edit: Edit,
+    latents: Latents,
+    batch: Batch,
+    strength: Strength,
+    directory: Path,
+    choose: Callable[[Latents], Float[Array, " batch"]] | None = None,
+) -> None:
+    """Edits a batch of images, and writes the results.
+
+    Args:
+        edit: The edit.
+        latents: Of the batch.
+        batch: Which images they are.
+        strength: For all of them; None: what ``choose`` returns.
+        directory: Where to write.
+        choose: The automatic strength of every image.
+    """
+    begun = time.perf_counter()
+    measured: list[dict[str, Any]] = [{} for _ in batch.numbers]
+    if strength is None:
+        assert choose
+        chosen = choose(latents)
+        measured = [{"strength": float(x)} for x in np.asarray(chosen)[: batch.count]]
+    else:
+        chosen = strength
+    images, edited = jax.block_until_ready(edit(latents, chosen))
+    seconds = time.perf_counter() - begun
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    for i in np.flatnonzero(~finite[: batch.count]):
+        value = measured[i].get("strength", strength)
+        measured[i] = {"failed": f"the image is not finite with --strength={value}"}
+        file = f"{directory.name}/{image_name(batch.first + int(i))}"
+        command_line.report(f"{file}: {measured[i]['failed']}")
+    if not finite.all():
+        # Such images stay what they were.
+        images, edited = jax.tree.map(
+            lambda new, old: np.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+            (images, edited),
+            edit(latents, 0.0),
+        )
+    edits.write_part(directory, batch, images, edited, measured, seconds)
+
+
+def summarize(
+    directory: Path,
+    places: Mapping[Strength, Path],
+    given: photos.Photos | None,
+    metrics: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Writes what all batches have in common.
+
+    Args:
+        directory: Of the run.
+        places: From :func:`places`.
+        given: The photos that are edited.
+        metrics: Further measurements.
+        values: The script's flags.
+
+    Returns:
+        What was measured of every strength.
+    """
+    measured = {name(x, " "): edits.join_parts(place) for x, place in places.items()}
+    columns = {name(x, " "): edits.sheet_column(place) for x, place in places.items()}
+    if given:
+        rows = slice(SHEET_ROWS)
+        columns = {"original": given.originals[rows], "aligned": given.aligned[rows], **columns}
+    if given and FLAGS.paste_back:
+        for strength, place in places.items():
+            if strength != 0.0:
+                photos.paste_faces(place / "photos", given.faces, place, directory / "before")
+    write_image(directory / SHEET_FILE, sheet([*columns.values()], [*columns]))
+    strengths = {
+        label: {"seconds_per_image": joined["seconds"] / len(joined["images"]), **joined}
+        for label, joined in measured.items()
+    }
+    write_metrics(directory / METRICS_FILE, {**metrics, "strengths": strengths}, values)
+    edits.finish(directory, places.values())
+    return [*strengths.values()]

@@ -1,0 +1,94 @@
+import io
+import json
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from styleclip_jax.app.engine import Engine
+from styleclip_jax.app.recipes import Instant, Optimized
+from styleclip_jax.errors import InputError
+from styleclip_jax.io.checkpoints import load_clip, load_directions, save_model
+from styleclip_jax.io.latents import load_latents
+from styleclip_jax.io.templates import IMAGENET_TEMPLATES
+from styleclip_jax.io.text import load_tokenizer
+from styleclip_jax.methods.directions import NoChannelError, edit_with_direction, text_direction
+from styleclip_jax.methods.relevance import build_directions
+from styleclip_jax.models import DirectionsConfig
+from styleclip_jax.models.directions import channel_widths
+
+
+@pytest.fixture(scope="module")
+def directions_path(generator, tmp_path_factory):
+    """Random directions of style channels."""
+    config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 16)
+    relevance = np.random.default_rng(0).normal(size=(config.channels, 16)).astype(np.float32)
+    relevance /= np.linalg.norm(relevance, axis=1, keepdims=True)
+    path = tmp_path_factory.mktemp("checkpoints") / "directions"
+    scales = np.full(config.channels, 0.5, np.float32)
+    save_model(path, build_directions(config, relevance, scales))
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(generator_path, long_text_clip_path, directions_path):
+    return Engine(
+        str(generator_path), str(long_text_clip_path), {}, directions=str(directions_path)
+    )
+
+
+RECIPE = Instant("a hat", "a face", strength=2.0, threshold=0.2)
+
+
+def test_edits_of_another_generator_are_those_of_its_directions(
+    engine, generator, directions_path, long_text_clip_path
+):
+    start = engine.random_face(0)
+    edit = engine.instant(start, RECIPE)
+    clip, tokenizer = load_clip(long_text_clip_path), load_tokenizer(long_text_clip_path)
+    dt = text_direction(clip, tokenizer, "a hat", "a face", IMAGENET_TEMPLATES)
+    expected = edit_with_direction(
+        generator,
+        load_directions(directions_path),
+        jnp.asarray(engine.random_face(0).latents),
+        dt,
+        2.0,
+        0.2,
+    )
+    for ours, theirs in zip(edit.face.latents, expected.styles, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert edit.changed == int(expected.changed) > 0
+
+
+def test_edits_of_style_channels_chain_with_any_method_and_are_saved_as_such(
+    engine, generator, tmp_path
+):
+    first = engine.instant(engine.random_face(0), RECIPE)
+    second = engine.instant(first.face, RECIPE)
+    archive = zipfile.ZipFile(io.BytesIO(engine.archive(second)))
+    archive.extractall(tmp_path)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["script"] == "directions.py" and settings["latents"] == "start.npz"
+    saved = load_latents(tmp_path / "start.npz", generator)
+    for ours, theirs in zip(saved, first.face.latents, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    *_, last = engine.optimize(second.face, Optimized("a beard", "a face", steps=1))
+    assert last.edit and isinstance(last.edit.face.latents, tuple)
+    assert json.loads(engine.settings(last.edit))["flags"]["space"] == "stylespace"
+
+
+def test_what_was_chosen_automatically_is_in_the_recipe(engine):
+    recipe = engine.instant(engine.random_face(0), Instant("a hat", "a face")).recipe
+    assert isinstance(recipe, Instant)
+    assert recipe.strength is not None and recipe.threshold is not None
+
+
+def test_a_threshold_that_nothing_passes_and_missing_directions_are_named(
+    engine, generator_path, long_text_clip_path
+):
+    with pytest.raises(NoChannelError, match="no channel reaches the threshold 1"):
+        engine.instant(engine.random_face(0), Instant("a hat", "a face", 1.0, 1.0))
+    other = Engine(str(generator_path), str(long_text_clip_path), {})
+    with pytest.raises(InputError, match="--directions"):
+        other.instant(other.random_face(0), RECIPE)
