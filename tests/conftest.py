@@ -41,14 +41,6 @@ for _option, _value in {
 }.items():
     jax.config.update(_option, _value)
     os.environ[_option.upper()] = str(_value)
-# Most of the time goes into compiling programs that run once; LLVM's optimizations would not pay.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    )
-).strip()
 # Parity is a matter of float32, which accelerators multiply in shorter formats by default.
 jax.config.update("jax_default_matmul_precision", "highest")
 

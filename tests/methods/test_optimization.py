@@ -585,14 +585,14 @@ def test_bfloat16_is_for_the_networks_and_not_for_latents_optimizer_and_losses(
         return updates, state
 
     optimizer = optax.chain(
-        optax.scale_by_adam(), optax.GradientTransformation(lambda params: optax.EmptyState(), note)
+        optax.scale_by_adam(), optax.GradientTransformation(lambda _: optax.EmptyState(), note)
     )
     short: Any = [
         build(type(model), model.config, lambda _, m=model: flatten(m), jnp.bfloat16)
         for model in (generator, clip)
     ]
     config = dataclasses.replace(CONFIG, views=1)
-    result = edit_latents(short[0], short[1], latents, texts, config, optimizer=optimizer)
+    result = edit_latents(*short, latents, texts, config, optimizer=optimizer)
     results = (result.latents, result.images, result.losses)
     assert {*seen, *(x.dtype for x in jax.tree.leaves(results))} == {jnp.dtype("float32")}
     exact = edit_latents(generator, clip, latents, texts, config, optimizer=optimizer)
