@@ -64,7 +64,7 @@ def start(devices: int, directory: Path, name: str, *command: str) -> subprocess
         f"--xla_force_host_platform_device_count={devices}",
         f"--xla_dump_to={directory / 'programs' / name}",
         "--xla_dump_hlo_as_text",
-        "--xla_dump_hlo_module_re=jit_(_step|apply_mapper)",
+        "--xla_dump_hlo_module_re=jit_(_step|edit_with_mappers)",
     ]
     return subprocess.Popen(
         [sys.executable, *command, f"--results_dir={directory / name}"],
