@@ -1,15 +1,15 @@
 r"""Edits the same faces with the same texts by several methods, and measures the edits.
 
 The table on standard output has a row per text and a summary per method. Results go to a new
-directory: metrics.json with every wording of every text, a sheet of images per method and, with
---classifier, the predicted labels.
+directory: metrics.json with every wording of every text, a sheet of images per method and, for
+avatars, the labels that a classifier predicts.
 
 Examples:
-  python evaluate.py --classifier=classifier.npz --wordings=1
+  python evaluate.py --wordings=1
   python evaluate.py --method=optimization --method=optimization,steps=60,learning_rate=1 \
-      --method=stylespace --method=swap --classifier=classifier.npz --texts=eyes=wink
+      --method=stylespace --method=swap --texts=eyes=wink
   python evaluate.py --method=mapper --texts=glasses=sunglasses --mapper=sunglasses \
-      --texts=mouth=smiling --mapper=runs/smile --classifier=classifier.npz
+      --texts=mouth=smiling --mapper=runs/smile
   python evaluate.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 \
       --judge_clip=checkpoints/vit-l-14 --description="a face with sunglasses"
 """
@@ -174,7 +174,10 @@ flags.DEFINE_bool(
     " uses. Below 0.6 they usually show the same person. For real faces; needs the extra photos.",
 )
 flags.DEFINE_string(
-    "classifier", None, "Attribute classifier of the avatars, trained by avatars.classifier."
+    "classifier",
+    None,
+    "Attribute classifier of the avatars, trained by avatars.classifier. Default: for the avatars'"
+    " own generator, the one in avatars/.",
 )
 flags.DEFINE_multi_string(
     "mapper",
@@ -249,6 +252,8 @@ class Method(NamedTuple):
 
 def main(_: Sequence[str]) -> None:
     """Edits with every method, measures the edits and writes the results."""
+    if not FLAGS.generator:
+        FLAGS.set_default("classifier", str(attribute_classifier.TRAINED))
     tasks = make_tasks()
     check_flags(tasks)
     models = Models(

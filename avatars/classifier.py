@@ -2,6 +2,8 @@
 
     python -m avatars.classifier --train train.npz --test test.npz --out classifier.npz
 
+`avatars/classifier.npz` was trained by this command.
+
 A small convolutional network with one softmax per slot over its labels (including `hidden`). It is
 trained on rendered avatars only and independent of the evaluated CLIP. Blur, noise, brightness and
 shifts in training make it robust to the differences between generated and rendered images.
@@ -29,6 +31,7 @@ WIDTHS = (64, 96, 128)
 FEATURES = 256
 MAX_SHIFT = 4
 BATCH = 128
+TRAINED = Path(__file__).with_name("classifier.npz")
 _SPLITS = tuple(int(end) for end in np.cumsum([len(labels) for labels in LABELS.values()])[:-1])
 
 
@@ -242,19 +245,22 @@ def _flat(state: Any) -> dict[str, Any]:
 
 
 def save(path: str | Path, classifier: Classifier) -> None:
-    """Writes the classifier's weights to an .npz file."""
+    """Writes the classifier's weights to an .npz file, in float16."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: variable[...] for name, variable in _flat(nnx.state(classifier)).items()}
+    weights = {
+        name: np.asarray(variable[...], np.float16)
+        for name, variable in _flat(nnx.state(classifier)).items()
+    }
     with Path(path).open("wb") as file:
-        np.savez(file, **jax.device_get(weights))
+        np.savez_compressed(file, **weights)
 
 
-def load(path: str | Path) -> Classifier:
-    """Reads a classifier written by `save`."""
+def load(path: str | Path = TRAINED) -> Classifier:
+    """Reads a classifier written by `save`; by default, the one in this repository."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Classifier(rngs=nnx.Rngs(0))))
     with np.load(path) as weights:
         for name, variable in _flat(state).items():
-            variable.set_value(jnp.asarray(weights[name]))
+            variable.set_value(jnp.asarray(weights[name], jnp.float32))
     return nnx.merge(graph, state)
 
 

@@ -99,7 +99,7 @@ AVATARS = {
 }
 
 # Of a mapper for any text; the official settings.
-DELTA = {"optimizer": "adam", "batch_size": 64, "space": "stylespace"}
+DELTA = {"optimizer": "adam", "learning_rate": 0.5, "batch_size": 64, "space": "stylespace"}
 DELTA_AVATARS = {
     "rgb": True,
     "width": 128,
