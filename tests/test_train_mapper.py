@@ -523,7 +523,7 @@ def test_training_stops_when_the_validation_says_so(train, tmp_path):
             "latents_train": "w_plus.npy",
             "train_dataset_size": None,
         },
-        {"dtype": "bfloat16", "optimizer": "adam"},
+        {"dtype": "bfloat16", "optimizer": "adam", "start_samples": 4},
         {"guidance": "direction", "neutral": "a man", "keep": "a scarf", "views": 2},
     ],
 )
@@ -551,9 +551,13 @@ def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
     )
     signal.signal(signal.SIGTERM, handler)
     assert outcome.code == 0, outcome.err
+    validations = [x for x in measurements(tmp_path / "run") if x["split"] == "validation"]
+    # The direction of the text is better than no change.
+    assert validations[0]["clip_loss"] < 0.9
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     assert flags["batch_size"] == 8 and flags["learning_rate"] == 8.0
     assert flags["guidance"] == "direction" and flags["neutral"] == "a person"
+    assert flags["start_samples"] == 512
     mapper = load_mapper(tmp_path / "run")
     assert isinstance(mapper, LevelsMapper) and mapper.config.num_layers == 12
     card = mapper.config.card

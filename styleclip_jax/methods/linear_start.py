@@ -1,4 +1,4 @@
-"""A start for optimization: the direction of a text in W, by linear regression.
+"""A start for optimization and for mappers: the direction of a text in W, by linear regression.
 
 The gradient of the CLIP loss is flat around many images: half a pair of sunglasses matches the text
 no better than none. Over many random images, however, CLIP's features are roughly a linear function
@@ -20,6 +20,8 @@ from styleclip_jax.losses import Preprocess, image_features, unit
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
 
+# How far along its direction an edit may start, in the standard deviations of random images.
+START_STEPS = (0.0, 1.5, 3.0, 4.5, 6.0, 7.5)
 # Images synthesized at once.
 _CHUNK = 64
 # Regularization of the regression, relative to the mean variance of the entries of `w`.
@@ -102,6 +104,19 @@ def latent_directions(
         several = isinstance(neutral_features, Sequence)
         neutrals = tuple(neutral_features) if several else (neutral_features,)
     return _regress(samples, texts, neutrals)
+
+
+def style_change(
+    generator: Generator, directions: Float[Array, "batch w_dim"]
+) -> tuple[Float[Array, "batch _"], ...]:
+    """The change of the styles when all layers' ``w`` change by ``directions``.
+
+    Styles are affine functions of ``w``, so this is the same for every image.
+    """
+    mean = generator.mean_latents(len(directions))
+    return jax.tree.map(
+        jnp.subtract, generator.styles(mean + directions[:, None]), generator.styles(mean)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("resolution", "preprocess"))

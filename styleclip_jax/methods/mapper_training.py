@@ -20,6 +20,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.latents import Latents, synthesize
 from styleclip_jax.losses import Preprocess
+from styleclip_jax.methods.linear_start import START_STEPS, style_change
 from styleclip_jax.methods.mapper_editing import check_space
 from styleclip_jax.methods.objective import (
     ExtraLoss,
@@ -37,7 +38,7 @@ from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.delta_mapper import DeltaMapper
-from styleclip_jax.models.mapper import Mapper
+from styleclip_jax.models.mapper import Mapper, start_at
 from styleclip_jax.models.stylegan2 import Generator
 from styleclip_jax.sharding import DEVICES, replicate, shard
 from styleclip_jax.versions import library_versions
@@ -98,7 +99,7 @@ class MapperTrainConfig:
 # Settings for the models that ship with the package: their generator synthesizes the same image in
 # a neighborhood of every latent, which small steps do not leave.
 AVATARS_MAPPER_CONFIG = MapperTrainConfig(
-    learning_rate=8.0, latent_l2_lambda=0.3, guidance="direction", orthogonal_lambda=0.3
+    learning_rate=8.0, latent_l2_lambda=0.3, guidance="direction", orthogonal_lambda=0.6
 )
 
 
@@ -164,6 +165,39 @@ def init_mapper_state(mapper: Mapper | DeltaMapper, config: Any) -> MapperState:
     parameters: Any = jax.tree.map(lambda x: jnp.array(x, jnp.float32), mapper)
     state = MapperState(parameters, _optimizer(config).init(parameters), jnp.zeros((), jnp.int32))
     return replicate(state)
+
+
+def start_along(
+    mapper: Mapper,
+    generator: Generator,
+    direction: Float[Array, " w_dim"],
+    config: MapperTrainConfig,
+    evaluate: Callable[[Mapper, Any], Metrics],
+    batches: Sequence[Any],
+) -> Mapper:
+    """The mapper, so that it begins with the best step along the direction of its text.
+
+    Random weights first have to find the attribute that the text is about, and may take others with
+    it. The official code starts with random weights.
+
+    Args:
+        mapper: A mapper with random weights.
+        generator: Its generator.
+        direction: From :func:`styleclip_jax.methods.linear_start.latent_directions`.
+        config: The settings of the training.
+        evaluate: From :func:`make_mapper_evaluation`.
+        batches: This host's shares of some batches of latents, by whose loss the step is chosen.
+    """
+    residual: Any = jnp.broadcast_to(direction, (generator.num_layers, len(direction)))
+    if mapper.space == "stylespace":
+        change = jax.jit(style_change)(generator, direction[None])
+        residual = jax.tree.map(lambda x: x[0], change)
+    starts = [mapper]
+    for step in START_STEPS[1:]:
+        scaled = jax.tree.map(lambda x, s=step: s / config.strength * x, residual)
+        starts.append(start_at(mapper, scaled))
+    losses = [sum(float(evaluate(start, batch)["loss"]) for batch in batches) for start in starts]
+    return starts[int(np.argmin(losses))]
 
 
 def make_mapper_train_step(

@@ -17,7 +17,12 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styles
 from styleclip_jax.losses import Preprocess, clip_pixels, similarity_loss
-from styleclip_jax.methods.linear_start import latent_directions, sample_features
+from styleclip_jax.methods.linear_start import (
+    START_STEPS,
+    latent_directions,
+    sample_features,
+    style_change,
+)
 from styleclip_jax.methods.objective import (
     ExtraLoss,
     Features,
@@ -46,8 +51,6 @@ _LARGEST = float(np.finfo(np.float32).max)
 _CHUNK = 8
 # Steps between two looks at whether all images are finished, for which an accelerator waits.
 _CHECK_EVERY = 10
-# How far along its direction an edit may start, in the standard deviations of random images.
-_START_STEPS = (0.0, 1.5, 3.0, 4.5, 6.0, 7.5)
 # One number for all images, or one per image.
 Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
 
@@ -543,20 +546,12 @@ def _starts(
     """The latents after every step along their directions, which begin with no step."""
     change: Any = directions[:, None]
     if isinstance(latents, tuple):
-        # Styles are affine functions of w, so that one change of w changes all alike.
-        change = jax.jit(_style_change)(generator, directions)
+        change = jax.jit(style_change)(generator, directions)
 
     def after(step: float) -> Latents:
         return jax.tree.map(lambda x, d: x + step * d, latents, change)
 
-    return [after(step) for step in _START_STEPS]
-
-
-def _style_change(generator: Generator, directions: Float[Array, "_ w_dim"]) -> Any:
-    mean = generator.mean_latents(len(directions))
-    return jax.tree.map(
-        jnp.subtract, generator.styles(mean + directions[:, None]), generator.styles(mean)
-    )
+    return [after(step) for step in START_STEPS]
 
 
 def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:

@@ -27,7 +27,12 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.card import MapperCard
-from styleclip_jax.models.stylegan2 import EqualizedLinear, StyleSpace, leaky_relu
+from styleclip_jax.models.stylegan2 import (
+    EqualizedLinear,
+    StyleSpace,
+    inverse_leaky_relu,
+    leaky_relu,
+)
 
 LEVELS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
 
@@ -240,6 +245,34 @@ MAPPER_TYPES: dict[str, type[Mapper]] = {
         WithoutToRGBStyleSpaceMapper,
     )
 }
+
+
+def start_at(
+    mapper: Mapper, residual: Float[Array, "layers w_dim"] | tuple[Float[Array, " _"], ...]
+) -> Mapper:
+    """A copy of a mapper with random weights whose residuals are around a given one.
+
+    Sets the last bias of every network. What the random weights add stays, and is small if the
+    residual is large, as it is where the residual is multiplied by a strength like 0.1.
+
+    Args:
+        mapper: The mapper.
+        residual: The residual of one image, equal in all layers of W+ that share a network:
+            W+ (L, w_dim) or StyleSpace entries (n,).
+    """
+    copy = nnx.clone(mapper)
+    if isinstance(copy, LevelsMapper):
+        pairs = [(getattr(copy, name), residual[rows]) for name, rows in LEVELS.items()]
+        pairs = [(network, rows[0]) for network, rows in pairs if network is not None]
+    elif isinstance(copy, SingleMapper):
+        pairs = [(copy.network, residual[0])]
+    else:
+        pairs = zip(copy.networks, residual, strict=True)
+        pairs = [(network, entry) for network, entry in pairs if network is not None]
+    for network, output in pairs:
+        last = network.layers[-1]
+        last.bias[...] = inverse_leaky_relu(output) / last.lr_multiplier
+    return copy
 
 
 def _check_w_plus(latents: Array, config: MapperConfig) -> None:

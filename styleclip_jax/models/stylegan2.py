@@ -129,6 +129,11 @@ def leaky_relu(x: Array) -> Array:
     return jax.nn.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
+def inverse_leaky_relu(y: Array) -> Array:
+    """The input for which :func:`leaky_relu` is ``y``."""
+    return jnp.where(y < 0, y / 0.2, y) / math.sqrt(2)
+
+
 def convolve(x: Array, kernel: Array, padding: int) -> Array:
     """2-D correlation of NHWC ``x`` with an HWIO ``kernel``, ``padding`` zeros on each side."""
     pads = ((padding, padding), (padding, padding))

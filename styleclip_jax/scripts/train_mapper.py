@@ -47,7 +47,7 @@ from styleclip_jax.io.checkpoints import (
 from styleclip_jax.io.files import expand_user
 from styleclip_jax.io.images import before_after_sheet, sheet
 from styleclip_jax.io.latents import load_latents
-from styleclip_jax.latents import sample_latents, to_styles
+from styleclip_jax.latents import Latents, sample_latents, to_styles
 from styleclip_jax.methods.delta_editing import apply_delta_mapper
 from styleclip_jax.methods.delta_training import (
     DeltaTrainConfig,
@@ -60,6 +60,7 @@ from styleclip_jax.methods.delta_training import (
     pair_directions,
     see_styles,
 )
+from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.mapper_diagnostics import (
     check_finite,
     delta_training_warnings,
@@ -75,6 +76,7 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_evaluation,
     make_mapper_train_step,
     mapper_card,
+    start_along,
 )
 from styleclip_jax.models import CLIP, DeltaMapper, DeltaMapperConfig, Generator, MapperConfig
 from styleclip_jax.models.card import MapperCard
@@ -95,6 +97,7 @@ AVATARS = {
     "max_steps": 1000,
     "val_interval": 200,
     "save_interval": 200,
+    "start_samples": 512,
     **command_line.differences(AVATARS_MAPPER_CONFIG, DEFAULTS),
 }
 
@@ -118,7 +121,7 @@ TYPES = MAPPER_TYPES | {DeltaMapper.__name__: DeltaMapper}
 TEXT_FLAGS = (
     *("description", "arcface", "id_lambda", "clip_lambda", "latent_l2_lambda", "strength"),
     *("guidance", "neutral", "orthogonal_lambda", "keep", "keep_lambda", "views", "view_kinds"),
-    "templates",
+    *("templates", "start_samples"),
 )
 PAIR_FLAGS = (
     *("rgb", "width", "pair_redraw", "pair_reach", "l2_lambda", "cosine_lambda", "direction_noise"),
@@ -260,6 +263,13 @@ flags.DEFINE_float(
     "strength", DEFAULTS.strength, "Factor of the mapper's output when it is added to the latents."
 )
 
+flags.DEFINE_integer(
+    "start_samples",
+    0,
+    "Start along the text's direction in W, estimated on this number of random images. 0: start"
+    " with random weights, like the official code.",
+    lower_bound=0,
+)
 flags.DEFINE_integer("max_steps", 50000, "Number of steps.", lower_bound=1)
 flags.DEFINE_float("stop_loss", None, "Stop early when the validation loss is below this.")
 flags.DEFINE_integer(
@@ -281,7 +291,8 @@ class Training(NamedTuple):
 
     Attributes:
         config: The settings.
-        mapper: Where the training starts.
+        mapper: A mapper with random weights.
+        start: Chooses where the training starts.
         step: Takes a step with a batch.
         evaluate: Losses of a mapper on a batch.
         batch: This host's part of the batch of a step.
@@ -292,6 +303,7 @@ class Training(NamedTuple):
 
     config: MapperTrainConfig | DeltaTrainConfig
     mapper: Mapper | DeltaMapper
+    start: Callable[[Any], Any]
     step: Callable
     evaluate: Callable
     batch: Callable[[int], Any]
@@ -323,6 +335,7 @@ def main(_: Sequence[str]) -> None:
             measurements = Measurements(directory, resumed)
         with contextlib.closing(measurements):
             if resumed is None:
+                state = init_mapper_state(training.start(training.mapper), config)
                 progress.first = validate(training.evaluate, state.mapper, test, step=0)
                 measurements.scalars(0, "validation", progress.first)
                 say(f"before the first step, {describe_shares(progress.first, config)}")
@@ -384,13 +397,33 @@ def text_training() -> Training:
         rows_of_step(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
     objective = (generator, texts.clips, texts.descriptions, config, arcface)
     references: Any = {"neutral_features": texts.neutral, "keep_features": texts.keep}
+    evaluate = make_mapper_evaluation(*objective, **references)
     key = jax.random.key(FLAGS.seed)
+
+    def batch(step: int) -> Latents:
+        return take(train_latents, host_share(rows_of_step(train_latents, step)))
+
+    def start(mapper: Mapper) -> Mapper:
+        if not FLAGS.start_samples:
+            return mapper
+        samples = sample_features(
+            generator,
+            texts.clips,
+            FLAGS.start_samples,
+            truncation=FLAGS.truncation,
+            preprocess=config.preprocess,
+        )
+        direction = latent_directions(samples, texts.descriptions, texts.neutral)[0]
+        batches = [batch(step) for step in range(1, 9)]
+        return start_along(mapper, generator, direction, config, evaluate, batches)
+
     return Training(
         config=config,
         mapper=mapper,
+        start=start,
         step=make_mapper_train_step(*objective, **references, key=key),
-        evaluate=make_mapper_evaluation(*objective, **references),
-        batch=lambda step: take(train_latents, host_share(rows_of_step(train_latents, step))),
+        evaluate=evaluate,
+        batch=batch,
         test=test_latents,
         sheet=functools.partial(before_after, generator),
         warnings=functools.partial(training_warnings, latents=train_latents),
@@ -431,6 +464,7 @@ def pair_training() -> Training:
     return Training(
         config=config,
         mapper=mapper,
+        start=lambda mapper: mapper,
         step=make_delta_train_step(config, key=jax.random.key(FLAGS.seed)),
         evaluate=make_delta_evaluation(config),
         batch=batch,

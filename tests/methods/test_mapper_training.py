@@ -39,10 +39,15 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_train_step,
     mapper_card,
     pmapped_train_step,
+    start_along,
 )
 from styleclip_jax.models import Generator, GeneratorConfig, LevelsMapper, MapperCard, MapperConfig
 from styleclip_jax.models.clip import CLIP
-from styleclip_jax.models.mapper import Mapper, WithoutToRGBStyleSpaceMapper
+from styleclip_jax.models.mapper import (
+    FullStyleSpaceMapper,
+    Mapper,
+    WithoutToRGBStyleSpaceMapper,
+)
 from styleclip_jax.sharding import host_share, shard
 
 ROOT = Path(__file__).parents[2]
@@ -238,6 +243,34 @@ def test_training_lowers_the_loss(generator, clip):
         state, metrics = step(state, w_plus(2))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.01
+
+
+@pytest.mark.parametrize("space", ["w_plus", "stylespace"])
+def test_a_mapper_starts_with_the_best_step_along_the_direction(generator, clip, space):
+    """The best of the steps; that a step is 3 is what the latents say."""
+    config = MapperTrainConfig()
+    architecture = generator.config
+    kind = LevelsMapper if space == "w_plus" else FullStyleSpaceMapper
+    shape = MapperConfig(
+        w_dim=architecture.w_dim,
+        num_layers=architecture.num_layers,
+        style_dims=architecture.style_dims,
+    )
+    direction = jax.random.normal(jax.random.key(1), (architecture.w_dim,))
+    latents = w_plus(2)
+    goal: Any = latents + 3 * direction
+    if space == "stylespace":
+        latents, goal = generator.styles(latents), generator.styles(goal)
+
+    def evaluate(mapper, latents):
+        moved = jax.tree.map(lambda x, r: x + config.strength * r, latents, mapper(latents))
+        errors = jax.tree.map(lambda x, y: jnp.abs(x - y).mean(), moved, goal)
+        return {"loss": jnp.stack(jax.tree.leaves(errors)).sum()}
+
+    mapper = kind(shape, rngs=nnx.Rngs(0))
+    start = start_along(mapper, generator, direction, config, evaluate, [latents])
+    before, after = (float(evaluate(m, latents)["loss"]) for m in (mapper, start))
+    assert after < 0.2 * before
 
 
 def test_an_extra_loss_is_part_of_the_loss_and_an_optimizer_makes_the_steps(generator, clip):

@@ -10,7 +10,7 @@ from flax import nnx
 from ckpt_convert import mapper as mapper_conversion
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
-from styleclip_jax.models.mapper import MAPPER_TYPES, LevelsMapper, MapperConfig
+from styleclip_jax.models.mapper import MAPPER_TYPES, LevelsMapper, MapperConfig, start_at
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 GOLDEN = seeded.load("mapper")
@@ -54,6 +54,26 @@ def test_residuals_of_stylespace_are_the_official_ones(name):
             assert_close(residual, official)
         else:
             assert not residual.any()
+
+
+@pytest.mark.parametrize("kind", sorted(MAPPER_TYPES))
+def test_a_mapper_starts_at_the_residual_that_it_is_given(kind):
+    mapper = MAPPER_TYPES[kind](SMALL, rngs=nnx.Rngs(0))
+    in_w_plus = mapper.space == "w_plus"
+    shapes = [(10, 4)] if in_w_plus else [(n,) for n in SMALL.style_dims]
+    # Large, so that random weights add little.
+    entries = [1e3 * jax.random.normal(jax.random.key(i), s) for i, s in enumerate(shapes)]
+    residual: Any = jnp.broadcast_to(entries[0][0], (10, 4)) if in_w_plus else tuple(entries)
+    latents: Any = (
+        jnp.ones((2, 10, 4)) if in_w_plus else tuple(jnp.ones((2, n)) for n in SMALL.style_dims)
+    )
+    started = jax.tree.leaves(start_at(mapper, residual)(latents))
+    untouched = jax.tree.leaves(mapper(latents))
+    for new, old, expected in zip(started, untouched, jax.tree.leaves(residual), strict=True):
+        if old.any():
+            np.testing.assert_allclose(new, jnp.broadcast_to(expected, new.shape), atol=20)
+        else:
+            assert not new.any()
 
 
 def test_groups_that_are_left_out_have_no_parameters_and_no_residual():
