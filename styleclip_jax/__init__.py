@@ -45,6 +45,7 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_evaluation,
     make_mapper_train_step,
     mapper_card,
+    start_along,
 )
 from styleclip_jax.methods.optimization import (
     AVATARS_CONFIG,
@@ -124,6 +125,7 @@ __all__ = [
     "save_model",
     "see_styles",
     "sheet",
+    "start_along",
     "synthesize",
     "text_direction",
     "tune_generator",
