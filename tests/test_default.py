@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from styleclip_jax.io.checkpoints import load_generator, load_mapper
+from styleclip_jax.io.checkpoints import load_generator
 from styleclip_jax.io.latents import save_latents
-from styleclip_jax.latents import sample_latents, synthesize
-from styleclip_jax.methods.mapper_editing import apply_mapper
+from styleclip_jax.latents import sample_latents
 
 ROOT = Path(__file__).parents[1]
 TEXT = "a person with purple hair"
 EDITED = "1-a-person-with-purple-hair"
-MAPPERS = ("afro", "beard", "purple_hair", "smiling", "sunglasses")
 
 
 @pytest.fixture
@@ -133,13 +131,3 @@ def test_avatars_are_edited_in_stylespace(run_script, tmp_path, kind):
         *(flags or ["--num_images=1"]),
     )
     assert outcome.code == 0, outcome.err
-
-
-@pytest.mark.parametrize("name", MAPPERS)
-def test_the_mappers_that_ship_change_faces(name):
-    generator, mapper = load_generator(), load_mapper(name)
-    latents = sample_latents(generator, 2, seed=0)
-    before = synthesize(generator, latents)
-    images, _ = apply_mapper(generator, mapper, latents)
-    assert images.shape == before.shape
-    assert np.abs(np.asarray(images - before)).mean() > 0.01
