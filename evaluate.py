@@ -46,7 +46,7 @@ from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize
 from styleclip_jax.losses import id_loss
 from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
-from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
+from styleclip_jax.methods.delta_editing import best_delta_strengths, edit_with_delta_mapper
 from styleclip_jax.methods.directions import (
     AVATARS_DIRECTIONS,
     DirectionDefaults,
@@ -390,7 +390,7 @@ def default_settings(kind: str) -> dict[str, Any]:
         defaults = AVATARS_DIRECTIONS if for_avatars() else DirectionDefaults()
         return defaults._asdict()
     if kind == "delta":
-        return {"strength": 1.0}
+        return {"strength": None if for_avatars() else 1.0}
     if kind == "swap":
         return {}
     settings = dataclasses.asdict(AVATARS_CONFIG if for_avatars() else OptimizeConfig())
@@ -464,8 +464,11 @@ def make_delta(models: Models, settings: Mapping[str, Any]) -> Callable:
 
     def edit(latents: Latents, task: Task, text: str) -> Array:
         dt = text_direction(clip, tokenizer, text, neutral, templates)
+        edited = models.generator, mapper, clip, latents, dt
         strength = settings["strength"]
-        return edit_with_delta_mapper(models.generator, mapper, clip, latents, dt, strength).images
+        if strength is None:
+            strength = best_delta_strengths(*edited)
+        return edit_with_delta_mapper(*edited, strength).images
 
     return edit
 

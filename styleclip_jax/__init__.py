@@ -20,7 +20,11 @@ from styleclip_jax.io.latents import load_latents, save_latents
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import clip_loss, id_loss
-from styleclip_jax.methods.delta_editing import DeltaEdit, edit_with_delta_mapper
+from styleclip_jax.methods.delta_editing import (
+    DeltaEdit,
+    best_delta_strengths,
+    edit_with_delta_mapper,
+)
 from styleclip_jax.methods.delta_training import (
     DeltaTrainConfig,
     make_delta_evaluation,
@@ -85,6 +89,7 @@ __all__ = [
     "apply_mapper",
     "automatic_threshold",
     "before_after_sheet",
+    "best_delta_strengths",
     "best_strengths",
     "check_fingerprints",
     "clip_loss",

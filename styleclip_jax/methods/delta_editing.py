@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, to_styles
-from styleclip_jax.losses import image_features
+from styleclip_jax.losses import image_features, unit
+from styleclip_jax.methods.automatic_strength import lowest_loss
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.delta_mapper import DeltaMapper
 from styleclip_jax.models.directions import Directions
@@ -16,6 +17,8 @@ from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 
 # The official one.
 THRESHOLD = 0.03
+# What :func:`best_delta_strengths` tries; the first leaves images as they are.
+_AUTOMATIC_STRENGTHS = (0.0, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 
 
 class DeltaEdit(NamedTuple):
@@ -37,7 +40,7 @@ def edit_with_delta_mapper(
     clip: CLIP,
     latents: Latents,
     dt: Float[Array, " embed"],
-    strength: float | Float[Array, ""] = 1.0,
+    strength: float | Float[Array, ""] | Float[Array, " batch"] = 1.0,
     *,
     directions: Directions | None = None,
     threshold: float | Float[Array, ""] = THRESHOLD,
@@ -53,7 +56,8 @@ def edit_with_delta_mapper(
         clip: The CLIP that the mapper was trained with.
         latents: W+ (B, L, w_dim) or StyleSpace.
         dt: Direction of a text, from :func:`styleclip_jax.text_direction`.
-        strength: Factor of the mapper's residual; negative values edit the other way round.
+        strength: Factor of the mapper's residual, one for all images or one for each; negative
+            values edit in the opposite direction.
         directions: Where given, channels that have little to do with the text stay as they are, and
             with them those of which the directions know nothing.
         threshold: How much they need to have to do with it. The official code compares 0.03 with
@@ -62,6 +66,51 @@ def edit_with_delta_mapper(
     Raises:
         InputError: The models and the latents do not fit each other.
     """
+    styles, _, residual = _residual(generator, mapper, clip, latents, dt, directions, threshold)
+    return _edit(generator, styles, residual, strength)
+
+
+@jax.jit
+def best_delta_strengths(
+    generator: Generator,
+    mapper: DeltaMapper,
+    clip: CLIP,
+    latents: Latents,
+    dt: Float[Array, " embed"],
+    *,
+    directions: Directions | None = None,
+    threshold: float | Float[Array, ""] = THRESHOLD,
+) -> Float[Array, " batch"]:
+    """The strength of :func:`edit_with_delta_mapper` that suits each image best, as CLIP sees it.
+
+    Of 0 and some strengths from 0.75 to 2.5, the one with the lowest
+    :func:`styleclip_jax.losses.direction_loss`; an image that already shows what the text says may
+    stay as it is. Arguments as for :func:`edit_with_delta_mapper`. Takes a forward pass of
+    generator and CLIP for each strength.
+    """
+    styles, before, residual = _residual(
+        generator, mapper, clip, latents, dt, directions, threshold
+    )
+
+    def features(strength: float) -> Float[Array, "batch embed"]:
+        if not strength:
+            return before
+        images = _edit(generator, styles, residual, strength).images
+        return image_features(clip, images, mapper.config.preprocess)
+
+    return lowest_loss(features, unit(dt), _AUTOMATIC_STRENGTHS)
+
+
+def _residual(
+    generator: Generator,
+    mapper: DeltaMapper,
+    clip: CLIP,
+    latents: Latents,
+    dt: Float[Array, " embed"],
+    directions: Directions | None,
+    threshold: float | Float[Array, ""],
+) -> tuple[StyleSpace, Float[Array, "batch embed"], StyleSpace]:
+    """Styles and features of the images, and the mapper's change of the styles."""
     styles = to_styles(generator, latents)
     features = image_features(clip, generator.synthesize(styles), mapper.config.preprocess)
     if dt.shape != features.shape[1:]:
@@ -71,7 +120,7 @@ def edit_with_delta_mapper(
         residual = jax.tree.map(
             jnp.multiply, residual, _relevant(generator, directions, dt, threshold)
         )
-    return _edit(generator, styles, residual, strength)
+    return styles, features, residual
 
 
 def _relevant(
@@ -104,5 +153,6 @@ def apply_delta_mapper(
 def _edit(
     generator: Generator, styles: StyleSpace, residual: StyleSpace, strength: float | Array
 ) -> DeltaEdit:
+    strength = jnp.reshape(jnp.asarray(strength, jnp.float32), (-1, 1))
     edited = jax.tree.map(lambda s, r: s + strength * r, styles, residual)
     return DeltaEdit(generator.synthesize(edited), edited)

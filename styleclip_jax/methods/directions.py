@@ -18,7 +18,8 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.io.text import Tokenizer, encode_texts
 from styleclip_jax.latents import Latents, synthesize, to_styles
-from styleclip_jax.losses import Preprocess, change_loss, image_features, unit
+from styleclip_jax.losses import Preprocess, image_features, unit
+from styleclip_jax.methods.automatic_strength import lowest_loss
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.directions import Directions
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
@@ -45,8 +46,6 @@ class DirectionDefaults(NamedTuple):
 AVATARS_DIRECTIONS = DirectionDefaults(strength=None, threshold=0.2)
 # What :func:`best_strengths` tries; the first leaves images as they are.
 _AUTOMATIC_STRENGTHS = (0.0, 2.0, 3.0, 4.0, 5.0, 6.0)
-# The weight of what the text does not name, with which it compares them; as in optimization.
-_ORTHOGONAL_LAMBDA = 0.35
 # From the most disentangled edit to the least.
 _AUTOMATIC_THRESHOLDS = (np.arange(29, 9, -1) / 100).astype(np.float32)
 
@@ -261,11 +260,7 @@ def _best_strengths(
         moved, _ = _move(generator, directions, latents, dt, strength, threshold)
         return image_features(clip, synthesize(generator, moved), preprocess)
 
-    # Not a loop of the program, which would run convolutions on one thread of a CPU.
-    every = jnp.stack([features(strength) for strength in _AUTOMATIC_STRENGTHS])
-    losses = change_loss(every, every[0], unit(dt.sum(axis=0)), _ORTHOGONAL_LAMBDA)
-    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
-    return jnp.asarray(_AUTOMATIC_STRENGTHS)[best]
+    return lowest_loss(features, unit(dt.sum(axis=0)), _AUTOMATIC_STRENGTHS)
 
 
 def channel_weights(

@@ -23,9 +23,10 @@ Examples:
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from styleclip_jax.errors import InputError
@@ -38,7 +39,11 @@ from styleclip_jax.io.checkpoints import (
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import Latents
-from styleclip_jax.methods.delta_editing import THRESHOLD, edit_with_delta_mapper
+from styleclip_jax.methods.delta_editing import (
+    THRESHOLD,
+    best_delta_strengths,
+    edit_with_delta_mapper,
+)
 from styleclip_jax.methods.directions import check_fingerprints, text_direction
 from styleclip_jax.methods.mapper_editing import edit_with_mappers, foreign_generator
 from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
@@ -102,8 +107,9 @@ flags.DEFINE_multi_float(
     "strength",
     None,
     "Strength of the edit. Default: the one that the mapper was trained with, 0.1 or, with"
-    " --description, 1. Negative values edit in the opposite direction. Repeat the flag for a strip"
-    " of images from the lowest to the highest.",
+    " --description, 1; with --description on the avatars, the one that suits each image best, as"
+    " CLIP sees it. Negative values edit in the opposite direction. Repeat the flag for a strip of"
+    " images from the lowest to the highest.",
 )
 flags.register_validator(
     "strength",
@@ -126,7 +132,7 @@ def main(_: Sequence[str]) -> None:
         mappers = [load_mapper(path) for path in FLAGS.mapper]
         choose_defaults(mappers)
     with edits.results_directory(command_line.script_flags(__name__)) as directory:
-        places = strengths.places(directory, FLAGS.strength)
+        places = strengths.places(directory, FLAGS.strength or [None])
         with distributed.together():
             generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
@@ -139,11 +145,11 @@ def main(_: Sequence[str]) -> None:
                 begun = time.perf_counter()
                 note_other_generators(mappers, generator)
                 first = left[0][1] if left else batches[0]
-                edit = compile_edit(generator, replicate(mappers), first.take(latents))
+                edit, choose = compile_edit(generator, replicate(mappers), first.take(latents))
                 seconds = time.perf_counter() - begun
                 for strength, batch in left:
                     taken = batch.take(latents)
-                    strengths.apply(edit, taken, batch, strength, places[strength])
+                    strengths.apply(edit, taken, batch, strength, places[strength], choose)
         measured = []
         if jax.process_index() == 0:
             metrics = inversion | {"compile_seconds": seconds}
@@ -175,7 +181,9 @@ def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
             "the mappers were trained with different strengths,"
             f" {', '.join(map(str, sorted(strengths)))}; give --strength"
         )
-    FLAGS.set_default("strength", [*strengths])
+    # An automatic strength for every image has only been measured on avatars.
+    if not for_any_text or photos.generator_path():
+        FLAGS.set_default("strength", [*strengths])
     if for_any_text:
         FLAGS.set_default("neutral", NEUTRAL if photos.generator_path() else AVATARS_NEUTRAL)
 
@@ -192,15 +200,17 @@ def note_other_generators(mappers: Sequence[Mapper | DeltaMapper], generator: Ge
 
 def compile_edit(
     generator: Generator, mappers: Sequence[Mapper | DeltaMapper], latents: Latents
-) -> Callable:
-    """Compiles the edit of a batch: from latents and strength to images and edited latents."""
+) -> tuple[strengths.Edit, Callable[[Latents], Any] | None]:
+    """Compiles the edit of a batch, and how to choose the strength of every image."""
     mapper = mappers[0]
     if not isinstance(mapper, DeltaMapper):
         program = edit_with_mappers.lower(generator, mappers, latents, (0.0,) * len(mappers))
         program = program.compile()
-        return lambda latents, strength: program(
-            generator, mappers, latents, (strength,) * len(mappers)
-        )
+
+        def apply(latents: Latents, strength: Any) -> Any:
+            return program(generator, mappers, latents, (strength,) * len(mappers))
+
+        return apply, None
     clip, tokenizer = replicate(load_clip(FLAGS.clip, FLAGS.dtype)), load_tokenizer(FLAGS.clip)
     dt = text_direction(clip, tokenizer, FLAGS.description, FLAGS.neutral, chosen_templates())
     selection = {}
@@ -209,8 +219,17 @@ def compile_edit(
         check_fingerprints(directions, generator, clip)
         selection = {"directions": replicate(directions), "threshold": FLAGS.threshold}
     models = generator, mapper, clip
-    program = edit_with_delta_mapper.lower(*models, latents, dt, 0.0, **selection).compile()
-    return lambda latents, strength: program(*models, latents, dt, strength, **selection)
+
+    def edit(latents: Latents, strength: Any) -> Any:
+        # One for each image, so that one program serves given and automatic strengths.
+        each = jnp.broadcast_to(strength, jax.tree.leaves(latents)[0].shape[:1])
+        return edit_with_delta_mapper(*models, latents, dt, each, **selection)
+
+    def choose(latents: Latents) -> Any:
+        return best_delta_strengths(*models, latents, dt, **selection)
+
+    jax.block_until_ready(edit(latents, 0.0))
+    return edit, choose
 
 
 def start() -> NoReturn:

@@ -6,8 +6,13 @@ from flax import nnx
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import synthesize
-from styleclip_jax.losses import image_features
-from styleclip_jax.methods.delta_editing import apply_delta_mapper, edit_with_delta_mapper
+from styleclip_jax.losses import change_loss, image_features
+from styleclip_jax.methods import delta_editing as module
+from styleclip_jax.methods.delta_editing import (
+    apply_delta_mapper,
+    best_delta_strengths,
+    edit_with_delta_mapper,
+)
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, Directions, DirectionsConfig
 
@@ -50,6 +55,30 @@ def test_an_edit_adds_the_residual_for_the_images_features(
         generator, mapper, styles, features, jnp.broadcast_to(dt, features.shape), 2.0
     )
     np.testing.assert_allclose(same.images, edit.images, rtol=1e-3, atol=1e-3)
+
+
+def test_the_automatic_strength_has_the_lowest_direction_loss(
+    generator, mapper, clip, w_plus, dt, monkeypatch
+):
+    tried, chosen = (0.0, -3.0, 1.0, 4.0), set()
+    monkeypatch.setattr(module, "_AUTOMATIC_STRENGTHS", tried)
+    for sign in (1, -1):
+        edits = [
+            edit_with_delta_mapper(generator, mapper, clip, w_plus, sign * dt, x) for x in tried
+        ]
+        features = jnp.stack([image_features(clip, edit.images) for edit in edits])
+        losses = change_loss(features, features[0], sign * dt, 0.35)
+        best = best_delta_strengths(generator, mapper, clip, w_plus, sign * dt)
+        np.testing.assert_array_equal(best, np.asarray(tried)[np.argmin(losses, axis=0)])
+        chosen |= {*map(float, best)}
+    assert len(chosen) > 1
+
+
+def test_every_image_may_have_a_strength_of_its_own(generator, mapper, clip, w_plus, dt):
+    strengths = jnp.linspace(-1.0, 2.0, len(w_plus))
+    together = edit_with_delta_mapper(generator, mapper, clip, w_plus, dt, strengths)
+    last = edit_with_delta_mapper(generator, mapper, clip, w_plus[-1:], dt, 2.0)
+    np.testing.assert_allclose(together.images[-1:], last.images, rtol=1e-3, atol=1e-3)
 
 
 def test_strength_zero_is_the_image_itself(generator, mapper, clip, styles, dt):
