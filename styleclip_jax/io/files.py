@@ -67,12 +67,12 @@ def hold_lock(path: str | os.PathLike[str], busy: str, held: contextlib.ExitStac
     """Holds the lock of a file until ``held`` is closed; Windows has no such locks.
 
     Args:
-        path: The file that is locked; made where it is missing.
-        busy: What to say where another process holds it.
-        held: What holds the lock.
+        path: The file to lock; created if it is missing.
+        busy: The error message if another process holds the lock.
+        held: Releases the lock when it closes.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds the lock.
     """
     if sys.platform == "win32":
         return

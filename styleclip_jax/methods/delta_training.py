@@ -99,7 +99,7 @@ def see_styles(
         All images, in the host's memory on every host.
 
     Raises:
-        InputError: The batch does not divide by the devices.
+        InputError: The batch size is not divisible by the number of devices.
     """
 
     @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, 0), out_axes=None)

@@ -347,12 +347,12 @@ def main(_: Sequence[str]) -> None:
                         unread = None
                     if draws:
                         sheet = functools.partial(training.sheet, state.mapper, batch)
-                        measurements.picture(step, "train", sheet)
+                        measurements.image(step, "train", sheet)
                     if validates:
                         losses = validate(training.evaluate, state.mapper, test, step)
                         measurements.scalars(step, "validation", losses)
                         sheet = functools.partial(training.sheet, state.mapper, test)
-                        measurements.picture(step, "validation", sheet)
+                        measurements.image(step, "validation", sheet)
                         say(f"step {step}, validation {describe_shares(losses, config)}")
                         for warning in training.warnings(progress.first, losses):
                             say(f"warning: {warning}")

@@ -646,7 +646,7 @@ def test_texts_may_be_strings_where_there_is_a_tokenizer(generator, clip, clip_p
     np.testing.assert_allclose(given.latents, encoded.latents, atol=1e-4)
     with pytest.raises(InputError, match="text_features are strings, which need a tokenizer"):
         edit_latents(generator, clip, latents, "a hat", CONFIG)
-    with pytest.raises(InputError, match="2 tokenizers for 1 CLIPs"):
+    with pytest.raises(InputError, match="there are 2 tokenizers, expected 1"):
         edit_latents(generator, (clip,), latents, "a hat", tokenizer=(tokenizer, tokenizer))
 
 
