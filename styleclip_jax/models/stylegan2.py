@@ -235,7 +235,7 @@ class EqualizedLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         scale = self.lr_multiplier / math.sqrt(self.kernel.shape[0])
-        # Small, but everything depends on it, so it never uses an accelerator's shorter formats.
+        # Cheap, but errors would affect everything, so never in TF32 or bfloat16 on accelerators.
         y = jnp.matmul(x, self.kernel[...] * scale, precision=lax.Precision.HIGHEST)
         return y + self.bias[...] * self.lr_multiplier
 
@@ -386,8 +386,8 @@ class Generator(nnx.Module):
         config: The architecture.
         rngs: Rngs of the initial weights.
         dtype: Precision of the convolutions; parameters, latents and images stay float32.
-        convolve: Computes the 3x3 convolutions; a training of the weights may bring a faster
-            gradient.
+        convolve: Computes the 3x3 convolutions; may be replaced by one with a faster gradient for
+            training.
     """
 
     def __init__(

@@ -26,9 +26,9 @@ def initialize(
     """Joins the processes of a program; call it before anything else of JAX.
 
     Without arguments, JAX finds the other processes on TPU pods and under SLURM or Open MPI;
-    elsewhere there is one process. If a process does not join, ``jax.distributed.initialize`` aborts
-    the program without naming it. With arguments, a roll call on the coordinator's port comes first
-    and names the missing processes.
+    elsewhere there is one process. If a process does not join, ``jax.distributed.initialize``
+    aborts the program without naming it. With arguments, a roll call on the coordinator's port
+    comes first and names the missing processes.
 
     Args:
         coordinator_address: ``host:port`` of process 0, the same for all processes.
@@ -138,7 +138,7 @@ def _initialize_in_cluster(timeout: float) -> None:
 
 
 def _call_the_roll(port: int, num_processes: int, timeout: float) -> str:
-    """Collects the numbers of the other processes; sends the missing ones to all and returns them."""
+    """Collects the numbers of the other processes; sends the missing ones to all, returns them."""
     deadline = time.monotonic() + timeout
     joined: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:

@@ -216,7 +216,7 @@ def test_directions_of_other_models_are_refused(generator, clip, random_model):
     wider = random_model(
         type(generator), dataclasses.replace(generator.config, channel_max=16), seed=1
     )
-    with pytest.raises(InputError, match="this one has"):
+    with pytest.raises(InputError, match="this generator has"):
         check_fingerprints(known, wider, clip)
 
 
