@@ -201,7 +201,7 @@ def make_delta_evaluation(config: DeltaTrainConfig) -> Callable[[Any, Pairs], Me
 def _loss(
     mapper: DeltaMapper, pairs: Pairs, config: DeltaTrainConfig, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Mean losses over the images of a device; all channels that the mapper changes weigh equally."""
+    """Mean losses over the images of a device, with equal weights of all changed channels."""
     source, target = pairs
     direction = pair_directions(pairs)
     if config.direction_noise:

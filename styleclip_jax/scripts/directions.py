@@ -86,8 +86,8 @@ flags.DEFINE_multi_float(
     "strength",
     None,
     "Strength of the edit, usually -10 to 10; negative values edit in the opposite direction."
-    f" Repeat the flag for a strip of images from the lowest to the highest. Default: {DEFAULTS.strength};"
-    " for the avatars, their CLIP chooses the best strength for each image.",
+    " Repeat the flag for a strip of images from the lowest to the highest. Default:"
+    f" {DEFAULTS.strength}; for the avatars, their CLIP chooses the best strength for each image.",
 )
 flags.register_validator(
     "strength",
