@@ -59,8 +59,8 @@ def test_it_is_typed_and_knows_its_version(wheel):
         ("styleclip-optimize", "Edits images until they match a text"),
         ("styleclip-train-mapper", "Trains a mapper"),
         ("styleclip-apply-mapper", "Edits images with a trained mapper"),
-        ("styleclip-directions", "Edits images with any text at once"),
-        ("styleclip-make-directions", "Measures what a generator's style channels do"),
+        ("styleclip-directions", "Edits images with any text in one forward pass"),
+        ("styleclip-make-directions", "Measures the relevance of a generator's style channels"),
         ("styleclip-convert", "Converts official PyTorch weights"),
     ],
 )
