@@ -15,7 +15,8 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.methods.relevance import build_directions, channel_statistics
 from styleclip_jax.models import DirectionsConfig, Generator, GeneratorConfig
-from styleclip_jax.models.directions import channel_widths, conv_entries
+from styleclip_jax.models.directions import channel_widths
+from styleclip_jax.models.stylegan2 import conv_entries
 
 _NO_SCALES = (
     "the directions have no scales; directions.py measures them at every start, which takes a few"

@@ -25,7 +25,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.delta_mapper import DELTA_GROUPS, DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, MapperConfig
-from styleclip_jax.models.stylegan2 import GeneratorConfig
+from styleclip_jax.models.stylegan2 import GeneratorConfig, conv_entries
 
 # The official sequence starts with the pixel norm.
 LAYER = (
@@ -129,7 +129,7 @@ def make_table(type_name: str, config: MapperConfig, prefix: str) -> list[Row]:
             f"mapper_{c}": f"networks.{c}" for c in range(len(config.style_dims))
         },
         "WithoutToRGBStyleSpaceMapper": {
-            f"mapper_{c}": f"networks.{c}" for c in range(len(config.style_dims)) if c % 3 != 1
+            f"mapper_{c}": f"networks.{c}" for c in conv_entries(config.style_dims)
         },
     }
     table = []

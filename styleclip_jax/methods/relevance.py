@@ -30,9 +30,8 @@ from styleclip_jax.models.directions import (
     DirectionsConfig,
     Space,
     channel_widths,
-    conv_entries,
 )
-from styleclip_jax.models.stylegan2 import Generator
+from styleclip_jax.models.stylegan2 import Generator, conv_entries
 from styleclip_jax.sharding import replicate, spread
 
 # Official: code_mean and code_std of manipulate.py, GetCode.py.

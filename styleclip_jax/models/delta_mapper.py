@@ -28,9 +28,8 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.card import MapperCard
-from styleclip_jax.models.directions import conv_entries
 from styleclip_jax.models.mapper import MAX_LAYERS, Network, check_styles
-from styleclip_jax.models.stylegan2 import StyleSpace
+from styleclip_jax.models.stylegan2 import StyleSpace, conv_entries
 
 # Entries of StyleSpace.
 DELTA_GROUPS = {"coarse": slice(0, 5), "medium": slice(5, 11), "fine": slice(11, None)}

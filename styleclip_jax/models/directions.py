@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.mapper import MAX_LAYERS
-from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
+from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig, conv_entries
 from styleclip_jax.models.variables import Buffer
 
 Space = Literal["stylespace", "w"]
@@ -70,11 +70,6 @@ def channel_widths(config: GeneratorConfig, space: Space) -> tuple[int, ...]:
     if space == "w":
         return (config.w_dim,)
     return tuple(config.style_dims[i] for i in conv_entries(config.style_dims))
-
-
-def conv_entries(style_dims: Sequence[int]) -> tuple[int, ...]:
-    """Positions of the convolutions' styles in StyleSpace; the others belong to ToRGB layers."""
-    return tuple(i for i in range(len(style_dims)) if i % 3 != 1)
 
 
 class Directions(nnx.Module):

@@ -15,7 +15,7 @@ time. Two identities make the synthesis fast without changing its result:
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +122,11 @@ class GeneratorConfig:
     def rgb_style_indices(self) -> tuple[int, ...]:
         """Positions of the ToRGB layers' styles in StyleSpace."""
         return tuple(range(1, len(self.style_dims), 3))
+
+
+def conv_entries(style_dims: Sequence[int]) -> tuple[int, ...]:
+    """Positions of the convolutions' styles in StyleSpace; the others belong to ToRGB layers."""
+    return tuple(i for i in range(len(style_dims)) if i % 3 != 1)
 
 
 def leaky_relu(x: Array) -> Array:

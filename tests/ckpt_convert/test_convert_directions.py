@@ -6,7 +6,8 @@ import pytest
 from ckpt_convert import __main__, directions, formats
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint, load_directions
-from styleclip_jax.models.directions import channel_widths, conv_entries
+from styleclip_jax.models.directions import channel_widths
+from styleclip_jax.models.stylegan2 import conv_entries
 
 
 @pytest.fixture

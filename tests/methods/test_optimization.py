@@ -403,10 +403,6 @@ def stalled_step(losses, patience, min_improvement):
     return len(losses) - 1
 
 
-def test_the_default_is_a_constant_number_of_steps():
-    assert OptimizeConfig().stop_loss is None and OptimizeConfig().patience == 0
-
-
 @pytest.mark.parametrize("path", ["from the host", "in one loop"])
 def test_a_loss_that_is_not_finite_names_the_step(generator, clip, latents, texts, path, request):
     if path == "in one loop":
