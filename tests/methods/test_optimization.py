@@ -190,6 +190,11 @@ def test_it_can_be_part_of_a_compiled_function(generator, clip, latents, texts):
     assert_same(compiled, edit_latents(generator, clip, latents, texts, CONFIG))
 
 
+def test_the_settings_may_be_left_out(generator, clip, latents, texts):
+    losses = jax.eval_shape(lambda w: edit_latents(generator, clip, w, texts).losses, latents)
+    assert losses.shape == (OptimizeConfig().steps, len(latents))
+
+
 def test_the_same_input_gives_the_same_bits(generator, clip, latents, texts):
     first, second = (edit_latents(generator, clip, latents, texts, CONFIG) for _ in range(2))
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
