@@ -114,8 +114,8 @@ flags.DEFINE_multi_string(
     ["optimization"],
     f"Method: {', '.join(METHODS)}; repeat the flag to compare several. stylespace is"
     " optimization in StyleSpace; delta is a mapper for any text; directions edits like"
-    " directions.py; swap writes the requested attribute into the latents of the avatars, the most"
-    " that their generator can do. Settings follow after commas, as in"
+    " directions.py; swap writes the requested attribute into the latents of the avatars, an upper"
+    " bound for their generator. Settings follow after commas, as in"
     " optimization,guidance=direction,views=4.",
 )
 flags.DEFINE_string(
@@ -188,12 +188,13 @@ flags.DEFINE_string(
     "delta_mapper",
     "any_text",
     "For --method=delta: a mapper for any text, trained by train_mapper.py"
-    " --mapper_type=DeltaMapper, or the name of one that comes with the package.",
+    " --mapper_type=DeltaMapper, or the name of one that ships with the package.",
 )
 flags.DEFINE_string(
     "directions",
     None,
-    "For --method=directions: the directory that make_directions.py wrote. Default: the avatars'.",
+    "For --method=directions: a directory written by make_directions.py. Default: the avatars'"
+    " directions.",
 )
 flags.DEFINE_enum(
     "dtype",
@@ -457,7 +458,10 @@ def make_delta(models: Models, settings: Mapping[str, Any]) -> Callable:
     """A mapper for any text."""
     mapper = load_mapper(FLAGS.delta_mapper)
     if not isinstance(mapper, DeltaMapper):
-        raise InputError(f"--delta_mapper={FLAGS.delta_mapper} has learned one text only")
+        raise InputError(
+            f"--delta_mapper={FLAGS.delta_mapper} is a mapper for one text, expected one for any"
+            " text, trained with --mapper_type=DeltaMapper"
+        )
     clip, tokenizer = models.clips[0]
     templates = IMAGENET_TEMPLATES if FLAGS.templates else ()
     neutral = FLAGS.neutral or (AVATARS_NEUTRAL if for_avatars() else NEUTRAL)
@@ -474,7 +478,7 @@ def make_delta(models: Models, settings: Mapping[str, Any]) -> Callable:
 
 
 def make_directions(models: Models, settings: Mapping[str, Any]) -> Callable:
-    """The directions of the texts."""
+    """Edits along directions."""
     directions = load_directions(FLAGS.directions)
     clip, tokenizer = models.clips[0]
     check_fingerprints(directions, models.generator, clip)

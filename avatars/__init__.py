@@ -1,1 +1,1 @@
-"""The recipe that made the embedded default: pictures, captions, training, and measurements."""
+"""Training of the embedded default: images, captions, training and evaluation."""

@@ -138,7 +138,7 @@ SLOTS: dict[str, dict[str, Value]] = {
 
 NAMES: tuple[str, ...] = tuple(SLOTS)
 HIDDEN = "hidden"
-# In place of a label where nobody knows what a picture shows.
+# In place of unknown labels.
 UNKNOWN = -1
 
 # Slots that can be covered, and the slots that must change to uncover them.

@@ -1,18 +1,18 @@
-"""Describes avatars in many ways, and never states what a picture does not show.
+"""Writes captions of avatars in many wordings; they never state what an image does not show.
 
-What people say stands in `phrases/LANGUAGE.toml`: for every value of every slot adjectives ("a
-*bearded* person"), people ("a *redhead*"), nouns ("a person with *a beard*"), what is worn ("a
-person wearing *glasses*"), clauses ("a person *who is smiling*"), and sentences that stand alone
-("*take off the hat*"). Some phrases are true of several values: they are listed as groups. Where
-people mean one of these values unless they say more ("glasses" are no sunglasses), that one is the
-group's `typical` value, and the phrase is neither right nor wrong of the others. Lists begin with
-what is common, which is drawn more often; the phrases of a `common` group come before the value's.
+`phrases/LANGUAGE.toml` lists phrases for every value of every slot: adjectives ("a *bearded*
+person"), people ("a *redhead*"), nouns ("a person with *a beard*"), things to wear ("a person
+wearing *glasses*"), clauses ("a person *who is smiling*"), and complete sentences ("*take off the
+hat*"). Phrases that are true of several values are listed as groups. If people usually mean one of
+these values ("glasses" are not sunglasses), it is the group's `typical` value, and the phrase is
+neither true nor false of the others. Lists start with common phrases, which are sampled more often;
+the phrases of a `common` group come before those of the value.
 
-In those files "~" is the place of adjectives in people, and of a colour elsewhere. A colour belongs
-to something: it is told together with its carrier ("long *purple* hair", "a *red* hat") or by a
-phrase of its own ("dressed in *red*"). Letters after "~" are the ending that the case asks for; and
-" / " separates the cases of people and things, of which languages may lack the last ones. "<his>"
-and the like are pronouns. Avataaars have no gender, and neither have the captions.
+In these files, "~" marks the place of adjectives in people, and of a color elsewhere. A color is
+stated together with its carrier ("long *purple* hair", "a *red* hat") or by its own phrase
+("dressed in *red*"). Letters after "~" are the ending of the grammatical case; " / " separates the
+cases of people and things, and languages may lack the last ones. "<his>" and the like are pronouns.
+Avataaars have no gender, and neither have the captions.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ from avatars.attributes import LABELS, NAMES, SLOTS, UNKNOWN, observe
 T = TypeVar("T")
 
 LANGUAGES = ("en", "uk")
-MAX_WORDS = 22  # Of a caption, punctuation marks included.
+MAX_WORDS = 22  # Maximum length of a caption, including punctuation marks.
 KINDS = ("adjectives", "people", "nouns", "worn", "clauses", "sentences")
-# What a colour can be told together with.
+# Slots that a color can be stated together with.
 CARRIERS = {"hair_color": ("hair", "facial_hair"), "clothes_color": ("clothes", "headwear")}
 
-# The forms of words that " / " separates, as templates name them: nominative, instrumental,
+# Names in templates of the forms that " / " separates: nominative, instrumental,
 # accusative, locative for things; nominative, genitive, accusative for people.
 _THING = ("what", "with_what", "get_what", "in_what")
 _PERSON = ("who", "of_whom", "whom")
@@ -48,13 +48,13 @@ _COUNT_WEIGHTS = (0.28, 0.28, 0.2, 0.12, 0.07, 0.05)
 
 
 class Truth(NamedTuple):
-    """Of which values of a slot a phrase is true, and of which neither true nor false."""
+    """The values of a slot that a phrase is true of, and those that it may be true of."""
 
     true: frozenset[str]
     possible: frozenset[str] = frozenset()
 
 
-# What a text tells: a truth per slot; it is true of everything in the other slots.
+# The meaning of a text: a truth per slot; other slots may have any value.
 Meaning = Mapping[str, Truth]
 
 
@@ -66,7 +66,7 @@ class Phrase(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """A phrase of a caption; a colour told with its carrier tells about two slots."""
+    """A phrase of a caption; a color with its carrier states two slots."""
 
     slot: str
     kind: str
@@ -79,14 +79,14 @@ class Language:
     """The contents of a language's file.
 
     Attributes:
-        people: Persons of whom nothing is told.
-        frames: What a caption does with a person and all that is told.
-        conjunctions: What stands before the last of several things.
-        pronouns: The person, in the forms of _PRONOUN.
-        connectives: By kind, how statements follow a person.
-        instructions: By kind, a text about one statement, as people write to an editor.
-        words: By slot and value, names of colours.
-        phrases: By slot, value and kind, all phrases that state the value.
+        people: Nouns for a person that state no attribute.
+        frames: Templates for a sentence about a person.
+        conjunctions: Words before the last of several things.
+        pronouns: Pronouns of the person, in the forms of _PRONOUN.
+        connectives: Words between a person and a statement, by kind.
+        instructions: Templates of instructions about one statement, by kind.
+        words: Names of colors by slot and value.
+        phrases: All phrases that state a value, by slot, value and kind.
     """
 
     people: list[str]
@@ -113,7 +113,7 @@ def load_language(language: str) -> Language:
 
 
 def _phrases(contents: dict[str, Any], slot: str, value: str) -> dict[str, list[Phrase]]:
-    """All phrases that state a value, by kind; kinds of which there are none are left out."""
+    """All phrases that state a value, by kind; empty kinds are left out."""
     groups = [group for group in contents["groups"] if group["slot"] == slot]
     tables = [contents["colored"].get(slot, {}), contents.get(slot, {}).get(value, {})]
     only = frozenset({value})
@@ -160,7 +160,7 @@ def fill(text: str, words: Sequence[str] = (), separator: str = " ") -> str:
 
 
 def _forms(text: str, names: Sequence[str]) -> dict[str, str]:
-    """The forms of a word by name; those that a language lacks are the first one."""
+    """The forms of a word by name; missing forms are the first one."""
     parts = text.split(" / ")
     return {name: parts[i] if i < len(parts) else parts[0] for i, name in enumerate(names)}
 
@@ -181,7 +181,7 @@ def _pick_phrase(
 
 
 def _choose_slots(facts: dict[str, str], rng: np.random.Generator) -> list[str]:
-    """Draws one to six slots in random order; nobody often mentions what is not there."""
+    """Samples one to six slots in random order; people rarely mention absent things."""
     slots = list(rng.permutation([slot for slot in facts if facts[slot] != "none"]))
     absent = [slot for slot in facts if facts[slot] == "none"]
     if absent and rng.random() < 0.25:
@@ -197,7 +197,7 @@ def _color_statement(
     language: Language,
     rng: np.random.Generator,
 ) -> Statement | None:
-    """States a colour together with its carrier; None where a phrase of its own is better."""
+    """States a color together with its carrier; None where a phrase of its own is better."""
     carriers = {}
     for carrier in CARRIERS[slot]:
         phrases = language.phrases[carrier][facts[carrier]] if carrier in facts else {}
@@ -271,7 +271,7 @@ def _things(
 
 
 def _sentence(statements: list[Statement], language: Language, rng: np.random.Generator) -> str:
-    """A person, and what is said of them."""
+    """A sentence about a person."""
     told: dict[str, list[Statement]] = {kind: [] for kind in KINDS}
     for statement in statements:
         # "With glasses", though more often "wearing glasses".
@@ -300,7 +300,7 @@ def _sentence(statements: list[Statement], language: Language, rng: np.random.Ge
 
 
 def _instruction(statement: Statement, language: Language, rng: np.random.Generator) -> str:
-    """What somebody might tell an editor: "give her a beard", "make him bald", "add glasses"."""
+    """An instruction to an editor: "give her a beard", "make him bald", "add glasses"."""
     template, text = _pick(language.instructions[statement.kind], rng), statement.text
     if statement.kind == "adjectives":
         return fill(template, [text])
@@ -310,7 +310,7 @@ def _instruction(statement: Statement, language: Language, rng: np.random.Genera
 
 
 def _tell(statements: list[Statement], language: Language, rng: np.random.Generator) -> str:
-    """Says it in a sentence, as an instruction, or in a few words."""
+    """Expresses statements as a sentence, an instruction, or a few words."""
     first = statements[0]
     if first.kind == "sentences":
         text = first.text
@@ -325,7 +325,7 @@ def _tell(statements: list[Statement], language: Language, rng: np.random.Genera
 
 
 def _readable(text: str, pronouns: str) -> str:
-    """Puts in pronouns, and mends commas, prepositions and articles."""
+    """Inserts pronouns and corrects commas, prepositions and articles."""
     cases = _forms(pronouns, _PRONOUN)
     text = re.sub(r"<(\w+)>", lambda place: cases[place[1]], text)
     text = re.sub(r"[ ,]*, *", ", ", text).strip(" ,")
@@ -335,7 +335,7 @@ def _readable(text: str, pronouns: str) -> str:
 
 
 def _written(text: str, language: Language, rng: np.random.Generator) -> str:
-    """Makes the text readable, but not always as carefully as it should be."""
+    """Makes the text readable, with occasional careless spelling."""
     text = _readable(text, _pick(language.pronouns, rng))
     if rng.random() < 0.08:
         text = re.sub(r"\b(a|an|the) ", "", text)
@@ -355,7 +355,7 @@ def choose_language(rng: np.random.Generator, ukrainian: float) -> str:
 
 
 def neutral(rng: np.random.Generator, language: str = "en") -> str:
-    """Writes a caption that tells nothing, such as "a portrait of a woman": it fits every image."""
+    """Writes a neutral caption, such as "a portrait of a woman", which fits every image."""
     spoken = load_language(language)
     return _written(_sentence([], spoken, rng), spoken, rng)
 
@@ -402,14 +402,14 @@ def _length(text: str) -> int:
 def caption(
     labels: Int8[np.ndarray, " slots"], rng: np.random.Generator, language: str = "en"
 ) -> str:
-    """Writes the caption of :func:`describe` without what it tells."""
+    """Writes the caption of :func:`describe` without its meaning."""
     return describe(labels, rng, language)[0]
 
 
 def captions(
     attributes: Int8[np.ndarray, "count slots"], rng: np.random.Generator, language: str = "en"
 ) -> list[str]:
-    """Writes one caption for each picture, given its attributes."""
+    """Writes one caption per image, given its attributes."""
     return [caption(labels, rng, language) for labels in observe(attributes)]
 
 

@@ -252,7 +252,7 @@ def save(path: str | Path, classifier: Classifier) -> None:
         for name, variable in _flat(nnx.state(classifier)).items()
     }
     with Path(path).open("wb") as file:
-        np.savez_compressed(file, **weights)
+        np.savez_compressed(file, allow_pickle=False, **weights)
 
 
 def load(path: str | Path = TRAINED) -> Classifier:

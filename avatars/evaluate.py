@@ -90,7 +90,7 @@ def grid(images: Float[np.ndarray, "count size size 3"], columns: int) -> Image.
 
 
 def main(_: Sequence[str]) -> None:
-    """Measures generator and CLIP, and writes the results."""
+    """Measures generator and CLIP and writes the results."""
     out = pathlib.Path(FLAGS.out)
     generator, clip = load_generator(FLAGS.generator), load_clip(FLAGS.clip)
     tokenizer = load_tokenizer(FLAGS.clip)

@@ -2,8 +2,8 @@
 
 Inverts rendered avatars of a test set, with and without refinement, and compares the classifier's
 labels of the originals and the reconstructions. With `--edits`, also edits reconstructions and
-generated faces by the same texts. Writes `metrics.json` and sheets; `others.png` shows avatars with
-options that no training saw.
+generated faces with the same texts. Writes `metrics.json` and sheets; `others.png` shows avatars
+with options that are not in the training data.
 """
 
 import json
@@ -36,7 +36,7 @@ FLAGS = flags.FLAGS
 
 BATCH_SIZE = 32
 SHEET_ROWS = 12
-# The edits of --edits, with texts of our own; and the faces that are generated for them.
+# The edits of --edits.
 EDITS = (
     ("glasses", "sunglasses"),
     ("facial_hair", "beard"),
@@ -44,8 +44,9 @@ EDITS = (
     ("hair", "long"),
     ("mouth", "sad"),
 )
+# The batch size of edits, and the generated faces.
 EDIT_BATCH, SEED, TRUNCATION = 16, 1_000_000, 0.7
-# Options of the style that `avatars.attributes` does not have, one avatar for each.
+# Options of the style that `avatars.attributes` does not have, one avatar each.
 OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
     {"topVariant": "bigHair", "topProbability": 100, "hairColor": "#a55728"},
     {"topVariant": "bob", "topProbability": 100, "hairColor": "#f59797"},
@@ -82,7 +83,7 @@ def invert_all(
 
 
 def other_drawings(size: int) -> UInt8[np.ndarray, "count size size 3"]:
-    """Avatars of OTHER_OPTIONS, whose other attributes are those of the training."""
+    """Avatars with OTHER_OPTIONS; their other attributes are sampled as in training."""
     attributes = sample(len(OTHER_OPTIONS), seed=7)
     # Hats and glasses would hide some of them.
     for name in ("headwear", "glasses", "facial_hair"):
@@ -94,7 +95,7 @@ def other_drawings(size: int) -> UInt8[np.ndarray, "count size size 3"]:
 def edit_all(
     generator: Generator, clip: CLIP, latents: Float[Array | np.ndarray, "count layers width"]
 ) -> dict[str, np.ndarray]:
-    """Images after every edit of EDITS, by text, with the settings of optimize.py."""
+    """Images after every edit of EDITS by text, with the settings of optimize.py."""
     tokenizer = load_tokenizer()
     neutral = encode_texts(clip, tokenizer, [AVATARS_NEUTRAL])
     config = AVATARS_CONFIG
@@ -179,7 +180,7 @@ def main(_: Sequence[str]) -> None:
         edited = edit_all(generator, clip, latents[:count])
         generated = sample_latents(generator, count, SEED, TRUNCATION)
         before = read_labels(classifier, np.asarray(generator(generated)))
-        # Judged by the drawing, so that what the inversion lost counts too.
+        # Compared with the rendered image, so that losses of the inversion count too.
         found = {
             "inverted": score_edits(classifier, wanted[:count], edited),
             "generated": score_edits(classifier, before, edit_all(generator, clip, generated)),

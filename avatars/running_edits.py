@@ -77,7 +77,7 @@ class Targets(NamedTuple):
 def choose_targets(
     attributes: Int[np.ndarray, "batch slots"], random: np.random.Generator, ukrainian: float
 ) -> Targets:
-    """Chooses a text for each picture; a share of `ukrainian` of them are Ukrainian."""
+    """Chooses a text for each image; a share of `ukrainian` of them are Ukrainian."""
     texts, meanings, slots, values, wanted = [], [], [], [], []
     for row in attributes:
         slot = random.choice(NAMES)

@@ -1,4 +1,4 @@
-"""Texts that edits of avatars are evaluated with, in words that no training and no tuning saw.
+"""Held-out texts for the evaluation of avatar edits; no training and no tuning used these wordings.
 
 Each edit gives one slot of `avatars.attributes` one value and is worded the way strangers would
 write it. None of the wordings is among the captions that `avatars.captions` writes of that value,

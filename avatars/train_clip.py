@@ -1,24 +1,26 @@
 """Trains the avatars CLIP: `python -m avatars.train_clip --data train.npz --out DIR`.
 
 Contrastive training as in CLIP (arXiv 2103.00020, section 2.3), with one difference: we know which
-images of a batch a caption fits, so the target of a caption is spread over all of them instead of
-calling the others wrong. A linear classifier of the attributes on the features of both towers helps
-them along and is thrown away.
+images of a batch a caption fits, so the target of a caption is spread over all of them. An
+auxiliary linear classifier predicts the attributes from the features of both towers and is
+discarded after the training.
 
-What a CLIP that guides an optimization must withstand is part of the training: images are shifted,
-zoomed, blurred, made noisy, and their contrast changes (which covers both ways to preprocess,
+Augmentation makes the CLIP robust for guiding an optimization: images are shifted, zoomed, blurred
+and made noisy, and their contrast changes (which covers both kinds of preprocessing,
 `losses.clip_pixels`).
 
-With `--generator` and `--annotator` half of every batch are images of edits that go on meanwhile
-(`avatars.running_edits`), so that CLIP is right about what its own gradient leads to. And the
-features learn the geometry that `losses.direction_loss` relies on: from an image to the same image
-with what a text asks for, they move along the direction of the text, by a certain amount; to the
-same image with something else, they do not move along it.
+With `--generator` and `--annotator`, half of every batch are images of running edits
+(`avatars.running_edits`), so that the CLIP is right about images that its own gradient leads to.
+The features also learn the geometry that `losses.direction_loss` relies on: from an image to the
+same image with the attribute of a text, they move along the direction of the text, by a certain
+amount; to the same image with another change, they do not move along it.
 
-With `--lock_images` only the text tower learns, from images and triples without edits: other words
-for what the images of a hardened CLIP already tell apart (locked-image tuning, arXiv 2111.07991).
+With `--lock_images`, only the text tower is trained, on images and triples without edits: it learns
+other words for attributes that the image tower already distinguishes (locked-image tuning, arXiv
+2111.07991).
 
-Checkpointed every few minutes; the same command resumes, with new edits.
+The training is checkpointed every few minutes. Run the same command again to resume it; running
+edits start anew.
 """
 
 import json
@@ -66,26 +68,25 @@ from styleclip_jax.runs.command_line import run
 FLAGS = flags.FLAGS
 
 CONTEXT_LENGTH = 40
-# A larger scale lets the loss fall with ever smaller differences of the cosine, which is what an
-# edit has to move.
+# With a larger scale, ever smaller differences of the cosine minimize the loss, but edits need
+# large ones.
 MAX_LOGIT_SCALE = 20.0
 CARDINALITIES = tuple(len(values) for values in LABELS.values())
-# Triples per step; by how much the features have to move along the direction of the text; and the
-# weights of the squared amount that is missing, and of squared moves that nothing asks for.
+# Triples per step; the required move of the features along the direction of the text; the weights
+# of the squared missing move and of squared unwanted moves.
 TRIPLES = 16
 RISE = 0.4
 RISE_WEIGHT, STILL_WEIGHT = 20.0, 20.0
-# Share of captions that tell nothing: their features are where directions begin.
+# Share of neutral captions, whose features are the origins of directions.
 NEUTRAL_SHARE = 0.04
 
 
 def train_tokenizer(num_captions: int = 30_000, merges: int = 3000) -> dict[str, bytes]:
-    """A CLIP tokenizer whose merges are learned from captions, and the words of these captions.
+    """Trains a CLIP tokenizer on captions; also returns the words of these captions.
 
-    There are `num_captions` of each language, so that both get their share of the merges.
-
-    As in OpenAI's vocabulary, every byte is a token, alone and at the end of a word, so no text is
-    unknown; the end-of-text token has the highest id.
+    There are `num_captions` captions per language, so that both get a share of the merges. As in
+    OpenAI's vocabulary, every byte is a token, alone and at the end of a word, so every text can be
+    encoded; the end-of-text token has the highest id.
     """
     rng = np.random.default_rng(0)
     texts = [
@@ -119,9 +120,9 @@ def train_tokenizer(num_captions: int = 30_000, merges: int = 3000) -> dict[str,
 
 
 def clip_config(vocab_size: int) -> CLIPConfig:
-    """The architecture of the avatars CLIP, about 2 million parameters.
+    """The architecture of the avatars CLIP, with about 2 million parameters.
 
-    A patch is as large as an eye.
+    A patch has the size of an eye.
     """
     return CLIPConfig(
         image_size=64,
@@ -141,13 +142,13 @@ def clip_config(vocab_size: int) -> CLIPConfig:
 def carried_over(
     trained: CLIP, trained_vocab: dict[str, int], clip: CLIP, vocab: dict[str, int]
 ) -> CLIP:
-    """Gives a trained CLIP another vocabulary: tokens of both keep their embeddings.
+    """Gives a trained CLIP another vocabulary; common tokens keep their embeddings.
 
     Args:
         trained: The trained CLIP.
-        trained_vocab: Its token ids by token.
-        clip: An untrained one of the same architecture, which embeds new tokens as it does.
-        vocab: That one's token ids by token.
+        trained_vocab: Token ids of the trained CLIP by token.
+        clip: An untrained CLIP of the same architecture, with the embeddings of new tokens.
+        vocab: Token ids of the untrained CLIP by token.
     """
     both = [token for token in vocab if token in trained_vocab]
     old, new = (np.array([ids[token] for token in both]) for ids in (trained_vocab, vocab))
@@ -173,8 +174,8 @@ def augment(
     images = jnp.where(mirrored, images[:, :, ::-1], images)
     zoom, shift = uniform(0.88, 1.15), uniform(-5, 5, 2)
     # Bilinear interpolation is a matrix per axis; positions outside repeat the border.
-    centre = (size - 1) / 2
-    source = (jnp.arange(size) - centre)[None, None] / zoom[:, None, None] + centre
+    center = (size - 1) / 2
+    source = (jnp.arange(size) - center)[None, None] / zoom[:, None, None] + center
     source = jnp.clip(source + shift[..., None], 0, size - 1)
     weights = jnp.maximum(1 - jnp.abs(source[..., None] - jnp.arange(size)), 0)
     images = jnp.einsum("bjh,bhwc->bjwc", weights[:, 0], images)
@@ -194,19 +195,19 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 def contrastive_loss(
-    clip: CLIP, pixels: Array, tokens: Array, fits: Float[Array, "captions pictures"]
+    clip: CLIP, pixels: Array, tokens: Array, fits: Float[Array, "captions images"]
 ) -> tuple[Array, Array, Array]:
-    """CLIP's symmetric loss with several right answers; also the unit features.
+    """CLIP's symmetric loss with several positives; also returns the unit features.
 
-    A caption that fits no picture is only a wrong answer.
+    A caption that fits no image is only a negative.
     """
-    pictures, texts = unit(clip.encode_image(pixels)), unit(clip.encode_text(tokens))
+    images, texts = unit(clip.encode_image(pixels)), unit(clip.encode_text(tokens))
     scale = jnp.minimum(jnp.exp(clip.logit_scale[...]), MAX_LOGIT_SCALE)
-    logits = jnp.where(jnp.isnan(fits), -1e4, scale * texts @ pictures.T)
+    logits = jnp.where(jnp.isnan(fits), -1e4, scale * texts @ images.T)
     fits = jnp.nan_to_num(fits)
     by_caption = cross_entropy(logits, fits / jnp.maximum(fits.sum(1, keepdims=True), 1))
-    by_picture = cross_entropy(logits.T, (fits / fits.sum(0, keepdims=True)).T)
-    return (by_caption + by_picture) / 2, pictures, texts
+    by_image = cross_entropy(logits.T, (fits / fits.sum(0, keepdims=True)).T)
+    return (by_caption + by_image) / 2, images, texts
 
 
 def attribute_loss(
@@ -220,9 +221,9 @@ def attribute_loss(
 def text_attribute_loss(
     heads: nnx.Linear, features: Array, truths: Float[Array, "texts slots labels"]
 ) -> Float[Array, ""]:
-    """The same on text features: a text means what it tells, and nothing in all other slots.
+    """The same loss on text features; slots that a text does not mention have no target.
 
-    Of a group of values that a text is true of, each is as probable.
+    All values that a text is true of are equally probable.
     """
     true = [jnp.nan_to_num(truths[:, i, :count]) for i, count in enumerate(CARDINALITIES)]
     return _slot_entropy(heads, features, [x / x.sum(-1, keepdims=True) for x in true])
@@ -234,15 +235,15 @@ def _slot_entropy(heads: nnx.Linear, features: Array, targets: list[Array]) -> A
 
 
 class Triples(NamedTuple):
-    """Attributes of images, of what a text makes of them, and of what it does not.
+    """Attributes of images, and of two changes of each image, only one of which a text describes.
 
     Attributes:
-        before: Attributes.
-        after: The same with what the text asks for.
-        other: The same with something else.
-        rises: Where the second ones fit the text and the first ones do not.
+        before: Attributes of the images.
+        after: The same with the attribute of the text.
+        other: The same with another change.
+        rises: Whether ``after`` fits the text but ``before`` does not.
         tokens: The texts.
-        neutral_tokens: A text that tells nothing.
+        neutral_tokens: A neutral text.
     """
 
     before: Int[Array, "batch slots"]
@@ -269,7 +270,7 @@ def change_elsewhere(
     slots: Int[np.ndarray, " batch"],
     random: np.random.Generator,
 ) -> Int[np.ndarray, "batch slots"]:
-    """Changes one attribute of each image whose label in `slots` does not change by that."""
+    """Changes one attribute of each image, unless this changes the label in `slots`."""
     rows = np.arange(len(attributes))
     others = (slots + random.integers(1, len(NAMES), len(rows))) % len(NAMES)
     changed = with_other_values(attributes, others, random)
@@ -280,7 +281,7 @@ def change_elsewhere(
 def triple_loss(
     clip: CLIP, generator: Generator, triples: Triples, key: Key[Array, ""]
 ) -> Float[Array, ""]:
-    """How much features fail to move by RISE along a text, or move along another one."""
+    """Penalizes features that move less than RISE along a text, or along it without a cause."""
     kinds = (triples.before, triples.after, triples.other)
     latents = jnp.concatenate([perturbed_latents(attributes, key) for attributes in kinds])
     size = clip.config.image_size
@@ -324,13 +325,13 @@ def clip_step(
     gradients, loss = jax.grad(loss_fn, has_aux=True)(networks)
     updates, opt_state = optimizer.update(gradients, opt_state, networks)
     if lock_images:
-        # Without gradients there still is weight decay.
+        # Removes the weight decay.
         updates[0].vision = jax.tree.map(jnp.zeros_like, updates[0].vision)
     return (optax.apply_updates(networks, updates), opt_state), loss
 
 
 def load_data(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Images as CLIP sees them, and what can be seen on them, of all files together."""
+    """Images at CLIP's input size and their labels, from all files."""
     images, labels = [], []
     for path in paths:
         with np.load(path) as file:
@@ -348,24 +349,24 @@ def describe_batch(
     rng: np.random.Generator,
     ukrainian: float,
 ) -> tuple[list[str], list[Meaning]]:
-    """One caption per image, a share of `ukrainian` of them Ukrainian, and what they tell."""
+    """One caption per image, a share of `ukrainian` of them Ukrainian, and their meanings."""
     described = []
     for row in labels:
         language = choose_language(rng, ukrainian)
-        tells_nothing = rng.random() < NEUTRAL_SHARE
+        is_neutral = rng.random() < NEUTRAL_SHARE
         draw = partial(describe, row, rng, language)
-        # One caption of thousands is too long.
+        # One caption in thousands is too long.
         texts = iter(draw, None)
         described.append(
             (neutral(rng, language), {})
-            if tells_nothing
+            if is_neutral
             else next(x for x in texts if tokenizer.fits(x[0]))
         )
     return [text for text, _ in described], [meaning for _, meaning in described]
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains, and writes the CLIP with its tokenizer."""
+    """Trains the CLIP and writes it with its tokenizer."""
     out = pathlib.Path(FLAGS.out).absolute()
     images, labels = load_data(FLAGS.data)
     files = train_tokenizer()
@@ -392,16 +393,16 @@ def main(_: Sequence[str]) -> None:
         edits = RunningEdits(synthesizer, annotator, tokenizer, edited, FLAGS.seed, FLAGS.ukrainian)
 
     def one_step(state, step):
-        generator = np.random.default_rng([FLAGS.seed, step])
-        picked = generator.integers(len(images), size=FLAGS.batch_size - edited)
+        rng = np.random.default_rng([FLAGS.seed, step])
+        picked = rng.integers(len(images), size=FLAGS.batch_size - edited)
         shown, shown_labels, triples = images[picked], labels[picked], None
         if edits:
             running = edits.advance(state[0][0], step)
             shown = np.concatenate([shown, running.images])
             shown_labels = np.concatenate([shown_labels, running.labels])
         if synthesizer is not None:
-            triples = choose_triples(tokenizer, generator, FLAGS.ukrainian)
-        texts, meanings = describe_batch(shown_labels, tokenizer, generator, FLAGS.ukrainian)
+            triples = choose_triples(tokenizer, rng, FLAGS.ukrainian)
+        texts, meanings = describe_batch(shown_labels, tokenizer, rng, FLAGS.ukrainian)
         told = truths(meanings)
         if edits:
             texts += running.targets.texts
@@ -417,33 +418,31 @@ def main(_: Sequence[str]) -> None:
             lock_images=FLAGS.lock_images,
         )
 
-    # Modules are pytrees, which optax's types do not say.
+    # Modules are pytrees, but optax's types do not accept them.
     networks: Any = (clip, heads)
     state = (networks, optimizer.init(networks))
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(out / "training", options=options) as manager:
         clip = train(state, FLAGS.steps, one_step, manager, "clip")[0][0]
-    # The scale that was trained with is the capped one.
+    # The training used the capped scale.
     clip.logit_scale[...] = jnp.minimum(clip.logit_scale[...], np.log(MAX_LOGIT_SCALE))
     checkpoints.save_model(out / "clip", clip, files, dtype=jnp.float16)
 
 
 if __name__ == "__main__":
     flags.DEFINE_multi_string("data", None, "Images and attributes, written by avatars.dataset.")
-    flags.DEFINE_string("out", None, "Directory of checkpoints and of the finished CLIP.")
+    flags.DEFINE_string("out", None, "Directory for checkpoints and the final CLIP.")
     flags.DEFINE_string(
         "init",
         None,
-        "Start from this CLIP instead of from scratch; tokens that it does not know are new.",
+        "Start from this CLIP instead of from scratch; tokens that it lacks are initialized.",
     )
-    flags.DEFINE_string(
-        "generator", None, "Make half of every batch by edits with this generator; see above."
-    )
-    flags.DEFINE_string("annotator", None, "Weights of a classifier, which says what edits show.")
+    flags.DEFINE_string("generator", None, "Generator of the running edits and triples; see above.")
+    flags.DEFINE_string("annotator", None, "Weights of a classifier that labels edited images.")
     flags.DEFINE_bool("lock_images", False, "Train the text tower only; see above.")
     flags.DEFINE_float("ukrainian", 0.2, "Share of Ukrainian texts.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("steps", 4000, "Training steps.")
-    flags.DEFINE_integer("batch_size", 128, "Pictures, and captions, per step.")
+    flags.DEFINE_integer("batch_size", 128, "Images and captions per step.")
     flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate of AdamW.")
     flags.DEFINE_float("attribute_weight", 0.5, "Weight of the auxiliary classification loss.")
     flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches, captions and augmentation.")

@@ -55,12 +55,12 @@ ENCODER_CONFIG = E4EConfig(
 )
 # Weights of the latents' squared error, of pixels and of the annotator's features.
 LATENT_WEIGHT, PIXEL_WEIGHT, FEATURE_WEIGHT = 1.0, 0.5, 0.05
-# Per step, of either kind, how many answers are synthesized and compared with the input.
+# Number of predictions of either kind that are synthesized and compared with the input per step.
 SYNTHESIZED = 4
 
 
 def visible(attributes: Int8[np.ndarray, "count slots"]) -> Int8[np.ndarray, "count slots"]:
-    """Attributes of the same pictures, with the first value of its slot for what is covered."""
+    """Attributes of the same images, with the first value in place of covered ones."""
     labels = observe(attributes)
     for slot in COVERED_BY:
         column = NAMES.index(slot)
@@ -69,7 +69,7 @@ def visible(attributes: Int8[np.ndarray, "count slots"]) -> Int8[np.ndarray, "co
 
 
 def encoder_step(encoder, opt_state, generator, annotator, weight, batch, key, *, optimizer):
-    """One update; half of the batch are drawings, the other half synthesized images."""
+    """One update; half of the batch are rendered images, the other half synthesized ones."""
     drawings, attributes, others = batch
     drawings = drawings.astype(jnp.float32) / 127.5 - 1
     perturbed = perturbed_latents(others, key)

@@ -155,7 +155,7 @@ def halved(images: Float[Array, "batch size size channels"]) -> Array:
 
 
 def reconstruction_loss(images: Array, targets: Array, weight: Array) -> Array:
-    """L1 and squared error of pixels, L1 of smaller images and of differences of neighbours."""
+    """L1 and squared error of pixels, L1 of smaller images and of differences of neighbors."""
     difference = images - targets
     coarse = halved(halved(difference))
     return (
@@ -173,12 +173,11 @@ def training_latents(
     mean_w: Float[Array, " w_dim"],
     key: Key[Array, ""],
 ) -> tuple[Float[Array, "batch layers w_dim"], Float[Array, " batch"]]:
-    """W+ latents between two avatars, and how much of the second one they shall show.
+    """Samples W+ latents between two avatars, and the share of the second avatar in their images.
 
-    Half of them are those of the first avatar. The others are somewhere on the way to the second
-    one, on which the target image blends: linearly from where truncation to PLATEAU of the first
-    would be to where that of the second would be. So the image changes evenly on the way, and an
-    edit finds a gradient.
+    Half of them are latents of the first avatar. The others lie at random positions between the two
+    avatars. Their target images are blended linearly between the positions of either avatar
+    truncated to PLATEAU, so the image changes evenly in between and an edit finds a gradient.
     """
     batch, layers = len(attributes), CONFIG.num_layers
     keys = jax.random.split(key, 7)
@@ -186,7 +185,7 @@ def training_latents(
     between = jax.random.bernoulli(keys[1], 0.5, (batch, 1))
     way = jnp.where(between, jax.random.uniform(keys[2], (batch, 1)), 0)
     ways = way + between * WAY_NOISE * jax.random.normal(keys[3], (batch, layers))
-    # The layers of the last block only sharpen; they must not know what the image shows.
+    # The layers of the last block only sharpen, so they get latents of other images.
     telling = layers - 2
     way = ways[:, :telling].mean(1)
     shown = jnp.clip(0.5 - truncation[:, 0] * (1 - 2 * way) / (2 * PLATEAU), 0, 1)
@@ -202,7 +201,7 @@ def training_latents(
 
 
 def synthesis_step(network, ema, opt_state, mean_w, weight, annotator, batch, key, *, optimizer):
-    """One update of the synthesis network; returns the moving average of its weights too."""
+    """One update of the synthesis network and of the moving average of its weights."""
     images, attributes, other_images, other_attributes = batch
     w_plus, shown = training_latents(attributes, other_attributes, mean_w, key)
     shown = shown[:, None, None, None]

@@ -17,9 +17,9 @@ Examples:
 
 {known}
 
-The format of a file is told from its content, not its name: PyTorch's zip and legacy formats,
-TorchScript archives, safetensors, NVIDIA's pickles, .npy, Hugging Face directories. No code that a
-file may contain is ever run.
+The format of a file is detected from its content, not its name: PyTorch's zip and legacy formats,
+TorchScript archives, safetensors, NVIDIA's pickles, .npy, Hugging Face directories. Code in a file
+is never executed.
 """
 
 import argparse
@@ -58,9 +58,9 @@ MODELS = {
     ),
     "clip": (clip.convert, "a CLIP with a vision transformer: OpenAI's .pt or Hugging Face's"),
     "arcface": (arcface.convert, "the face recognition network model_ir_se50.pth"),
-    "e4e": (e4e.convert, "an encoder of photos: e4e's .pt, or that of ReStyle with e4e"),
-    "lpips": (lpips.convert, "the perceptual distance: torchvision's vgg16, or a whole LPIPS"),
-    "mapper": (mapper.convert, "a latent mapper of the official StyleCLIP code"),
+    "e4e": (e4e.convert, "an encoder of photos: the .pt of e4e or of ReStyle with e4e"),
+    "lpips": (lpips.convert, "the perceptual distance: torchvision's vgg16, or a complete LPIPS"),
+    "mapper": (mapper.convert, "a latent mapper of the official StyleCLIP or DeltaEdit code"),
 }
 
 
@@ -114,13 +114,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     commands.choices["directions"].add_argument(
         "--generator",
         metavar="PATH",
-        help="checkpoint directory of the generator that the directions are for; needed unless it "
-        "has the widths of the official ones of 1024 pixels",
+        help="checkpoint directory of the generator that the directions are for; required unless "
+        "it has the widths of the official generators of 1024 pixels",
     )
     commands.choices["directions"].add_argument(
         "--scales",
         metavar="PATH",
-        help="S_mean_std of the official code; by default, scales are measured on --generator",
+        help="S_mean_std of the official code; default: scales are measured on --generator",
     )
     return parser.parse_args(arguments)
 
@@ -178,7 +178,7 @@ def _save(destination: epath.Path, conversion: Conversion) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Delays Ctrl-C and SIGTERM: Orbax's threads keep writing when their caller stops."""
+    """Delays Ctrl-C and SIGTERM, because Orbax's threads keep writing when their caller stops."""
     received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [

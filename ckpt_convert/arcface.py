@@ -92,7 +92,7 @@ def make_table(config: ArcFaceConfig) -> list[Row]:
 
 
 def backbone_table(in_channels: int, stages: Sequence[Sequence[int]]) -> list[Row]:
-    """The table of the stem and the blocks, which encoders have too."""
+    """The table of the stem and the blocks, also used for encoders."""
     table = expand(STEM) + expand(NORM, name="input_layer.1", norm="stem.norm")
     i = 0
     for channels, depth in stages:

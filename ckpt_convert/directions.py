@@ -1,4 +1,4 @@
-"""Published directions: ``fs3.npy``, and the standard deviations in ``S_mean_std``.
+"""StyleCLIP's directions: ``fs3.npy``, and the standard deviations in ``S_mean_std``.
 
 Sources: ``global_directions/SingleChannel.py`` and ``GetCode.py`` of orpatashnik/StyleCLIP.
 """
@@ -15,28 +15,29 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.methods.relevance import build_directions, channel_statistics
 from styleclip_jax.models import DirectionsConfig, Generator, GeneratorConfig
-from styleclip_jax.models.directions import channel_widths, conv_entries
+from styleclip_jax.models.directions import channel_widths
+from styleclip_jax.models.stylegan2 import conv_entries
 
 _NO_SCALES = (
-    "there are no scales; directions.py will measure them at every start, which takes some seconds."
-    " Convert again with --generator to store them"
+    "the directions have no scales; directions.py measures them at every start, which takes a few"
+    " seconds. Convert again with --generator to store them"
 )
 
 
 def convert(
     source: SourceFile, scales: SourceFile | None = None, generator: Generator | None = None
 ) -> Conversion:
-    """Makes directions of an ``fs3.npy``.
+    """Converts an ``fs3.npy`` to directions.
 
     Args:
         source: The relevance (channels, embed_dim) of the convolutions' style channels, from the
-            first layer on; later layers may be missing.
-        scales: ``S_mean_std``, made by the official ``GetCode.py``.
-        generator: The generator that they are for, whose scales are measured where ``scales`` are
-            not given. None: one of the official widths of 1024 pixels.
+            first layer on; the last layers may be missing.
+        scales: ``S_mean_std``, written by the official ``GetCode.py``.
+        generator: The generator that the directions are for; its scales are measured unless
+            ``scales`` are given. None: a generator with the official widths at 1024 pixels.
 
     Raises:
-        InputError: The file holds something else, or the channels are not those of whole layers.
+        InputError: The file has other contents, or the channels are not those of whole layers.
     """
     relevance = source.tensors.get("")
     if relevance is None or relevance.ndim != 2 or relevance.dtype.kind != "f":
@@ -44,7 +45,7 @@ def convert(
             f"{source.name}: expected an array (channels, features), but {describe(source)}"
         )
     if not np.isfinite(relevance).all():
-        raise InputError(f"{source.name}: there are NaN or infinite values")
+        raise InputError(f"{source.name} has NaN or infinite values, expected finite numbers")
     model = generator.config if generator else GeneratorConfig()
     widths = _whole_layers(source.name, len(relevance), channel_widths(model, "stylespace"))
     config = DirectionsConfig(
@@ -64,8 +65,9 @@ def _whole_layers(name: str, channels: int, widths: Sequence[int]) -> tuple[int,
     ends = [*itertools.accumulate(widths)]
     if channels not in ends:
         raise InputError(
-            f"{name} has {channels} channels, which are not those of whole layers of the generator:"
-            f" expected one of {', '.join(map(str, ends))}; give its checkpoint with --generator"
+            f"{name} has {channels} channels, expected {', '.join(map(str, ends[:-1]))} or"
+            f" {ends[-1]}, the channels of the generator's first layers; give the generator that"
+            " they are for with --generator"
         )
     return tuple(widths[: ends.index(channels) + 1])
 

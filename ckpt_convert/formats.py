@@ -151,7 +151,7 @@ def _read_safetensors(path: Path) -> SourceFile:
 
 
 def _read_npy(path: Path) -> SourceFile:
-    # Mapped, for a header may promise more than the file holds. Pickled objects could run code.
+    # Mapped, because a header may state more than the file holds. Pickled objects could run code.
     array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     return SourceFile(str(path), "npy", {"": array}, {}, {})
 

@@ -28,9 +28,9 @@ CONV = (
     ("{name}.bias", "convs.{i}.bias", unchanged),
 )
 IGNORED: Ignored = {
-    # VGG16's classifier, of ImageNet's classes.
+    # VGG16's ImageNet classifier.
     r"classifier\..*": None,
-    # Constants, and a second name of the linear weights.
+    # Constants, and the linear weights under another name.
     r"scaling_layer\..*|lins\..*": None,
 }
 
@@ -61,7 +61,7 @@ def convert(source: SourceFile) -> Conversion:
 
 
 def make_table(config: LPIPSConfig, whole: bool) -> list[Row]:
-    """The table of an LPIPS, with the names of its own state dict (``whole``) or torchvision's."""
+    """The table of an LPIPS, with the names of a complete LPIPS (``whole``) or of torchvision."""
     table, i, layer = [], 0, 0
     for stage, (_, depth) in enumerate(config.stages):
         layer += stage > 0  # The pooling.

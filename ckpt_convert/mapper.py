@@ -25,7 +25,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.models.card import MapperCard
 from styleclip_jax.models.delta_mapper import DELTA_GROUPS, DeltaMapper, DeltaMapperConfig
 from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, MapperConfig
-from styleclip_jax.models.stylegan2 import GeneratorConfig
+from styleclip_jax.models.stylegan2 import GeneratorConfig, conv_entries
 
 # The official sequence starts with the pixel norm.
 LAYER = (
@@ -75,7 +75,7 @@ def make_delta_table(config: DeltaMapperConfig) -> list[Row]:
     for group in DELTA_GROUPS:
         for name, network in DELTA_NETWORKS.items():
             for i in range(config.depth):
-                # The fusion networks have no pixel norm at first.
+                # The fusion networks do not start with a pixel norm.
                 n = i if name == "fm" else i + 1
                 fields = {"name": f"{name}_{group}", "network": f"{group}.{network}"}
                 table += expand(LAYER, **fields, i=i, n=n)
@@ -83,13 +83,13 @@ def make_delta_table(config: DeltaMapperConfig) -> list[Row]:
 
 
 def infer_delta_config(source: SourceFile) -> DeltaMapperConfig:
-    """The architecture of DeltaEdit's mapper and of the generator that it was trained with.
+    """Infers the architecture of DeltaEdit's mapper and of its generator.
 
-    The fine group's networks have one input for all styles of its layers, whose number tells how
-    large the generator's images are.
+    The input of the fine group's networks is as wide as all styles of its layers, which determines
+    the resolution of the generator.
 
     Raises:
-        InputError: There is no such generator.
+        InputError: No generator has these widths.
     """
     width = dimension(source, "sm_coarse.mapping.1.weight", 1, 512)
     fine = dimension(source, "sm_fine.mapping.1.weight", 1, 2464)
@@ -98,7 +98,7 @@ def infer_delta_config(source: SourceFile) -> DeltaMapperConfig:
     found = [
         config
         for resolution in (128, 256, 512, 1024)
-        # Config F of StyleGAN2, and the one with half as many channels.
+        # StyleGAN2's config F, and the one with half as many channels.
         for channel_base in (64 * width, 32 * width)
         if channel_base >= resolution
         for style_dims in [
@@ -109,8 +109,9 @@ def infer_delta_config(source: SourceFile) -> DeltaMapperConfig:
     ]
     if not found:
         raise InputError(
-            f"{source.name}: the fine group has {fine} styles beside layers of {width}, expected"
-            " those of a StyleGAN2 of 128 to 1024 pixels, such as 2464 beside 512 for 1024 pixels"
+            f"{source.name}: the fine group has {fine} styles and the coarse layers {width},"
+            " expected those of a StyleGAN2 of 128 to 1024 pixels, such as 2464 and 512 at 1024"
+            " pixels"
         )
     return found[0]
 
@@ -128,7 +129,7 @@ def make_table(type_name: str, config: MapperConfig, prefix: str) -> list[Row]:
             f"mapper_{c}": f"networks.{c}" for c in range(len(config.style_dims))
         },
         "WithoutToRGBStyleSpaceMapper": {
-            f"mapper_{c}": f"networks.{c}" for c in range(len(config.style_dims)) if c % 3 != 1
+            f"mapper_{c}": f"networks.{c}" for c in conv_entries(config.style_dims)
         },
     }
     table = []

@@ -1,4 +1,4 @@
-"""Prints what a mapper is: its text, strength, generator and training.
+"""Prints a mapper's model card: its text, strength, generator and training.
 
 python -m styleclip_jax.card sunglasses
 python -m styleclip_jax.card runs/beard
@@ -12,7 +12,7 @@ from styleclip_jax.models.card import MapperCard
 
 
 def describe(card: MapperCard) -> str:
-    """The lines that are printed; what is not known is left out."""
+    """Formats a card, one line per known entry."""
     lines = {
         "text": card.text,
         "strength": card.strength,

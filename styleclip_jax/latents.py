@@ -1,4 +1,4 @@
-"""Latents of images: sampled, synthesized and compared."""
+"""Samples, synthesizes and compares latents."""
 
 import os
 
@@ -19,8 +19,8 @@ def sample_latents(
     """Samples W+ latents of random images.
 
     Args:
-        generator: Its mapping network is used.
-        num: Number of images; it does not affect the first ones.
+        generator: The generator.
+        num: Number of images; a larger number only adds images.
         seed: Seed of the images.
         truncation: 1 is the full variety, lower values are closer to the mean image.
         redraw: Probability that an entry of ``z`` differs from that of the previous image. 1 gives
@@ -28,7 +28,7 @@ def sample_latents(
 
     Raises:
         InputError: ``num`` is not positive, the latents do not fit in this machine's memory, or
-            ``truncation`` makes them larger than any image's.
+            they overflow because of ``truncation``.
     """
     if num < 1:
         raise InputError(f"the number of images is {num}, expected at least 1")
@@ -52,8 +52,7 @@ def sample_latents(
     # Losses are sums of squares.
     if not isinstance(latents, Tracer) and not jnp.isfinite(jnp.sum(jnp.square(latents))):
         raise InputError(
-            f"truncation is {truncation}, with which the latents are too large to compute with;"
-            " take 0 to about 1"
+            f"truncation is {truncation}, which makes the latents overflow; use 0 to about 1"
         )
     return latents
 

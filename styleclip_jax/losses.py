@@ -58,7 +58,7 @@ def adaptive_pool_matrix(source: int, target: int) -> np.ndarray:
 def bicubic_matrix(source: int, target: int) -> np.ndarray:
     """The (target, source) matrix of one axis of Pillow's bicubic resize.
 
-    Keys' kernel with a = -0.5, widened where the image becomes smaller.
+    Keys' kernel with a = -0.5, widened when downscaling.
     """
     widening = max(source / target, 1.0)
     centers = (np.arange(target) + 0.5) * source / target
@@ -68,21 +68,22 @@ def bicubic_matrix(source: int, target: int) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _resize(images: Array, matrix: np.ndarray) -> Array:
+def _resize(images: Array, rows: np.ndarray, columns: np.ndarray | None = None) -> Array:
+    """Applies a matrix to each axis; square images need only one."""
+    columns = rows if columns is None else columns
     # Losses stay in float32 on accelerators that multiply in shorter formats by default.
     highest = jax.lax.Precision.HIGHEST
-    rows = jnp.einsum("jh,bhwc->bjwc", matrix, images, precision=highest)
-    return jnp.einsum("kw,bjwc->bjkc", matrix, rows, precision=highest)
+    images = jnp.einsum("jh,bhwc->bjwc", rows, images, precision=highest)
+    return jnp.einsum("kw,bjwc->bjkc", columns, images, precision=highest)
 
 
 def area_resize(
     images: Float[Array, "batch _ _ 3"], height: int, width: int
 ) -> Float[Array, "batch {height} {width} 3"]:
     """Resizes images by averaging over areas; see :func:`area_matrix`."""
-    highest = jax.lax.Precision.HIGHEST
-    rows, columns = area_matrix(images.shape[1], height), area_matrix(images.shape[2], width)
-    images = jnp.einsum("jh,bhwc->bjwc", rows, images, precision=highest)
-    return jnp.einsum("kw,bjwc->bjkc", columns, images, precision=highest)
+    return _resize(
+        images, area_matrix(images.shape[1], height), area_matrix(images.shape[2], width)
+    )
 
 
 def clip_pixels(
@@ -126,7 +127,7 @@ def image_features(
     images: Float[Array, "batch height height 3"],
     preprocess: Preprocess = "styleclip",
 ) -> Float[Array, "batch embed"]:
-    """CLIP's features of images in [-1, 1], of unit length; see :func:`clip_pixels`."""
+    """CLIP's unit features of images in [-1, 1]; see :func:`clip_pixels`."""
     return unit(clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess)))
 
 
@@ -199,7 +200,7 @@ def change_loss(
     direction: Float[Array, "*directions embed"],
     orthogonal_lambda: float | Float[Array, "*images"],
 ) -> Float[Array, "*batch"]:
-    """The loss of :func:`direction_loss` for a direction that is known: the unit vector ``t``."""
+    """The loss of :func:`direction_loss` for a given direction, the unit vector ``t``."""
     change = unit(features) - unit(original_features)
     along = jnp.sum(change * direction, axis=-1)
     orthogonal = change - along[..., None] * direction
@@ -299,5 +300,5 @@ def _size(images: Array) -> int:
 
 
 def unit(x: Float[Array, "*rows _"]) -> Float[Array, "*rows _"]:
-    """Vectors of length 1, along the last axis."""
+    """Scales vectors along the last axis to unit length."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Measurements of edits, for any weights."""
+"""Metrics of edits, for any weights."""
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence

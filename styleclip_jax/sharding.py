@@ -1,4 +1,4 @@
-"""Batches on devices and hosts."""
+"""Splits batches over devices and hosts."""
 
 from typing import Any, TypeVar
 
@@ -15,9 +15,9 @@ Tree = TypeVar("Tree")
 
 
 def equal_batches(count: int, size: int) -> Int[np.ndarray, "batches batch"]:
-    """Indices of batches that all have one size, so that one compiled program does for all of them.
+    """Indices of batches of one size, so that they share a compiled program.
 
-    The last index fills what is left of the last batch.
+    Repeats of the last index fill the last batch.
     """
     size = min(count, size)
     return np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
@@ -63,9 +63,9 @@ def shard(latents: Tree) -> Tree:
 
 
 def spread(batch: Tree) -> Tree:
-    """Splits the leading axis of arrays over the local devices, where it divides by them.
+    """Shards the leading axis of arrays over the local devices if it is divisible by their number.
 
-    The arrays keep their shapes; programs that are compiled for them run on all these devices.
+    The arrays keep their shapes; programs compiled for them run on all these devices.
     """
     if len(jax.tree.leaves(batch)[0]) % jax.local_device_count():
         return batch

@@ -331,7 +331,7 @@ def test_a_mapper_for_any_text_edits_as_the_library_does(
 
 def test_a_text_and_a_mapper_that_do_not_belong_together_are_refused(apply, tmp_path, any_text):
     assert_refused(apply(mapper=tmp_path / "any_text"), tmp_path, "give --description")
-    assert_refused(apply("--description=a hat"), tmp_path, "leave out --description")
+    assert_refused(apply("--description=a hat"), tmp_path, "remove --description")
     both = apply(
         f"--mapper={tmp_path / 'beard'}", "--description=a hat", mapper=tmp_path / "any_text"
     )

@@ -439,7 +439,7 @@ def interrupted(optimize, tmp_path, monkeypatch):
         patched.setattr("styleclip_jax.runs.results.write_image", write)
         outcome = optimize(*flags, f"--results_dir={tmp_path / 'other'}")
     assert outcome.code == 1
-    assert "keeps what is finished; the same line with --resume" in outcome.err
+    assert "run the same command with --resume" in outcome.err
     assert outcome.err.endswith("error: interrupted\n")
     return flags
 

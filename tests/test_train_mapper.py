@@ -622,7 +622,7 @@ def test_a_mapper_for_any_text_is_trained_on_pairs_and_goes_on_where_it_was(star
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"description": "a hat"}, "--description: not for --mapper_type=DeltaMapper"),
+        ({"description": "a hat"}, "--description has no effect with --mapper_type=DeltaMapper"),
         ({"guidance": "direction"}, "--guidance: not for"),
         ({"space": "w_plus"}, "needs --space=stylespace"),
     ],

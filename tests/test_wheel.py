@@ -1,7 +1,9 @@
 """What an installed wheel has."""
 
 import importlib.metadata
+import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -53,14 +55,31 @@ def test_it_is_typed_and_knows_its_version(wheel):
     assert (wheel / "styleclip_jax" / "py.typed").exists()
 
 
+def test_the_lines_of_the_readme_pass_pyright_in_a_project_that_installs_it(wheel, tmp_path):
+    lines = "\n".join(
+        re.findall("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    )
+    assert "sc.edit_latents" in lines
+    (tmp_path / "user.py").write_text(lines)
+    config = {"extraPaths": [str(wheel)], "typeCheckingMode": "standard"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "user.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize(
     ("command", "title"),
     [
         ("styleclip-optimize", "Edits images until they match a text"),
         ("styleclip-train-mapper", "Trains a mapper"),
         ("styleclip-apply-mapper", "Edits images with a trained mapper"),
-        ("styleclip-directions", "Edits images with any text at once"),
-        ("styleclip-make-directions", "Measures what a generator's style channels do"),
+        ("styleclip-directions", "Edits images with any text in one forward pass"),
+        ("styleclip-make-directions", "Measures the relevance of a generator's style channels"),
         ("styleclip-convert", "Converts official PyTorch weights"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The service: a page to edit faces by text in the browser, and the same over HTTP."""
+"""The web service: a page for editing faces by text, and the same edits over HTTP."""

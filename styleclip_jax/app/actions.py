@@ -1,4 +1,4 @@
-"""What happens when a visitor does something on the page."""
+"""Handlers of the page's events."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -43,10 +43,10 @@ class Asked(NamedTuple):
 
 
 class Actions:
-    """Functions from a session and what was asked for to the next session and what is shown.
+    """Maps a session and the values of controls to the next session and the page's contents.
 
     Args:
-        engine: Computes.
+        engine: Computes the edits.
         admit: A context manager around every edit; raises :class:`ClosingError`.
         gallery: Faces to start from.
     """
@@ -62,7 +62,7 @@ class Actions:
         self.gallery = gallery
 
     def shown(self, language: str, session: Session) -> tuple[Session, str, str, str]:
-        """The session, its picture, its history and its photo, after they changed."""
+        """The contents of the page after the session has changed."""
         return (
             session,
             self.picture(language, session),
@@ -71,7 +71,7 @@ class Actions:
         )
 
     def picture(self, language: str, session: Session) -> str:
-        """The picture before and after."""
+        """The image before and after the edit."""
         edit = session.edit
         return pictures.compare(
             session.start.pixels,
@@ -85,7 +85,7 @@ class Actions:
         )
 
     def history(self, language: str, session: Session) -> str:
-        """The pictures of the visit."""
+        """The images of the session."""
         current = [i for i, face in enumerate(session.history) if face is session.start]
         return pictures.picker(
             [face.pixels for face in session.history],
@@ -108,10 +108,7 @@ class Actions:
             raise self._failure(language, error) from error
 
     def upload(self, language: str, session: Session, path: str, align: bool) -> tuple:
-        """Starts from a photo, and shows what the generator makes of it.
-
-        The file is removed.
-        """
+        """Starts from a photo, shows its reconstruction, and removes the file."""
         try:
             with self._admit():
                 session = session.begin(self._engine.upload(path, align))
@@ -135,7 +132,7 @@ class Actions:
         return self.shown(language, session.begin(self.gallery[event.index]))
 
     def from_history(self, language: str, session: Session, event: gr.SelectData) -> tuple:
-        """Starts from a picture of the visit."""
+        """Starts from an earlier image of the session."""
         return self.shown(language, session.begin(session.history[event.index]))
 
     def keep(self, language: str, session: Session) -> tuple:
@@ -143,14 +140,14 @@ class Actions:
         return self.shown(language, session.keep())
 
     def undo(self, language: str, session: Session) -> tuple:
-        """Takes back the edit, or the start."""
+        """Undoes the edit, or returns to the previous start."""
         return self.shown(language, session.undo())
 
     def edit(self, language: str, session: Session, *values: Any) -> Iterator[tuple]:
-        """One edit by any method; one that takes time shows how far it is.
+        """Edits by any method; optimizations report their progress.
 
         Yields:
-            The session, its picture, a message and the strength of instant edits.
+            The session, its image, a message and the strength of instant edits.
         """
         yield from self._edit(language, session, Asked(*values))
 
@@ -160,7 +157,7 @@ class Actions:
             with self._admit():
                 recipe = self._recipe(asked)
                 if isinstance(recipe, Optimized):
-                    # Another number of steps is compiled first, which takes seconds.
+                    # A new number of steps is compiled first, which takes seconds.
                     preparing = pictures.message(say(language, "preparing"))
                     yield gr.skip(), gr.skip(), preparing, gr.skip()
                     for update in self._engine.optimize(session.start, recipe):
@@ -189,11 +186,11 @@ class Actions:
             raise self._failure(language, error) from error
 
     def drag(self, language: str, session: Session, *values: Any) -> tuple:
-        """An edit while a slider is dragged; without a text there is nothing to show yet."""
+        """Edits while a slider is dragged; does nothing without a text."""
         return self._drag(language, session, Asked(*values))
 
     def drag_strength(self, language: str, session: Session, *values: Any) -> tuple:
-        """Likewise, by the strength that was chosen."""
+        """Edits with the strength of its slider, which disables the automatic strength."""
         *shown, _ = self._drag(language, session, Asked(*values)._replace(automatic=False))
         return (*shown, False)
 
@@ -219,22 +216,22 @@ class Actions:
         )
 
     def cancelled(self, language: str, session: Session) -> tuple[str, str]:
-        """The picture and a message, after an edit was cancelled."""
+        """The image and a message after an edit was cancelled."""
         return self.picture(language, session), pictures.message(say(language, "cancelled"))
 
     def film(self, language: str, session: Session) -> str:
-        """The edit in several strengths."""
+        """The edit at several strengths."""
         captions = [f"{100 * strength:.0f} %" for strength in FILM]
         frames = [face.pixels for face in self._film_faces(language, session)]
         return pictures.film(frames, captions, say(language, "film"))
 
     def save_image(self, language: str, session: Session) -> str:
-        """A link to the picture."""
+        """A link to the image."""
         face = self._engine.exact(session.edit).face if session.edit else session.start
         return pictures.download_link(png(face), "image/png", "face.png")
 
     def save_all(self, language: str, session: Session) -> str:
-        """A link to an archive with all that makes the picture again."""
+        """A link to an archive with everything needed to reproduce the image."""
         archive = self._engine.archive(self._existing_edit(language, session))
         return pictures.download_link(archive, "application/zip", "styleclip-edit.zip")
 
@@ -285,7 +282,7 @@ class Actions:
         return self._engine.mapped(start, recipe)
 
     def _failure(self, language: str, error: Exception) -> gr.Error:
-        """What the visitor reads; what nobody expected goes to the log, too."""
+        """The message for the user; unexpected errors are logged too."""
         if isinstance(error, gr.Error):
             return error
         if isinstance(error, TooSlowError):

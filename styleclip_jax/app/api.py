@@ -1,4 +1,4 @@
-"""The same edits for programs: typed functions of Gradio's HTTP API."""
+"""Typed functions of Gradio's HTTP API for the page's edits."""
 
 import base64
 import functools
@@ -43,10 +43,10 @@ def add_api(
     """Adds the functions to the page that is being built.
 
     Args:
-        engine: Computes.
+        engine: Computes the edits.
         admit: A context manager around every edit.
-        edits: Where edits that take time wait: ``concurrency_id`` and ``concurrency_limit``.
-        quick: Where the others do.
+        edits: Queue of slow edits: ``concurrency_id`` and ``concurrency_limit``.
+        quick: Queue of the other functions.
     """
 
     def start(seed: int, latents: str) -> Face:
@@ -65,7 +65,7 @@ def add_api(
         return _describe(edit.face) | {"settings": json.loads(engine.settings(edit))}
 
     def face(seed: int = 0) -> dict:
-        """A random face: its image (PNG, as a data: address) and its latents (.npy in base64)."""
+        """A random face: its image (PNG, as a data: URI) and its latents (.npy in base64)."""
         try:
             return _describe(engine.random_face(seed))
         except InputError as error:
@@ -79,9 +79,9 @@ def add_api(
         latents: str = "",
         threshold: float | None = None,
     ) -> dict:
-        """Edits at once, by the direction of a text, the face of a seed or of latents.
+        """Edits the face of a seed or of latents along the direction of a text.
 
-        Without a strength, the best one for the face is taken, as CLIP sees it.
+        Without a strength, CLIP chooses the best one for the face.
         """
         recipe = Instant(text, neutral, strength, threshold)
         return answer(lambda: engine.instant(start(seed, latents), recipe))
@@ -99,7 +99,7 @@ def add_api(
         keep: list[str] = [],  # noqa: B006 (Gradio reads the default from the signature.)
         latents: str = "",
     ) -> dict:
-        """Edits thoroughly, by gradient descent."""
+        """Edits by gradient descent."""
         recipe = Optimized(text, neutral, tuple(keep), steps, hold)
 
         def make() -> Edit:
@@ -124,7 +124,7 @@ def add_api(
 
 
 def _checked(function: Callable) -> Callable:
-    """Lets a function refuse arguments of other types than it names; Gradio passes on any."""
+    """Makes a function check the types of its arguments, which Gradio does not."""
     signature, hints = inspect.signature(function), typing.get_type_hints(function)
 
     @functools.wraps(function)
@@ -170,8 +170,8 @@ def _read_latents(text: str, engine: Engine) -> HostLatents:
         try:
             latents = jax.device_get(load_latents(file.name, engine.generator))
         except InputError as error:
-            # The visitor knows no such file.
+            # The user does not know the temporary file.
             raise InputError(str(error).replace(file.name, "the latents")) from None
     if len(jax.tree.leaves(latents)[0]) != 1:
-        raise InputError("the latents are of several images, expected those of one")
+        raise InputError("the latents are those of several images, expected one image")
     return latents

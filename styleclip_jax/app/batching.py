@@ -1,4 +1,4 @@
-"""Requests of several users that wait for the device at the same time share a batch."""
+"""Batches the requests of several users."""
 
 import queue
 import threading
@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-# Every size is compiled once; a batch is filled up to the next one.
+# Batch sizes; smaller batches are padded to the next size.
 SIZES = (1, 2, 4, 8)
 
 
 class Batcher:
-    """Runs a function of a batch for requests of one entry each, on one thread.
+    """Runs a batched function for requests of one entry each, on one thread.
 
-    A request that comes while the device is free runs at once. Those that come while it is busy
-    make up the next batch.
+    A request runs at once if the device is free; requests that arrive meanwhile form the next
+    batch.
 
     Args:
         run: Takes a pytree of arrays (B, ...), with B one of ``SIZES``, and returns an array of B
@@ -44,7 +44,7 @@ class Batcher:
             requests = [self._requests.get()]
             while len(requests) < SIZES[-1] and not self._requests.empty():
                 requests.append(self._requests.get())
-            # Entries of other shapes, such as StyleSpace beside W+, make batches of their own.
+            # One batch per shape of the entries, such as W+ and StyleSpace.
             groups: dict[Any, list[tuple[Any, Future]]] = {}
             for request in requests:
                 groups.setdefault(_shape(request[0]), []).append(request)

@@ -1,4 +1,4 @@
-"""The models and what is computed with them, for all users of the page at once."""
+"""The models and edits of the page, shared by all users."""
 
 import collections
 import contextlib
@@ -70,16 +70,16 @@ FILM = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 _INVERSION = dataclasses.replace(AVATARS_INVERT_CONFIG, steps=40)
 _CACHED_TEXTS = 256
 _ANY_TEXT = "a person with a hat"
-# Seconds between pictures of a running optimization, and until nobody seems to look at them.
+# Seconds between images of a running optimization, and until an unread one counts as abandoned.
 _FRAME_EVERY, _ABANDONED = 0.4, 20.0
 
-# Of one image.
+# Latents of one image.
 HostLatents = Float[np.ndarray, "1 layers w_dim"] | tuple[Float[np.ndarray, "1 _"], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Face:
-    """An image and the latents that it is synthesized from; of an uploaded photo, that too."""
+    """An image and its latents, and the uploaded photo, if any."""
 
     latents: HostLatents
     pixels: Pixels
@@ -88,13 +88,13 @@ class Face:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-    """An edited image, and how it came about.
+    """An edited image and the recipe of the edit.
 
     Attributes:
-        start: The image before.
-        recipe: What was done.
-        face: The image after.
-        changed: How many channels an instant edit changed.
+        start: The image before the edit.
+        recipe: The settings of the edit.
+        face: The image after the edit.
+        changed: Number of channels that an instant edit changed.
     """
 
     start: Face
@@ -126,12 +126,12 @@ class TooSlowError(Exception):
 
 
 class _Cancelled(Exception):
-    """The user does not want the result any more."""
+    """The user has cancelled the request."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     steps: int = 300
     text_length: int = 200
@@ -145,13 +145,13 @@ class Engine:
     """Models, loaded once, and the edits that the page offers.
 
     Args:
-        generator: A checkpoint directory; None: the avatars.
-        clip: Likewise.
-        mappers: Mappers by name: the directory, or the name of one that comes with the package.
-        encoder: A checkpoint directory of an encoder; None: there are no uploads.
-        directions: A checkpoint directory of directions; None: those of the avatars, and with
-            other models no instant edits.
-        limits: What one request may ask for.
+        generator: A checkpoint directory. None: the avatars.
+        clip: A checkpoint directory. None: the avatars CLIP.
+        mappers: Mappers by name: the directory, or the name of one that ships with the package.
+        encoder: A checkpoint directory. None: uploads are disabled.
+        directions: A checkpoint directory. None: the avatars' directions; with other models,
+            instant edits are disabled.
+        limits: Limits of one request.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Engine:
         self._templates = IMAGENET_TEMPLATES if clip else ()
         self.mapper_paths = mappers
         loaded = {name: load_mapper(path) for name, path in mappers.items()}
-        # Those for any text would need one.
+        # Mappers for any text are not supported.
         self.mappers = {n: m for n, m in loaded.items() if not isinstance(m, DeltaMapper)}
         self._synthesize = jax.jit(synthesize)
         self._batcher = Batcher(lambda w: to_uint8(self._synthesize(self.generator, w)))
@@ -200,16 +200,13 @@ class Engine:
         return self.directions.config.channels if self.directions else 0
 
     def warm_up(self) -> None:
-        """Compiles what the first edit needs."""
+        """Compiles the programs of the first edit."""
         face = self.random_face(0)
         if self.directions:
             self.exact(self.instant(face, Instant(_ANY_TEXT, self.neutral)))
 
     def warm_up_rest(self) -> None:
-        """Compiles what a user may ask for later; in the background, while the page is open.
-
-        ``warm`` is set at the end.
-        """
+        """Compiles all other programs, in the background; sets ``warm`` at the end."""
         face = self.random_face(0)
         for name in self.mappers:
             self.mapped(face, Mapped(name))
@@ -239,7 +236,7 @@ class Engine:
 
         Raises:
             NoFaceError: There is no face in it.
-            InputError: It is no image, or too large.
+            InputError: The file is not an image, or too large.
         """
         size = self.generator.config.resolution
         photo = read_upload(path, size, align, self.limits.upload_pixels)
@@ -255,7 +252,7 @@ class Engine:
         return Face(jax.device_get(inversion.latents), pixels, photo)
 
     def instant(self, start: Face, recipe: Instant) -> Edit:
-        """Edits along the direction of a text; the recipe of the edit has all that was automatic.
+        """Edits along the direction of a text; the result's recipe has all automatic values.
 
         Raises:
             InputError: There are no directions, or no channel reaches the threshold.
@@ -274,7 +271,7 @@ class Engine:
             best = best_strengths(self.generator, self.directions, self.clip, before, dt, threshold)
             strength = float(best[0])
         recipe = dataclasses.replace(recipe, strength=strength, threshold=threshold)
-        # Without the image, which shares a batch with those of other users.
+        # The image is synthesized in a batch with those of other users.
         latents, changed = move_latents(
             self.generator, self.directions, before, dt, strength, threshold
         )
@@ -298,10 +295,10 @@ class Engine:
         return Edit(start, recipe, face)
 
     def optimize(self, start: Face, recipe: Optimized) -> Iterator[Progress]:
-        """Edits by gradient descent, which goes on while the iterator is asked for more.
+        """Edits by gradient descent, which stops if the iterator is closed.
 
         Yields:
-            The state after the first step, and several times a second; the last one has the edit.
+            The state after the first step and several times a second; the last one has the edit.
 
         Raises:
             InputError: The settings are beyond the limits.
@@ -312,7 +309,7 @@ class Engine:
             raise InputError(f"{recipe.steps} steps, expected 1 to {self.limits.steps}")
         if len(recipe.keep) > self.limits.keep_texts:
             raise InputError(f"at most {self.limits.keep_texts} texts can be kept")
-        # Read one by one: whoever computes waits until its picture is taken.
+        # One entry, so that the computation waits until its image is read.
         updates: queue.Queue[Progress | BaseException] = queue.Queue(maxsize=1)
         stop = threading.Event()
         threading.Thread(
@@ -361,7 +358,7 @@ class Engine:
         except _Cancelled:
             return
         except queue.Full:
-            # Whoever comes back after all learns that it ended.
+            # A user who comes back later gets the error.
             with contextlib.suppress(queue.Empty):
                 updates.get_nowait()
             updates.put(TooSlowError())
@@ -372,7 +369,7 @@ class Engine:
     def run_optimization(
         self, start: Face, recipe: Optimized, report: Callable | None = None
     ) -> EditResult:
-        """The optimization itself; the same computation as that of optimize.py."""
+        """Runs the same computation as optimize.py."""
         texts = [recipe.text, recipe.neutral, *recipe.keep]
         features = [self._features(self.check_text(text)) for text in texts]
         direction = self._starts((recipe.text, recipe.neutral))
@@ -396,7 +393,7 @@ class Engine:
         return dataclasses.replace(self.config, space=space)
 
     def with_strength(self, edit: Edit, strength: float) -> Face:
-        """The face between and beyond the two of an edit: 0 is the start, 1 the edited one."""
+        """Interpolates or extrapolates an edit: 0 is the start, 1 the edited face."""
         before, after = _on_device(edit.start.latents), _on_device(edit.face.latents)
         if isinstance(after, tuple):
             before = to_styles(self.generator, before)
@@ -404,7 +401,7 @@ class Engine:
         return self.face(jax.device_get(between), edit.start.photo)
 
     def exact(self, edit: Edit) -> Edit:
-        """The edit as the scripts compute it: not in a batch with those of other users."""
+        """The edit as the scripts compute it, not in a batch with those of other users."""
         recipe = edit.recipe
         if not isinstance(recipe, Instant):
             return edit
@@ -422,7 +419,7 @@ class Engine:
         return dataclasses.replace(edit, face=face)
 
     def archive(self, edit: Edit) -> bytes:
-        """A ZIP file: the picture, its latents, and all that a script needs to make it again."""
+        """A ZIP file of the image, its latents, and everything a script needs to reproduce it."""
         edit = self.exact(edit)
         before, after = edit.start.latents, edit.face.latents
         files = {
@@ -487,12 +484,12 @@ class Engine:
         return encode_texts(self.clip, self.tokenizer, [text])
 
     def _start_direction(self, texts: tuple[str, str]) -> Float[Array, "1 w_dim"]:
-        """Along which optimizations may start."""
+        """The direction along which optimizations may start."""
         text, neutral = map(self._features, texts)
         return latent_directions(self._samples, (text,), (neutral,))
 
     def _text_direction(self, texts: tuple[str, str]) -> Array:
-        """Of instant edits."""
+        """The direction of instant edits."""
         return text_direction(self.clip, self.tokenizer, *texts, self._templates)[None]
 
 
@@ -505,10 +502,10 @@ def _start_name(edit: Edit) -> str:
 
 
 class Cache:
-    """The latest results of a function; of calls at the same time only one computes.
+    """Caches the latest results of a function; concurrent equal calls compute only once.
 
     Args:
-        function: Of one hashable argument.
+        function: A function of one hashable argument.
     """
 
     def __init__(self, function: Callable[[Any], Any]):
@@ -520,7 +517,7 @@ class Cache:
         """The function's result.
 
         Raises:
-            Exception: What the function raised, which is not kept.
+            Exception: The function's exception, which is not cached.
         """
         with self._lock:
             future = self._results.get(argument)
@@ -541,7 +538,7 @@ class Cache:
 
 
 def png(face: Face) -> bytes:
-    """An image as a PNG file; a face of a photo is pasted back into it."""
+    """An image as a PNG file; the face of a photo is pasted back into the photo."""
     image = finished(face.photo, face.pixels) if face.photo else Image.fromarray(face.pixels)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -549,7 +546,7 @@ def png(face: Face) -> bytes:
 
 
 def animation(frames: Sequence[Pixels]) -> bytes:
-    """Pictures as an endless GIF, there and back."""
+    """Images as a looping GIF, forwards and backwards."""
     first, *others = (Image.fromarray(f) for f in [*frames, *frames[-2:0:-1]])
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=250, loop=0)

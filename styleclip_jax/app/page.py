@@ -1,4 +1,4 @@
-"""The page: what happens where."""
+"""Builds the page and connects its components with the actions."""
 
 import random
 from typing import Any
@@ -13,9 +13,9 @@ from styleclip_jax.app.session import Session, first_session
 from styleclip_jax.app.strings import EXAMPLES, preferred_language, say
 
 _GALLERY_SEEDS = range(1, 9)
-# Seconds that a visit is remembered after its last action.
+# Seconds until an idle session is deleted.
 _REMEMBERED = 3600
-# Visits that are remembered at a time.
+# Maximum number of sessions.
 _VISITS = 200
 
 _SET_LANGUAGE = "(language) => { document.documentElement.lang = language; }"
@@ -26,7 +26,7 @@ def build_page(engine: Engine, admit: Any) -> gr.Blocks:
     """Builds the page.
 
     Args:
-        engine: Computes.
+        engine: Computes the edits.
         admit: A context manager around every edit, see :class:`Actions`.
     """
     actions = Actions(engine, admit, [engine.random_face(seed) for seed in _GALLERY_SEEDS])
@@ -49,11 +49,11 @@ def build_page(engine: Engine, admit: Any) -> gr.Blocks:
     return page
 
 
-# Nothing of the page is for programs, which have their own functions. What is quick shows no
-# progress and does not wait behind what is not.
+# Programs use the functions of api.py instead. Quick events show no progress and do not wait
+# behind slow ones.
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 _QUICK = {"concurrency_id": "quick", "concurrency_limit": 16}
-# Edits that take time; further ones wait, and see their place.
+# Slow edits; further ones wait in a queue.
 _EDITS = {"concurrency_id": "edits", "concurrency_limit": 2}
 _FAST: dict[str, Any] = _HIDDEN | _QUICK | {"show_progress": "hidden"}
 
@@ -69,7 +69,7 @@ def _connect_language(
     choice: layout.Choice,
     form: layout.Form,
 ) -> None:
-    """Shows the page in the browser's language, and in another one when it is chosen."""
+    """Shows the page in the browser's language or in the chosen one."""
 
     def speak(chosen: str, state: Session) -> list[Any]:
         return [
@@ -120,7 +120,7 @@ def _connect(
     controls = form.controls
     edits = _connect_edits(actions, visit, view, form)
 
-    # Whoever goes on to another picture does not wait for the edit of this one.
+    # Another image cancels the running edit.
     fast: dict[str, Any] = _FAST | {"cancels": edits}
     choice.new_face.click(lambda: random.randrange(2**16), None, choice.seed, **_FAST).then(
         actions.new_face, [*visit, choice.seed], changed, **fast
@@ -162,7 +162,7 @@ def _connect(
 def _connect_edits(
     actions: Actions, visit: list[gr.State], view: layout.View, form: layout.Form
 ) -> list[Any]:
-    """Connects what starts an edit; returns the events that can be cancelled."""
+    """Connects the controls that start an edit; returns the events that can be cancelled."""
     controls = form.controls
     inputs = [*visit, *controls]
     working: dict[str, Any] = _HIDDEN | _EDITS

@@ -1,4 +1,4 @@
-"""Who may use the page: a file of names and hashed passwords.
+"""A file of user names and hashed passwords, for access to the page.
 
 ``python -m styleclip_jax.app.passwords FILE NAME`` asks for a password and adds a line.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from styleclip_jax.errors import InputError
 
-# Some 50 ms and 16 MiB a guess.
+# About 50 ms and 16 MiB per guess.
 _SCRYPT = {"n": 2**14, "r": 8, "p": 1, "dklen": 32}
 _SALT_BYTES = 16
 
 
 def hash_password(password: str, salt: bytes | None = None) -> str:
-    """Salt and scrypt hash of a password, as they stand in the file."""
+    """Salt and scrypt hash of a password, in the format of the file."""
     salt = os.urandom(_SALT_BYTES) if salt is None else salt
     return f"{salt.hex()}${hashlib.scrypt(password.encode(), salt=salt, **_SCRYPT).hex()}"
 
@@ -28,7 +28,7 @@ def password_check(path: str | os.PathLike[str]) -> Callable[[str, str], bool]:
     """Reads the file.
 
     Returns:
-        A function of name and password that tells whether they are right.
+        A function that checks a name and a password.
 
     Raises:
         InputError: The file cannot be read, or a line is not ``name:salt$hash``.
@@ -52,8 +52,10 @@ def password_check(path: str | os.PathLike[str]) -> Callable[[str, str], bool]:
             )
         known[name] = hashed
     if not known:
-        raise InputError(f"{path} has no users")
-    # Takes as long for a name that there is not.
+        raise InputError(
+            f"{path} has no users; add users with python -m styleclip_jax.app.passwords {path} NAME"
+        )
+    # Unknown names take as long to check as known ones.
     nobody = hash_password("")
 
     def check(name: str, password: str) -> bool:

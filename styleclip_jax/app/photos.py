@@ -1,4 +1,4 @@
-"""Uploaded photos: read within limits, aligned, and put together again after an edit."""
+"""Uploaded photos: reading within limits, alignment, and pasting back after an edit."""
 
 import contextlib
 import dataclasses
@@ -23,14 +23,14 @@ _SHOWN = 512
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photo:
-    """An uploaded photo, and the face in it.
+    """An uploaded photo and its face.
 
     Attributes:
-        file: The photo's file, which takes less memory than its pixels.
-        shown: The photo, to look at.
-        aligned: The aligned face, as large as the generator's images.
-        transform: Where it lies in the photo; None: the whole photo was taken as the face.
-        reconstructed: What the generator makes of the face, without an edit.
+        file: Content of the photo's file, which takes less memory than its pixels.
+        shown: The photo, downscaled for display.
+        aligned: The aligned face at the generator's resolution.
+        transform: Position of the face in the photo. None: the whole photo is the face.
+        reconstructed: The generator's reconstruction of the face.
     """
 
     file: bytes
@@ -41,20 +41,20 @@ class Photo:
 
 
 def read_upload(path: str | os.PathLike[str], size: int, align: bool, most_pixels: int) -> Photo:
-    """Reads an uploaded photo, and aligns the face in it.
+    """Reads an uploaded photo and aligns its face.
 
     Args:
         path: The file.
         size: Height and width of the aligned face.
-        align: Find the face; otherwise the photo is taken as it is.
-        most_pixels: What a photo may have at most, before it is unpacked.
+        align: Whether to find and align the face; otherwise the whole photo is the face.
+        most_pixels: Maximum number of pixels, checked before the photo is decompressed.
 
     Raises:
         NoFaceError: There is no face.
-        InputError: The file is no image, damaged or too large.
+        InputError: The file is not an image, damaged or too large.
     """
     path = Path(path)
-    # What is not an image is for read_photo to tell.
+    # read_photo reports files that are not images.
     with contextlib.suppress(OSError, Image.DecompressionBombError), Image.open(path) as header:
         if header.width * header.height > most_pixels:
             raise InputError(
@@ -64,7 +64,7 @@ def read_upload(path: str | os.PathLike[str], size: int, align: bool, most_pixel
     try:
         photo = read_photo(path)
     except InputError as error:
-        # The visitor knows the file by its name alone.
+        # The user only knows the file's name.
         raise InputError(str(error).replace(str(path), path.name)) from None
     image = upright_rgb(photo)
     transform = None
@@ -77,7 +77,7 @@ def read_upload(path: str | os.PathLike[str], size: int, align: bool, most_pixel
 
 
 def finished(photo: Photo, edited: Pixels) -> Image.Image:
-    """An edited face back in its photo; the face alone where it was the whole photo."""
+    """Pastes an edited face back into its photo, unless the whole photo is the face."""
     if photo.transform is None or photo.reconstructed is None:
         return Image.fromarray(edited)
     original = upright_rgb(Image.open(io.BytesIO(photo.file)))

@@ -1,4 +1,4 @@
-"""Pictures and progress as HTML; the pictures are inside it, so that no file is left to remove."""
+"""Images and progress as HTML; images are embedded, so there are no files to remove."""
 
 import base64
 import html
@@ -68,12 +68,12 @@ CSS = """
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A file as an address that contains it."""
+    """A file as a data: URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def image_uri(pixels: Pixels) -> str:
-    """A picture as an address; WebP of high quality, for looking at."""
+    """An image as a data: URI of a WebP file of high quality."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", quality=92, method=2)
     return data_uri(buffer.getvalue(), "image/webp")
@@ -82,14 +82,14 @@ def image_uri(pixels: Pixels) -> str:
 def compare(
     before: Pixels, after: Pixels | None, names: tuple[str, str], alts: tuple[str, str], label: str
 ) -> str:
-    """A picture before and after an edit, one over the other, with a divider to move.
+    """An image before and after an edit, overlaid, with a movable divider.
 
     Args:
-        before: The picture before.
-        after: The picture after; None: there is no edit.
-        names: Short names of the two.
-        alts: What a person hears who does not see them.
-        label: The name of the divider.
+        before: The image before the edit.
+        after: The image after the edit. None: there is no edit.
+        names: Short names of the two images.
+        alts: Alternative texts of the two images.
+        label: Name of the divider.
     """
     left, right, alt_before, alt_after = map(html.escape, (*names, *alts))
     if after is None:
@@ -103,13 +103,13 @@ def compare(
 
 
 def picker(pictures: Sequence[Pixels], name: str, title: str, current: int | None = None) -> str:
-    """Pictures in rows, to choose from.
+    """Selectable images in rows.
 
     Args:
-        pictures: The pictures.
-        name: What a person hears who does not see them, before the number.
-        title: The name of all.
-        current: Which one is chosen already.
+        pictures: The images.
+        name: Alternative text of an image, before its number.
+        title: Title of the images.
+        current: Index of the selected image.
     """
     buttons = []
     for i, picture in enumerate(pictures):
@@ -127,19 +127,19 @@ def picker(pictures: Sequence[Pixels], name: str, title: str, current: int | Non
 
 
 def film(frames: Sequence[Pixels], captions: Sequence[str], title: str) -> str:
-    """Pictures in a row, with captions, to look at."""
+    """Images in a row, with captions."""
     figures = "".join(
         f'<figure><img src="{image_uri(frame)}" alt=""><figcaption>{html.escape(caption)}'
         "</figcaption></figure>"
         for frame, caption in zip(frames, captions, strict=True)
     )
-    # A row that scrolls must be in the reach of the keyboard.
+    # A scrollable row must be reachable by keyboard.
     title = html.escape(title)
     return f'<div class="film" tabindex="0" role="group" aria-label="{title}">{figures}</div>'
 
 
 def progress(step: int, steps: int, losses: Sequence[float], message: str) -> str:
-    """How far an optimization is, and the curve of its loss."""
+    """The progress of an optimization and the curve of its loss."""
     width, height = _CURVE
     low, high = min(losses), max(losses)
     points = " ".join(
@@ -160,5 +160,5 @@ def download_link(content: bytes, kind: str, name: str) -> str:
 
 
 def message(text: str) -> str:
-    """A message that is read aloud."""
+    """A message that screen readers announce."""
     return f'<div class="progress" role="status">{html.escape(text)}</div>'

@@ -1,12 +1,11 @@
-"""How a picture was edited: settings that a script turns into the same picture."""
+"""Settings of an edit, from which a script reproduces the image."""
 
 import dataclasses
 from typing import Any, ClassVar
 
 from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_NEUTRAL, OptimizeConfig
 
-# The file beside the settings that holds the latents of the picture before the edit, without its
-# ending.
+# The file with the latents before the edit, next to the settings, without its suffix.
 START = "start"
 
 
@@ -16,10 +15,10 @@ class Instant:
 
     Attributes:
         text: What the image should show.
-        neutral: What it shows anyway.
-        strength: See :func:`styleclip_jax.edit_with_direction`; None: the best one for the image,
-            as CLIP sees it.
-        threshold: Likewise; None: automatic.
+        neutral: What it shows before and after the edit.
+        strength: See :func:`styleclip_jax.edit_with_direction`. None: the best one for the image,
+            chosen by CLIP.
+        threshold: See :func:`styleclip_jax.edit_with_direction`. None: automatic.
     """
 
     script: ClassVar[str] = "directions.py"
@@ -29,7 +28,7 @@ class Instant:
     threshold: float | None = None
 
     def flags(self) -> dict[str, Any]:
-        """The flags of the script, of an edit whose strength and threshold are known."""
+        """The flags of the script; strength and threshold must be known."""
         return {
             "description": [self.text],
             "neutral": self.neutral,
@@ -48,7 +47,7 @@ class Mapped:
 
     @property
     def text(self) -> str:
-        """A title."""
+        """A title of the edit."""
         return self.mapper.replace("_", " ")
 
     def flags(self) -> dict[str, Any]:
@@ -62,12 +61,12 @@ class Optimized:
 
     Attributes:
         text: What the image should show.
-        neutral: What it shows anyway.
-        keep: Texts that must fit as well as before.
-        steps: The most steps.
-        hold: How firmly the rest of the image is held: ``orthogonal_lambda``.
-        patience: Steps without an improvement after which it stops; 0: never.
-        seed: Decides the random views.
+        neutral: What it shows before and after the edit.
+        keep: Texts that must fit the image as well as before.
+        steps: Maximum number of steps.
+        hold: Weight of other changes, ``orthogonal_lambda``.
+        patience: Number of steps without improvement after which to stop. 0: never.
+        seed: Seed of the random views.
     """
 
     script: ClassVar[str] = "optimize.py"

@@ -1,4 +1,4 @@
-"""The web server: the page, its health, and how it stops."""
+"""The web server: the page, a health check, and a graceful stop."""
 
 import contextlib
 import signal
@@ -16,7 +16,7 @@ from styleclip_jax.app import layout, page, pictures
 from styleclip_jax.app.actions import ClosingError
 from styleclip_jax.app.engine import Engine
 
-# No request leaves this host.
+# The browser must not send requests to other hosts.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self'"
     " 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self'"
@@ -31,7 +31,7 @@ _HEADERS = (
 
 
 class Work:
-    """The edits that run; once the service is about to stop, no new ones are admitted."""
+    """Counts the running edits; admits no new ones once the service is about to stop."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -58,14 +58,14 @@ class Work:
 
     @property
     def running(self) -> int:
-        """How many edits run."""
+        """Number of running edits."""
         return self._running
 
     def close(self, seconds: float) -> bool:
-        """Admits no more edits, and waits for those that run.
+        """Stops admitting edits and waits for the running ones.
 
         Returns:
-            Whether all of them ended in time.
+            Whether all of them finished in time.
         """
         with self._changed:
             self._closing = True
@@ -73,7 +73,7 @@ class Work:
 
 
 class _Guard:
-    """Refuses large requests, and tells browsers to ask no other host for anything."""
+    """Refuses large requests and sets the content security policy."""
 
     def __init__(self, app: Any, largest_body: int):
         self._app = app
@@ -84,7 +84,7 @@ class _Guard:
             return await self._app(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"")
         if scope["method"] in ("POST", "PUT", "PATCH"):
-            # Without a length it could go on for ever.
+            # A body without a length could be endless.
             if not length.isdigit() or int(length) > self._largest_body:
                 refusal = PlainTextResponse("the request is too large", 413)
                 return await refusal(scope, receive, send)
@@ -101,9 +101,9 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
     """The application: the page at ``/``, and ``/health``.
 
     Args:
-        engine: Computes.
+        engine: Computes the edits.
         work: Counts the edits.
-        max_waiting: Requests that may wait; further ones get an error at once.
+        max_waiting: Maximum number of waiting requests; further ones get an error at once.
         options: Further arguments of ``gradio.mount_gradio_app``, such as ``auth``.
     """
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -119,7 +119,7 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
             "warm": engine.warm.is_set(),
         }
 
-    # A file, and the form around it.
+    # The file and its multipart form.
     app.add_middleware(_Guard, largest_body=engine.limits.upload_bytes + 100_000)
     blocks = page.build_page(engine, work)
     blocks.queue(max_size=max_waiting, api_open=False)
@@ -143,10 +143,10 @@ def serve(app: fastapi.FastAPI, work: Work, host: str, port: int, grace_seconds:
 
     Args:
         app: From :func:`make_app`.
-        work: The same one.
-        host: The address to listen on.
-        port: Likewise.
-        grace_seconds: How long the running edits may take.
+        work: The ``work`` of this app.
+        host: Address to listen on.
+        port: Port to listen on.
+        grace_seconds: Maximum time for the running edits to finish.
     """
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2

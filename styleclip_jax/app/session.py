@@ -1,22 +1,22 @@
-"""What one visitor of the page has done: the picture, the edit, what was kept."""
+"""The session of one user of the page: the image, the edit and the history."""
 
 import dataclasses
 
 from styleclip_jax.app.engine import Edit, Face
 
-# Pictures of a visit that the history shows.
+# Maximum number of images in the history.
 _HISTORY = 24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """A visit. Every action makes a new one.
+    """An immutable session; every action returns a new one.
 
     Attributes:
-        start: The picture that edits start from.
-        edit: What is shown beside it; None: nothing yet.
+        start: The image that edits start from.
+        edit: The current edit, if any.
         past: Earlier starts, for undo.
-        history: All starts and all edits that were kept, the latest last.
+        history: All starts and kept edits, the latest last.
     """
 
     start: Face
@@ -26,11 +26,11 @@ class Session:
 
     @property
     def shown(self) -> Face:
-        """The latest picture."""
+        """The latest image."""
         return self.edit.face if self.edit else self.start
 
     def begin(self, face: Face) -> "Session":
-        """Starts from another picture."""
+        """Starts from another image."""
         if face is self.start:
             return dataclasses.replace(self, edit=None)
         past = (*self.past, self.start)[-_HISTORY:]
@@ -41,16 +41,16 @@ class Session:
     def with_edit(self, edit: Edit) -> "Session":
         """Shows another edit of the start.
 
-        An edit of an earlier start, which came too late, is dropped.
+        A late edit of an earlier start is dropped.
         """
         return dataclasses.replace(self, edit=edit) if edit.start is self.start else self
 
     def keep(self) -> "Session":
-        """Makes the edited picture the new start, so that edits chain."""
+        """Makes the edited image the new start, so that edits chain."""
         return self.begin(self.edit.face) if self.edit else self
 
     def undo(self) -> "Session":
-        """Takes back the edit; without one, goes back to the start before."""
+        """Undoes the edit; without one, returns to the previous start."""
         if self.edit:
             return dataclasses.replace(self, edit=None)
         if not self.past:
@@ -59,7 +59,7 @@ class Session:
 
 
 def first_session(face: Face) -> Session:
-    """A visit that begins with a picture."""
+    """A session that starts from an image."""
     return Session(face, history=(face,))
 
 

@@ -65,21 +65,21 @@ def flatten(model: nnx.Module) -> dict[str, jax.Array]:
 
 
 def fingerprint(model: nnx.Module) -> str:
-    """SHA-256 of a model's arrays, which identifies it whatever its checkpoint is called.
+    """SHA-256 of a model's arrays, which identifies it regardless of the checkpoint's name.
 
-    It is computed once for as long as the model has the same arrays.
+    Cached for as long as the model has the same arrays.
     """
     arrays = jax.tree.leaves(model)
     key = tuple(map(id, arrays))
     if key not in _fingerprints:
         _fingerprints[key] = _compute_fingerprint(model)
         for array in arrays:
-            # Another array may get the same id afterwards.
+            # A new array may get the id of a deleted one.
             weakref.finalize(array, _fingerprints.pop, key, None).atexit = False
     return _fingerprints[key]
 
 
-# By the ids of a model's arrays.
+# Cached fingerprints by the ids of a model's arrays.
 _fingerprints: dict[tuple[int, ...], str] = {}
 
 
@@ -220,10 +220,10 @@ def load_directions(path: epath.PathLike | None = None) -> Directions:
 
     Args:
         path: A directory written by :func:`save_model`, by ``make_directions.py`` or by ``python -m
-            ckpt_convert directions``. None: those of the avatars.
+            ckpt_convert directions``. None: the avatars' directions.
 
     Raises:
-        InputError: There are none, they are damaged, or it is another kind of model.
+        InputError: The directions do not exist, are damaged or are another kind of model.
     """
     return _load(AVATARS / "directions" if path is None else path, (Directions,), jnp.float32)
 
@@ -267,7 +267,7 @@ def _load(path: epath.PathLike, expected: tuple[type, ...], dtype: DTypeLike) ->
             ) from error
 
     try:
-        # Mappers of older versions have none.
+        # Mappers of older versions have no card.
         if model_class in _MAPPERS and "card" in fields:
             fields["card"] = MapperCard(**fields["card"])
         return build(model_class, _CONFIGS[model_class](**fields), restore, dtype)

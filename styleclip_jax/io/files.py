@@ -16,11 +16,11 @@ from styleclip_jax.errors import InputError
 
 @contextlib.contextmanager
 def written_file_named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the file in errors of writing it, for Python's messages often do not."""
+    """Adds the file's name to errors of writing it, because Python's messages often lack it."""
     try:
         yield
     except OSError as error:
-        # NumPy's messages only count bytes.
+        # NumPy's errors have no strerror.
         raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
@@ -48,7 +48,8 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def remove_unfinished(directory: epath.Path) -> None:
     """Removes a checkpoint that could not be written.
 
-    Tensorstore's threads may still be writing its other arrays, and make directories for them.
+    Tensorstore's threads may still write other arrays and create directories for them, so this
+    tries several times.
     """
     for _ in range(20):
         with contextlib.suppress(OSError):
@@ -59,7 +60,7 @@ def remove_unfinished(directory: epath.Path) -> None:
 
 
 def last_reason(error: Exception) -> str:
-    """What the operating system said, with which Tensorstore's long messages end."""
+    """The operating system's reason, at the end of Tensorstore's long messages."""
     return str(error).strip().partition("\n")[0].rpartition(": ")[2]
 
 
@@ -67,12 +68,12 @@ def hold_lock(path: str | os.PathLike[str], busy: str, held: contextlib.ExitStac
     """Holds the lock of a file until ``held`` is closed; Windows has no such locks.
 
     Args:
-        path: The file that is locked; made where it is missing.
-        busy: What to say where another process holds it.
-        held: What holds the lock.
+        path: The file to lock; created if it is missing.
+        busy: The error message if another process holds the lock.
+        held: Releases the lock when it closes.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds the lock.
     """
     if sys.platform == "win32":
         return

@@ -76,7 +76,7 @@ def save_latents(
 
 
 def latents_ending(latents: Latents | np.ndarray | tuple[np.ndarray, ...]) -> str:
-    """The ending of the names of files that hold such latents: ``.npy`` or ``.npz``."""
+    """The suffix of a file of such latents: ``.npy`` or ``.npz``."""
     return ".npz" if isinstance(latents, tuple) else ".npy"
 
 

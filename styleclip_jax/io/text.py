@@ -22,7 +22,7 @@ from styleclip_jax.models.clip import CLIP, CLIPConfig
 # Templates contain the article.
 _ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-# In a tokenizer's directory, if the CLIP was trained on few words: one on each line.
+# All words that a small CLIP was trained on, one per line, in the tokenizer's directory.
 WORDS_FILE = "words.txt"
 _PUNCTUATION = ".,;:!?\"'()"
 
@@ -33,9 +33,9 @@ class Tokenizer:
     Args:
         vocab: Token ids by token; the end-of-text token has the highest id.
         merges: Byte-pair merges, most frequent first, each two tokens separated by a space.
-        context_length: Tokens of a text, start and end tokens included.
-        words: The words of all texts that the CLIP was trained on; None: they are not known, as
-            with a CLIP that has seen a whole language.
+        context_length: Tokens per text, including the start and end tokens.
+        words: All words in the texts that the CLIP was trained on. None: unknown, as for general
+            CLIPs.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Tokenizer:
         return files
 
     def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
-        """The words that no text had which the CLIP was trained on, as far as that is known."""
+        """Words that the CLIP was not trained on; empty if its words are not known."""
         texts = [texts] if isinstance(texts, str) else texts
         if self._words is None:
             return []
@@ -156,7 +156,10 @@ def load_tokenizer(path: epath.PathLike | None = None) -> Tokenizer:
             " CLIP again with --tokenizer"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"the tokenizer in {folder} is damaged, or that of another CLIP") from None
+        raise InputError(
+            f"the tokenizer in {folder} is damaged or does not match the CLIP; convert the CLIP"
+            " again with --tokenizer"
+        ) from None
     return Tokenizer(vocab, merges, config.context_length, words)
 
 

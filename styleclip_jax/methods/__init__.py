@@ -1,1 +1,1 @@
-"""Methods that edit latents: optimization and mappers, and the training of mappers."""
+"""Methods that find, edit and learn latents: inversion, optimization, mappers, directions."""

@@ -15,7 +15,7 @@ from styleclip_jax.models.delta_mapper import DeltaMapper
 from styleclip_jax.models.directions import Directions
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 
-# The official one.
+# The official default.
 THRESHOLD = 0.03
 # What :func:`best_delta_strengths` tries; the first leaves images as they are.
 _AUTOMATIC_STRENGTHS = (0.0, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
@@ -47,7 +47,7 @@ def edit_with_delta_mapper(
 ) -> DeltaEdit:
     """Edits images with a mapper for any text; compiled once for all texts and strengths.
 
-    CLIP sees the images before, so that an edit synthesizes twice. Differentiable in latents,
+    CLIP encodes the original images, so an edit synthesizes twice. Differentiable in latents,
     ``dt`` and strength.
 
     Args:
@@ -58,10 +58,10 @@ def edit_with_delta_mapper(
         dt: Direction of a text, from :func:`styleclip_jax.text_direction`.
         strength: Factor of the mapper's residual, one for all images or one for each; negative
             values edit in the opposite direction.
-        directions: Where given, channels that have little to do with the text stay as they are, and
-            with them those of which the directions know nothing.
-        threshold: How much they need to have to do with it. The official code compares 0.03 with
-            products of the difference of the texts' features before it has unit length.
+        directions: If given, only channels that are relevant to the text change; channels that the
+            directions do not cover never do.
+        threshold: Least relevance of such channels. The official code compares 0.03 with products
+            of the texts' difference before it is scaled to unit length.
 
     Raises:
         InputError: The models and the latents do not fit each other.
@@ -126,11 +126,11 @@ def _residual(
 def _relevant(
     generator: Generator, directions: Directions, dt: Array, threshold: float | Array
 ) -> tuple[Float[Array, "1 _"], ...]:
-    """1 at the channels that have to do with a text, 0 at the others."""
+    """1 for channels that are relevant to a text, 0 for the others."""
     if directions.config.space != "stylespace":
         raise InputError(
-            f"the directions are of {directions.config.space}, a mapper for any text needs those of"
-            " style channels: make_directions.py --space=stylespace"
+            f"the directions are for {directions.config.space}, a mapper for any text needs"
+            " directions for stylespace; make them with make_directions.py --space=stylespace"
         )
     directions.check_generator(generator)
     products = jnp.matmul(directions.relevance[...], dt, precision=jax.lax.Precision.HIGHEST)
@@ -146,7 +146,7 @@ def apply_delta_mapper(
     direction: Float[Array, "batch embed"],
     strength: float | Float[Array, ""] = 1.0,
 ) -> DeltaEdit:
-    """Edits images whose features are known, each in a direction of its own."""
+    """Edits images with known CLIP features, with one direction per image."""
     return _edit(generator, styles, mapper(styles, features, direction), strength)
 
 

@@ -1,8 +1,8 @@
 """Training a mapper for any text on pairs of images, on every device of every host.
 
 DeltaEdit (Lyu et al., arXiv 2303.06285, section 3.2); the official files are ``scripts/train.py``
-and ``datasets/train_dataset.py``. No text takes part: the mapper learns which change of styles
-goes with the direction from one image's CLIP features to another's.
+and ``datasets/train_dataset.py``. Training uses no text: the mapper learns to predict the change of
+styles between two images from the direction between their CLIP features.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ class DeltaTrainConfig:
 
     Attributes:
         optimizer: ``"adam"`` or ``"ranger"``.
-        learning_rate: Its step size.
+        learning_rate: The optimizer's learning rate.
         l2_lambda: Weight of the mean squared error of the predicted change of styles.
         cosine_lambda: Weight of 1 - cosine of the predicted and the true change.
         direction_noise: Length of a random vector that is added to the direction of an image pair,
-            before it gets unit length again. Directions of texts are never quite those of images;
-            noise teaches the mapper to see through the difference. The official code has none.
+            which is then scaled to unit length again. Text directions differ from image directions;
+            noise makes the mapper robust to the difference. The official code adds none.
     """
 
     optimizer: Literal["ranger", "adam"] = "adam"
@@ -59,11 +59,11 @@ class DeltaTrainConfig:
 
 
 class SeenStyles(NamedTuple):
-    """Images, as the training needs them.
+    """Images as styles and CLIP features.
 
     Attributes:
         styles: StyleSpace coordinates.
-        features: CLIP's features of the images, of unit length.
+        features: CLIP's unit features of the images.
     """
 
     styles: tuple[Float[Array | np.ndarray, "images _"], ...]
@@ -71,7 +71,7 @@ class SeenStyles(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """A batch of pairs of images: from the one to the other."""
+    """A batch of image pairs."""
 
     source: SeenStyles
     target: SeenStyles
@@ -89,17 +89,17 @@ def see_styles(
 
     Args:
         generator: Synthesizes the images.
-        clip: Sees them.
+        clip: Encodes the images.
         latents: W+ or StyleSpace, the same on all hosts.
-        batch_size: Images at a time, over all devices.
+        batch_size: Images per batch, over all devices.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
         on_batch: Called with the number of new images after every batch.
 
     Returns:
-        All images, in the host's memory on every host.
+        All images, in host memory on every host.
 
     Raises:
-        InputError: The batch does not divide by the devices.
+        InputError: The batch size is not divisible by the number of devices.
     """
 
     @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, 0), out_axes=None)
@@ -108,7 +108,7 @@ def see_styles(
         rows, latents = batch
         styles = to_styles(generator, latents)
         seen = SeenStyles(styles, image_features(clip, generator.synthesize(styles), preprocess))
-        # With their rows, because devices need not be in the order of the hosts.
+        # With their rows, because the order of devices may differ from that of hosts.
         return jax.tree.map(lambda x: jax.lax.all_gather(x, DEVICES, tiled=True), (rows, seen))
 
     models, latents = replicate((generator, clip)), jax.device_get(latents)
@@ -132,15 +132,15 @@ def see_styles(
 def choose_partners(
     rows: Int[np.ndarray, " batch"], size: int, reach: int, seed: int, step: int
 ) -> Int[np.ndarray, " batch"]:
-    """With which images those of a batch make pairs; a pure function of its arguments.
+    """Chooses a partner for every image of a batch; a pure function of its arguments.
 
     Args:
-        rows: The images of the global batch.
-        size: How many images there are.
-        reach: A partner is at most so many rows away, and never the image itself; 0: any other
+        rows: Rows of the global batch's images.
+        size: Number of images.
+        reach: Largest distance in rows to a partner, which is never the image itself. 0: any other
             image, as in the official code.
-        seed: Chooses the partners.
-        step: The training step, which chooses others each time.
+        seed: Seed of the choice.
+        step: Training step; every step chooses other partners.
     """
     rng = np.random.default_rng((seed, step, 1))
     furthest = min(reach or size - 1, size - 1)
@@ -151,13 +151,13 @@ def choose_partners(
 def make_pairs(
     images: SeenStyles, rows: Int[np.ndarray, " batch"], partners: Int[np.ndarray, " batch"]
 ) -> Pairs:
-    """Pairs of images by their rows."""
+    """Makes pairs of images from their rows."""
     source, target = (jax.tree.map(lambda x, i=i: x[i], images) for i in (rows, partners))
     return Pairs(source, target)
 
 
 def pair_directions(pairs: Pairs) -> Float[Array, "batch embed"]:
-    """Directions from images to their partners in CLIP's space, of unit length."""
+    """Unit directions from images to their partners in CLIP's embedding space."""
     return _unit(jnp.asarray(pairs.target.features) - jnp.asarray(pairs.source.features))
 
 
@@ -168,14 +168,14 @@ def make_delta_train_step(
 
     Args:
         config: The settings.
-        key: Decides the noise of the directions; None: ``jax.random.key(0)``.
+        key: Key of the directions' noise. None: ``jax.random.key(0)``.
 
     Returns:
         ``step(state, pairs) -> (state, metrics)``. ``pairs`` is this host's share of the global
-        batch; ``state``, of :func:`styleclip_jax.init_mapper_state`, is donated. ``metrics`` are
-        means over the global batch: ``loss`` and, unweighted, ``l2_loss`` and ``cosine_loss``, with
-        ``gradient_norm`` and ``parameter_norm``. The step raises InputError where the batch does
-        not divide by the devices or does not fit the mapper.
+        batch; ``state``, from :func:`styleclip_jax.init_mapper_state`, is donated. ``metrics`` are
+        means over the global batch: ``loss``, the unweighted ``l2_loss`` and ``cosine_loss``, and
+        ``gradient_norm`` and ``parameter_norm``. The step raises InputError if the batch size is
+        not divisible by the number of devices or the batch does not fit the mapper.
     """
     key = jax.random.key(0) if key is None else key
     implementation = jax.random.key_impl(key)
@@ -185,12 +185,12 @@ def make_delta_train_step(
         key = jax.random.fold_in(jax.random.fold_in(key, step), jax.lax.axis_index(DEVICES))
         return _loss(mapper, pairs, config, key)
 
-    # As plain numbers, which JAX takes as they are on several hosts.
+    # JAX replicates plain numbers on several hosts, but not typed keys.
     return pmapped_train_step(loss, replicate(jax.random.key_data(key)), config)
 
 
 def make_delta_evaluation(config: DeltaTrainConfig) -> Callable[[Any, Pairs], Metrics]:
-    """The losses of a mapper without training and without noise, on all devices."""
+    """Returns a function that computes the losses of a mapper without noise, on all devices."""
 
     def loss(mapper: Any, _: None, pairs: Pairs) -> Any:
         return _loss(mapper, pairs, dataclasses.replace(config, direction_noise=0.0), None)
@@ -201,7 +201,7 @@ def make_delta_evaluation(config: DeltaTrainConfig) -> Callable[[Any, Pairs], Me
 def _loss(
     mapper: DeltaMapper, pairs: Pairs, config: DeltaTrainConfig, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Means over the images of a device; all channels that the mapper changes count alike."""
+    """Mean losses over the images of a device, with equal weights of all changed channels."""
     source, target = pairs
     direction = pair_directions(pairs)
     if config.direction_noise:
@@ -210,7 +210,7 @@ def _loss(
         direction = _unit(direction + config.direction_noise * noise)
     styles, features = jax.tree.map(jnp.asarray, tuple(source))
     residuals = mapper(styles, features, direction)
-    # Official files know no other styles than those that the mapper changes.
+    # Official data files hold only the styles that the mapper changes.
     residual, change = (
         jnp.concatenate([of_entry[i] for i in mapper.config.changed], axis=-1)
         for of_entry in (residuals, jax.tree.map(jnp.subtract, target.styles, styles))
@@ -224,5 +224,5 @@ def _loss(
 
 
 def _unit(x: Float[Array, "batch embed"]) -> Float[Array, "batch embed"]:
-    """Rows of unit length; those of hardly any length stay short, as in the official code."""
+    """Scales rows to unit length; rows shorter than 1e-5 stay short, as in the official code."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-5)

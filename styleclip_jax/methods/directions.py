@@ -1,7 +1,7 @@
-"""Global directions: a text becomes a change of style channels, the same for every image.
+"""Global directions: a text is mapped to one change of style channels for all images.
 
-StyleCLIP (arXiv 2103.17249), section 6; official ``global_torch/StyleCLIP.py``. What it needs of a
-generator and a CLIP is made once, by :mod:`styleclip_jax.methods.relevance`.
+StyleCLIP (arXiv 2103.17249), section 6; official ``global_torch/StyleCLIP.py``. The relevance of
+the channels is computed once per generator and CLIP, by :mod:`styleclip_jax.methods.relevance`.
 """
 
 import functools
@@ -24,7 +24,7 @@ from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.directions import Directions
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 
-# The official sliders' defaults; they go from -10 to 10 and from 0.08 to 0.3.
+# Defaults of the official sliders, whose ranges are -10 to 10 and 0.08 to 0.3.
 STRENGTH, THRESHOLD = 4.1, 0.15
 
 
@@ -32,9 +32,9 @@ class DirectionDefaults(NamedTuple):
     """Settings that suit a generator.
 
     Attributes:
-        strength: See :func:`edit_with_direction`; None: automatic, by :func:`best_strengths`.
-        threshold: Likewise; None: automatic, by
-        min_channels: See :func:`automatic_threshold`.
+        strength: See :func:`edit_with_direction`. None: chosen by :func:`best_strengths`.
+        threshold: See :func:`edit_with_direction`. None: chosen by :func:`automatic_threshold`.
+        min_channels: ``channels`` of :func:`automatic_threshold`.
     """
 
     strength: float | None = STRENGTH
@@ -42,11 +42,11 @@ class DirectionDefaults(NamedTuple):
     min_channels: int = 20
 
 
-# For the avatars that come with the package, whose channels are entries of w.
+# For the avatars that ship with the package, whose channels are entries of w.
 AVATARS_DIRECTIONS = DirectionDefaults(strength=None, threshold=0.2)
-# What :func:`best_strengths` tries; the first leaves images as they are.
+# Candidates of :func:`best_strengths`; the first one leaves images unchanged.
 _AUTOMATIC_STRENGTHS = (0.0, 2.0, 3.0, 4.0, 5.0, 6.0)
-# From the most disentangled edit to the least.
+# From the most to the least disentangled edit.
 _AUTOMATIC_THRESHOLDS = (np.arange(29, 9, -1) / 100).astype(np.float32)
 
 
@@ -54,14 +54,13 @@ class NoChannelError(InputError):
     """No channel reaches the threshold.
 
     Args:
-        threshold: The threshold.
-        largest: The largest one that keeps a channel.
+        threshold: The threshold given.
+        largest: The largest threshold that keeps a channel.
     """
 
     def __init__(self, threshold: float, largest: float):
         super().__init__(
-            f"no channel reaches the threshold {threshold:g}; the largest value that keeps one is"
-            f" {largest:.3f}"
+            f"no channel reaches the threshold {threshold:g}; use one of at most {largest:.3f}"
         )
         self.largest = largest
 
@@ -72,7 +71,7 @@ class DirectionEdit(NamedTuple):
     Attributes:
         images: (B, R, R, 3) in about [-1, 1].
         styles: Their StyleSpace coordinates.
-        changed: Number of channels that changed.
+        changed: Number of changed channels.
     """
 
     images: Float[Array, "batch resolution resolution 3"]
@@ -87,24 +86,24 @@ def text_direction(
     neutral: str,
     templates: Sequence[str] = (),
 ) -> Float[Array, " embed"]:
-    """The direction from one text to another in CLIP's space, of unit length.
+    """Returns the unit direction from a neutral text to a text in CLIP's embedding space.
 
     Args:
-        clip: Its text tower is used.
-        tokenizer: That of the CLIP.
-        text: What the images should show.
-        neutral: What they show anyway, such as "a face".
+        clip: Encodes the texts.
+        tokenizer: The CLIP's tokenizer.
+        text: Describes the edited images.
+        neutral: Describes all images, before and after the edit, such as "a face".
         templates: See :func:`styleclip_jax.encode_texts`. General CLIPs need
             ``styleclip_jax.IMAGENET_TEMPLATES``, as in the official code.
 
     Raises:
-        InputError: The texts mean the same to the CLIP.
+        InputError: The CLIP encodes both texts alike.
     """
     difference, length = _difference(encode_texts(clip, tokenizer, [text, neutral], templates))
     if length < 1e-4:
         raise InputError(
-            f"{text!r} and the neutral text {neutral!r} are the same to this CLIP; there is no"
-            " direction"
+            f"{text!r} and the neutral text {neutral!r} are the same to this CLIP, so there is no"
+            " direction; use other words"
         )
     return difference
 
@@ -127,28 +126,29 @@ def edit_with_direction(
 ) -> DirectionEdit:
     """Edits images along the direction of a text; compiled once for all texts and settings.
 
-    With the relevance ``R`` and the scales ``sigma`` of the channels, ``r = R dt``; entries below
-    the threshold are zeroed and the others divided by the largest, and the styles become
-    ``s + strength * sigma * r``. Differentiable in latents, ``dt`` and strength.
+    With the relevance ``R`` and the scales ``sigma`` of the channels, ``r = R dt``. Entries of
+    ``r`` below the threshold are set to zero, the others are divided by the largest, and the styles
+    become ``s + strength * sigma * r``. Differentiable in latents, ``dt`` and strength.
 
     Args:
         generator: The generator.
-        directions: Its relevances, for the CLIP that ``dt`` is of.
+        directions: The generator's directions, made with the CLIP that encoded the text.
         latents: W+ (B, L, w_dim) or StyleSpace.
-        dt: From :func:`text_direction`; the changes of several texts are added up.
-        strength: How much to edit, one for all images or one for each; negative values edit the
-            other way round.
-        threshold: Channels whose product with the text's direction is smaller stay as they are:
-            larger values change less else in the image.
+        dt: From :func:`text_direction`; the changes of several texts are added.
+        strength: Strength of the edit, one for all images or one per image; negative values edit in
+            the opposite direction.
+        threshold: Channels whose product with ``dt`` is smaller do not change; larger values
+            preserve more of the image.
 
     Raises:
         InputError: No channel reaches the threshold, or models and latents do not fit each other.
-            Under an outer ``jax.jit`` the first cannot be known, and the images stay as they are.
+            Under an outer ``jax.jit`` the threshold is not checked, and the images stay the same if
+            no channel reaches it.
     """
     directions.check_generator(generator)
     if directions.scales is None:
         raise InputError(
-            "the directions have no scales, which published files lack; measure them with"
+            "the directions have no scales, as those of published files; measure them with"
             " styleclip_jax.with_scales"
         )
     edit = _edit(generator, directions, latents, jnp.atleast_2d(dt), strength, threshold)
@@ -165,18 +165,18 @@ def best_strengths(
     threshold: float | Float[Array, ""] = THRESHOLD,
     preprocess: Preprocess = "styleclip",
 ) -> Float[Array, " batch"]:
-    """The strength of :func:`edit_with_direction` that suits each image best, as CLIP sees it.
+    """Chooses the strength of :func:`edit_with_direction` for each image with CLIP.
 
-    Of 0 and some strengths from 2 to 6, the one with the lowest
-    :func:`styleclip_jax.losses.direction_loss`; an image that shows already what the text says may
-    stay as it is. Takes a forward pass of generator and CLIP for each.
+    Compares 0, 2, 3, 4, 5 and 6 and takes the strength with the lowest
+    :func:`styleclip_jax.losses.direction_loss`. An image that already fits the text may get 0. Each
+    strength costs one forward pass of generator and CLIP.
 
     Args:
         generator: The generator.
-        directions: Its relevances.
-        clip: The CLIP that ``dt`` is of.
+        directions: The generator's directions.
+        clip: The CLIP that encoded the text.
         latents: W+ (B, L, w_dim) or StyleSpace.
-        dt: From :func:`text_direction`; several texts count as the sum of their directions.
+        dt: From :func:`text_direction`; of several texts, the sum of their directions is compared.
         threshold: See :func:`edit_with_direction`.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
     """
@@ -194,11 +194,11 @@ def move_latents(
     strength: float | Float[Array, ""] | Float[Array, " batch"],
     threshold: float | Float[Array, ""],
 ) -> tuple[Latents, Int[Array, ""]]:
-    """The latents of :func:`edit_with_direction`, without their images.
+    """Edits latents as :func:`edit_with_direction` does, without synthesizing images.
 
     Returns:
-        The latents, in W+ where the given ones are and the directions are of w, and in StyleSpace
-        otherwise; and the number of channels that changed.
+        The edited latents and the number of changed channels. The latents are in W+ if the given
+        latents are and the directions are for ``w``, otherwise in StyleSpace.
 
     Raises:
         InputError: See :func:`edit_with_direction`.
@@ -216,19 +216,19 @@ def _require_change(changed: Array, directions: Directions, dt: Array, threshold
 
 
 def check_fingerprints(directions: Directions, generator: Generator, clip: CLIP) -> None:
-    """Raises InputError where directions were made for another generator or another CLIP."""
+    """Raises InputError if directions were made for another generator or CLIP."""
     directions.check_generator(generator)
     if directions.config.embed_dim != clip.config.embed_dim:
         raise InputError(
-            f"the directions are for a CLIP with features of {directions.config.embed_dim}, this"
-            f" one has {clip.config.embed_dim}"
+            f"the directions are for a CLIP with {directions.config.embed_dim} features, this CLIP"
+            f" has {clip.config.embed_dim}; use the CLIP that they were made with"
         )
     for name, model in (("generator", generator), ("clip", clip)):
         known = getattr(directions.config, name)
         if known and known != fingerprint(model):
             raise InputError(
                 f"the directions were made for another {name.replace('clip', 'CLIP')} of the same"
-                " shape; give that one, or make directions for this one with make_directions.py"
+                " shape; use that one, or make directions for this one with make_directions.py"
             )
 
 
@@ -268,9 +268,9 @@ def channel_weights(
     dt: Float[Array, "texts embed"],
     threshold: float | Float[Array, ""],
 ) -> Float[Array, " channels"]:
-    """How much each channel changes, in standard deviations per unit of strength.
+    """Returns the change of each channel, in standard deviations per unit of strength.
 
-    The largest change that a text makes is 1 or -1; all are 0 where no channel reaches the
+    The largest absolute change of a text is 1. All changes are 0 if no channel reaches the
     threshold.
     """
     products = _products(directions, dt)
@@ -285,9 +285,9 @@ def automatic_threshold(
     dt: Float[Array, " embed"] | Float[Array, "texts embed"],
     channels: int = 20,
 ) -> Float[Array, ""]:
-    """The largest of 0.10, 0.11, ..., 0.29 that keeps more than ``channels`` channels, or 0.1.
+    """Returns the largest of 0.10, 0.11, ..., 0.29 that keeps more than ``channels``, or 0.1.
 
-    The official notebook's rule, with 20 for faces and 100 for other images.
+    The official notebook's rule; it uses 20 channels for faces and 100 for other images.
     """
     products = jnp.max(jnp.abs(_products(directions, jnp.atleast_2d(dt))), axis=1)
     enough = jnp.sum(products[:, None] >= _AUTOMATIC_THRESHOLDS, axis=0) > channels

@@ -101,7 +101,7 @@ class Inversion:
         latents: W+ latents.
         images: Their images (B, R, R, 3) in about [-1, 1].
         errors: One number per image, by name; see :func:`reconstruction_errors`.
-        losses: (steps, B), the loss of every image before every step.
+        losses: (steps, B), the loss per image before every step.
     """
 
     latents: Float[Array, "batch layers w_dim"]
@@ -145,16 +145,16 @@ def invert(
 ) -> Inversion:
     """Finds latents of images.
 
-    On accelerators the whole run is one compiled loop; on a CPU, where such loops run on one
-    thread, the compiled step is called from the host. A batch may be spread over devices.
+    On accelerators the whole run is one compiled loop. On a CPU, where convolutions in such loops
+    run on one thread, the host calls the compiled step. A batch may be sharded over devices.
 
     Args:
         generator: Synthesizes the images.
         images: Images in [-1, 1], aligned like the generator's training data, at its resolution.
         encoder: Predicts the start latents. None: start from the mean latent.
         config: The settings.
-        perceptual: An LPIPS, or a CLIP instead. None: only pixels are compared.
-        arcface: The identity network, for faces.
+        perceptual: An LPIPS or a CLIP. None: only pixels are compared.
+        arcface: Identity network, for faces.
         key: Key of the latent noise without an encoder. None: ``jax.random.key(0)``.
         on_progress: On a CPU, called after every step with the number of steps taken.
 
@@ -191,14 +191,14 @@ def invert(
     synthesized = _synthesize(generator, latents)
     errors = reconstruction_errors(synthesized, images, perceptual, arcface)
     if not jnp.isfinite(losses).all() or not jnp.isfinite(synthesized).all():
-        raise FloatingPointError("the inversion is not finite; try a lower learning_rate")
+        raise FloatingPointError("the inversion is not finite; use a lower learning_rate")
     return Inversion(latents, synthesized, errors, losses)
 
 
 def encode(
     generator: Generator, encoder: E4E, images: Float[Array, "batch resolution resolution 3"]
 ) -> Float[Array, "batch layers w_dim"]:
-    """The encoder's latents, after all its rounds.
+    """Predicts latents with an encoder, in all its rounds.
 
     Raises:
         InputError: The encoder is for another generator.

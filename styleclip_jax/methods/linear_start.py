@@ -1,9 +1,9 @@
-"""A start for optimization and for mappers: the direction of a text in W, by linear regression.
+"""A starting point for optimization and mappers: the direction of a text in W, by regression.
 
 The gradient of the CLIP loss is flat around many images: half a pair of sunglasses matches the text
 no better than none. Over many random images, however, CLIP's features are roughly a linear function
-of ``w``, as InterFaceGAN (arXiv 1907.10786) found for attributes. A ridge regression on some random
-images finds the direction; one set of images serves every text.
+of ``w``, as InterFaceGAN (arXiv 1907.10786) found for attributes. A ridge regression on random
+images finds the direction; one set of images serves all texts.
 """
 
 import functools
@@ -83,17 +83,17 @@ def latent_directions(
     text_features: Float[Array, "texts _"] | Sequence[Float[Array, "texts _"]],
     neutral_features: Float[Array, "_ _"] | Sequence[Float[Array, "_ _"]] | None = None,
 ) -> Float[Array, "texts w_dim"]:
-    """Estimates the direction in W along which images come to match every text.
+    """Estimates, for every text, the direction in W in which images fit the text better.
 
-    A ridge regression, on the latents, of the images' similarity to the text, or to the difference
-    between the text and the neutral text. With several CLIPs, of their mean similarity.
+    A ridge regression on the latents predicts the images' similarity to the text, or to its
+    difference from the neutral text; with several CLIPs, the mean similarity.
 
     Args:
         samples: From :func:`sample_features`.
-        text_features: ``clip.encode_text`` of T texts; with several CLIPs, a sequence with one
-            array for each, here and below.
-        neutral_features: Features of one text that describes all images, or of one for each of the
-            T texts. None: only the texts are used.
+        text_features: ``clip.encode_text`` of T texts; with several CLIPs, a sequence of one array
+            per CLIP, here and below.
+        neutral_features: Features of one text that describes all images, or of one per text. None:
+            only the texts are used.
 
     Returns:
         Directions, each as long as the standard deviation of the samples along it.

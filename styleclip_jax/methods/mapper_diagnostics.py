@@ -14,7 +14,7 @@ from styleclip_jax.methods.objective import TERMS
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:
     """Raises FloatingPointError unless all metrics of a step are finite.
 
-    A finite loss can have a gradient that is not, and a finite gradient an update that is not.
+    The gradient of a finite loss, and the update from a finite gradient, may not be finite.
     """
     for name, value in metrics.items():
         if not np.isfinite(value):
@@ -92,11 +92,11 @@ def training_warnings(
 
 
 def delta_training_warnings(now: Mapping[str, float]) -> list[str]:
-    """Says by name when the training of a mapper for any text seems to do nothing."""
+    """Named warnings if the training of a mapper for any text seems to have no effect."""
     if now["cosine_loss"] < 0.95:
         return []
     return [
-        f"cosine-loss-flat: the cosine loss is {now['cosine_loss']:.4f}, where 1 is that of random"
-        " changes; the mapper does not see what CLIP's features say of the styles. Try more images"
-        " (--train_dataset_size), or another --learning_rate"
+        f"cosine-loss-flat: the cosine loss is {now['cosine_loss']:.4f}, and random changes reach"
+        " 1; the mapper has not learned to predict styles from CLIP's features. Try more images"
+        " (--train_dataset_size) or another --learning_rate"
     ]

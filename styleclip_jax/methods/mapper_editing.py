@@ -35,7 +35,7 @@ def apply_mapper(
         mapper: The mapper, or several whose residuals are added.
         latents: W+ (B, L, w_dim) or StyleSpace; converted from W+ for a StyleSpace mapper.
         strength: Factor of the residual; negative values edit in the opposite direction. None: the
-            one that each mapper was trained with.
+            strength that each mapper was trained with.
 
     Returns:
         The edited images (B, R, R, 3) in about [-1, 1], and the edited latents.
@@ -85,7 +85,7 @@ def edit_with_mappers(
 
 
 def foreign_generator(mapper: Mapper | DeltaMapper, generator: Generator) -> str | None:
-    """A warning if a mapper is known to be trained with another generator, or None."""
+    """Returns a warning if a mapper is known to be trained with another generator, or None."""
     card = mapper.config.card
     # Values are unknown while a caller's program is traced.
     if card.generator is None or any(isinstance(x, Tracer) for x in jax.tree.leaves(generator)):

@@ -133,12 +133,12 @@ def mapper_card(
     generator: Generator,
     **settings: Any,
 ) -> MapperCard:
-    """The card of a mapper that is about to be trained, for ``MapperConfig(card=...)``.
+    """Makes the card of a mapper before its training, for ``MapperConfig(card=...)``.
 
     Args:
-        text: The text that it learns; None: any text.
+        text: The text that the mapper learns. None: any text.
         config: A ``MapperTrainConfig`` or a ``DeltaTrainConfig``.
-        generator: The generator that it learns to edit.
+        generator: The generator that the mapper learns to edit.
         **settings: More settings to record, such as the number of steps.
     """
     recorded = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -146,7 +146,7 @@ def mapper_card(
         recorded["optimizer"] = "optax"
     return MapperCard(
         text=text,
-        # A mapper for any text learns whole changes.
+        # A mapper for any text predicts changes at full strength.
         strength=recorded.pop("strength", 1.0),
         generator=fingerprint(generator),
         settings=recorded | settings,
@@ -156,7 +156,7 @@ def mapper_card(
 
 
 def init_mapper_state(mapper: Mapper | DeltaMapper, config: Any) -> MapperState:
-    """The state before the first step, on all local devices.
+    """Makes the state before the first step, on all local devices.
 
     Args:
         mapper: The initial mapper; it is copied, because a step donates its state.
@@ -213,22 +213,22 @@ def make_mapper_train_step(
     extra_loss: ExtraLoss | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Callable[[MapperState, Any], tuple[MapperState, Metrics]]:
-    """A training step that is ``jax.pmap``ped over all devices of all hosts.
+    """Makes a training step that is ``jax.pmap``ped over all devices of all hosts.
 
-    The networks are copied to the devices here, once. A step splits the batch over the devices and
-    has a single all-reduce, of the mapper's gradients and the metrics together.
+    The networks are copied to the devices once, here. A step shards the batch over the devices and
+    all-reduces the mapper's gradients and the metrics in one message.
 
     Args:
         generator: Synthesizes the images.
         clip: Scores the images; with several CLIPs, the loss is the mean of theirs.
         text_features: ``clip.encode_text`` of the text, (1, E); with several CLIPs, a sequence with
-            one array for each, here and below. With a ``tokenizer``, also the text itself.
+            one array per CLIP, here and below. With a ``tokenizer`` also the text as a string.
         config: The settings.
-        arcface: The identity network. None: no identity loss.
+        arcface: Identity network. None: no identity loss.
         neutral_features: Features (1, E) of a text that describes all images, such as "a face";
             required for guidance by direction.
         keep_features: Features (K, E) of texts whose similarity to the images should not change.
-        tokenizer: The CLIP's, for texts that are strings; with several CLIPs, a sequence.
+        tokenizer: The CLIP's tokenizer, if texts are strings; with several CLIPs, a sequence.
         extra_loss: Another loss, ``extra_loss(images, latents) -> (B,)``, of the edited images and
             latents on a device; see :func:`styleclip_jax.edit_latents`.
         key: Key of the random views. None: ``jax.random.key(0)``.
@@ -282,9 +282,10 @@ def make_mapper_evaluation(
     tokenizer: Tokenizers | None = None,
     extra_loss: ExtraLoss | None = None,
 ) -> Callable[[Mapper, Any], Metrics]:
-    """Losses of a mapper without training; arguments as for :func:`make_mapper_train_step`.
+    """Makes a function that computes a mapper's losses without training it.
 
-    Random views are disabled, so that evaluations are comparable.
+    Arguments as for :func:`make_mapper_train_step`. Random views are disabled, so that evaluations
+    are comparable.
 
     Returns:
         ``evaluate(mapper, latents) -> metrics``, also ``jax.pmap``ped over all devices.
@@ -314,11 +315,11 @@ def pmapped_train_step(
     problem: Any,
     config: Any,
 ) -> Callable[[MapperState, Any], tuple[MapperState, Metrics]]:
-    """A training step of any mapper on all devices of all hosts, with a single all-reduce.
+    """Makes a training step of any mapper on all devices of all hosts, with one all-reduce.
 
     Args:
         loss: ``loss(mapper, problem, batch, step) -> (loss, metrics)``, means over the batch.
-        problem: What stays the same over all steps, on all local devices.
+        problem: Constants of all steps, on all local devices.
         config: A ``MapperTrainConfig`` or a ``DeltaTrainConfig``, whose optimizer is used.
 
     Returns:
@@ -332,7 +333,7 @@ def pmapped_train_step(
     def step(state: MapperState, problem: Any, batch: Any):
         parameters: Any = state.mapper
         gradients, metrics = jax.grad(loss, has_aux=True)(parameters, problem, batch, state.step)
-        # As one vector, so that the devices exchange one message.
+        # As one vector, which takes one message.
         vector, unravel = ravel_pytree((gradients, metrics))
         gradients, metrics = unravel(jax.lax.pmean(vector, DEVICES))
         metrics["gradient_norm"] = optax.tree.norm(gradients)
@@ -347,7 +348,7 @@ def pmapped_train_step(
 def pmapped_evaluation(
     loss: Callable[[Any, Any, Any], tuple[Float[Array, ""], Metrics]], problem: Any
 ) -> Callable[[Any, Any], Metrics]:
-    """The metrics of a mapper on all devices; ``loss`` as for :func:`pmapped_train_step`."""
+    """Makes an evaluation on all devices; ``loss`` as for :func:`pmapped_train_step`."""
 
     @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None)
     def evaluation(mapper: Any, problem: Any, batch: Any):

@@ -46,7 +46,7 @@ class Features(NamedTuple):
 
     Attributes:
         clip: Features (views, B, E) of every CLIP; empty if no term needs them.
-        identity: ArcFace's features (B, F), or None.
+        identity: Features (B, F) of ArcFace, or None.
     """
 
     clip: tuple[Float[Array, "views batch _"], ...]
@@ -73,13 +73,13 @@ class Objective:
 
     Attributes:
         clips: One or several CLIPs; the loss is the mean of theirs.
-        arcface: The identity network. None: no identity loss.
+        arcface: Identity network. None: no identity loss.
         texts: Features of the text, for every CLIP.
         neutrals: Features of the neutral text, for every CLIP. None: guidance by similarity.
         anchors: Features of the texts to keep, for every CLIP. None: no such term.
         weights: Weights of the terms, by their names in :data:`TERMS`.
         orthogonal_lambda: See :func:`styleclip_jax.losses.direction_loss`.
-        extra_loss: A loss of the caller, of the edited images and latents. None: no such term.
+        extra_loss: The caller's loss of edited images and latents. None: no such term.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
         views: Number of random views of every image. 0: the image itself.
         view_kinds: See :data:`styleclip_jax.views.VIEWS`.
@@ -123,20 +123,20 @@ def make_objective(
 
     Args:
         clip: One CLIP or several.
-        text_features: (1, E) or (batch, E); with several CLIPs, a sequence with one array for each,
+        text_features: (1, E) or (batch, E); with several CLIPs, a sequence with one array per CLIP,
             here and below. Or one or ``batch`` strings.
         config: An ``OptimizeConfig`` or a ``MapperTrainConfig``.
-        arcface: The identity network; ignored if its weight is zero.
+        arcface: Identity network; ignored if its weight is zero.
         neutral_features: Like ``text_features``; ignored unless ``config.guidance`` is
             ``"direction"``.
         keep_features: (K, E); ignored if their weight is zero.
         tokenizer: The tokenizer of every CLIP; required if texts are strings.
         extra_loss: ``extra_loss(images, latents) -> (batch,)``, added to the other terms.
-        batch: Number of images that may have a text of their own.
+        batch: Number of images that may have different texts.
 
     Raises:
-        InputError: Features do not match the CLIPs, those of a neutral text are missing, or texts
-            are strings without a tokenizer.
+        InputError: Features do not match the CLIPs, a required neutral text is missing, or strings
+            have no tokenizer.
     """
     clips = tuple(clip) if isinstance(clip, Sequence) else (clip,)
     if not clips:
@@ -154,7 +154,7 @@ def make_objective(
             if x.shape not in shapes or not len(x):
                 expected = " or ".join(map(str, shapes)) if rows else f"(texts, {width})"
                 raise InputError(f"{name} have shape {x.shape}, expected {expected}")
-        # Per image, so that one text for all does not need a program of its own.
+        # One row per image, so that one text and several texts share a compiled program.
         return tuple(jnp.broadcast_to(x, (batch, x.shape[1])) for x in each) if rows else each
 
     rows = sorted({1, batch})
@@ -176,7 +176,7 @@ def make_objective(
                     )
     if keep_features is not None and not is_zero(config.keep_lambda):
         anchors = checked("keep_features", keep_features, ())
-    # Settings without a weight for CLIP's loss, as in optimization, weight it by 1.
+    # OptimizeConfig has no weight of the CLIP loss; it is 1.
     weights = {name: getattr(config, term.weight, 1.0) for name, term in TERMS.items()}
     return Objective(
         clips=clips,
@@ -208,12 +208,12 @@ def _features(
     if not isinstance(strings, Sequence) or not all(isinstance(x, str) for x in strings or [None]):
         return cast(TextFeatures, texts)
     if tokenizer is None:
-        raise InputError(f"{name} are strings, which need a tokenizer; pass it, or CLIP's features")
+        raise InputError(f"{name} are strings, which need a tokenizer; pass one, or CLIP features")
     if not isinstance(clip, Sequence):
         return encode_texts(clip, cast(Tokenizer, tokenizer), strings)
     tokenizers = tokenizer if isinstance(tokenizer, Sequence) else (tokenizer,)
     if len(tokenizers) != len(clip):
-        raise InputError(f"there are {len(tokenizers)} tokenizers for {len(clip)} CLIPs")
+        raise InputError(f"there are {len(tokenizers)} tokenizers, expected {len(clip)}")
     return [encode_texts(one, t, strings) for one, t in zip(clip, tokenizers, strict=True)]
 
 
@@ -264,7 +264,7 @@ def _extra_loss(loss: ExtraLoss, images: Array, latents: Latents) -> Float[Array
     losses = jnp.asarray(loss(images, latents), jnp.float32)
     if losses.shape != images.shape[:1]:
         raise InputError(
-            f"extra_loss returns shape {losses.shape}, expected {images.shape[:1]}: a loss per"
+            f"extra_loss returns shape {losses.shape}, expected {images.shape[:1]}, one loss per"
             " image"
         )
     return losses

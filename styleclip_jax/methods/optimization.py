@@ -49,7 +49,7 @@ _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
 # Images synthesized at once.
 _CHUNK = 8
-# Steps between two looks at whether all images are finished, for which an accelerator waits.
+# Steps between checks whether all images are finished, for which an accelerator waits.
 _CHECK_EVERY = 10
 # One number for all images, or one per image.
 Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
@@ -106,10 +106,10 @@ class OptimizeConfig:
         view_kinds: Kinds of views, from :data:`styleclip_jax.views.VIEWS`.
         stop_loss: An image is finished when its loss is below this. None: never.
         patience: An image is finished when its loss has not improved by ``min_improvement`` for
-            this many steps; 0: never. A finished image stays as it is while others go on, and the
-            run stops when all are finished.
+            this many steps; 0: never. A finished image no longer changes, and the run stops when
+            all images are finished.
         min_improvement: See ``patience``.
-        guide_resolution: The losses see the generator's skip output at this lower resolution, for a
+        guide_resolution: The losses use the generator's skip output at this lower resolution, at a
             fraction of the cost. None: the full image.
         preprocess: Preprocessing for CLIP; see :func:`styleclip_jax.losses.clip_pixels`.
         start_samples: Every edit starts from the best of a few steps along the text's direction in
@@ -194,10 +194,10 @@ class EditResult:
     Attributes:
         latents: The edited latents, in the space of the optimization.
         images: Their images (B, R, R, 3) in about [-1, 1], at full resolution.
-        losses: (steps, B), the loss of every image before every step; NaN after its last step.
-        steps: Number of steps taken with every image.
-        failed_at: The step at which an image's loss, or at last the image, was not finite; 0: none.
-            Such an image is what it was before the edit.
+        losses: (steps, B), the loss per image before every step; NaN after the image's last step.
+        steps: Number of steps taken per image.
+        failed_at: The step at which an image's loss, or the final image, was not finite; 0: none.
+            A failed image is returned unedited.
     """
 
     latents: Latents
@@ -207,7 +207,7 @@ class EditResult:
     failed_at: Int[Array, " batch"]
 
     def failures(self) -> dict[int, str]:
-        """The images whose edit failed, by number, and what happened."""
+        """Describes the failed edits, by number of the image."""
         failed_at, losses = np.asarray(self.failed_at), np.asarray(self.losses)
         return {
             int(i): _describe_failure(losses[:, i], int(failed_at[i]))
@@ -283,15 +283,15 @@ def edit_latents(
 ) -> EditResult:
     """Edits latents by gradient descent until their images match a text.
 
-    Images do not depend on each other: one that is finished, or whose loss is not finite, does not
-    stop the others. Latents that are spread over devices (:func:`styleclip_jax.sharding.spread`)
-    are edited where they are, by a program without communication.
+    Images are independent: an image that is finished, or whose loss is not finite, does not stop
+    the others. Latents that are sharded over devices (:func:`styleclip_jax.sharding.spread`) are
+    edited on these devices, without communication.
 
     On accelerators the whole run is one compiled loop. On a CPU, where XLA runs the convolutions of
-    a compiled loop on one thread, the same compiled step is called from the host.
+    a compiled loop on one thread, the host calls the same compiled step.
 
-    It may be part of a program that is compiled or vectorized (``jax.jit``, ``jax.vmap``), but
-    ``jax.grad`` cannot differentiate its result: the loop has no reverse mode.
+    The function works inside ``jax.jit`` and ``jax.vmap``, but ``jax.grad`` cannot differentiate
+    its result, because the loop has no reverse mode.
 
     Args:
         generator: Synthesizes the images.
@@ -299,41 +299,40 @@ def edit_latents(
         latents: W+ (B, L, w_dim); with ``space="stylespace"`` also StyleSpace coordinates.
             With ``mode="generate"`` usually ``generator.mean_latents(B)``.
         text_features: ``clip.encode_text`` of one text per image, (B, E), or of one text for all,
-            (1, E). With several CLIPs, a sequence with the features of each, here and below. With a
-            ``tokenizer``, also the texts themselves: a string, or a sequence of them.
+            (1, E). With several CLIPs, a sequence with one array per CLIP, here and below. With a
+            ``tokenizer`` also a string or a sequence of strings.
         config: The settings.
-        arcface: Needed where ``config.id_lambda`` is not zero.
-        neutral_features: With guidance by direction, of what the images show anyway, such as "a
-            face", in the shape of ``text_features``.
+        arcface: Identity network; only needed if ``config.id_lambda`` is not zero.
+        neutral_features: Features of a text that describes the images before and after the edit,
+            such as "a face", in the shape of ``text_features``; required for guidance by direction.
         keep_features: Features (K, E) of texts whose similarity to the images should not change.
-        tokenizer: The CLIP's, for texts that are strings; with several CLIPs, a sequence.
+        tokenizer: The CLIP's tokenizer, if texts are strings; with several CLIPs, a sequence.
         extra_loss: Another loss, ``extra_loss(images, latents) -> (B,)``, of the edited images (at
-            ``config.guide_resolution``) and latents. A pure function of JAX; it is compiled once
-            for as long as it is the same object. Bind arrays, such as those of a network, with
+            ``config.guide_resolution``) and latents. A pure JAX function; another object is
+            compiled anew. Bind arrays, such as a network's parameters, with
             ``jax.tree_util.Partial``, which makes them arguments of the compiled program.
         optimizer: An optax transformation instead of Adam and its schedule;
-            ``config.learning_rate`` then has no effect. Every image has a state of its own.
-            Compiled once for as long as it is the same object.
-        directions: In W, (B, w_dim) or (1, w_dim), of
+            ``config.learning_rate`` then has no effect. Every image has its own state. Another
+            object is compiled anew.
+        directions: Directions in W, (B, w_dim) or (1, w_dim), from
             :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts where
             its loss is lowest along its direction. None: computed here if ``config.start_samples``
             is not zero. For several calls, encode the samples once and pass the directions.
-        key: Decides the random views; None: ``jax.random.key(0)``.
-        on_progress: Called every ``progress_every`` steps and after the last one with the number of
-            steps taken, the losses before every image's last step, and the latents. If it returns
-            True, the run stops there. The device waits for it, so not too often.
+        key: Key of the random views. None: ``jax.random.key(0)``.
+        on_progress: Called every ``progress_every`` steps and after the last step with the number
+            of steps taken, the loss before every image's last step, and the latents. The run stops
+            if it returns True. The device waits for it, so do not call it too often.
         progress_every: See ``on_progress``.
 
     Returns:
         Latents, images and losses.
 
     Raises:
-        InputError: Shapes that do not match, an identity loss without an ArcFace, guidance by
-            direction without a neutral text, texts to keep without an original image, strings
-            without a tokenizer, or ``on_progress`` inside a caller's ``jax.jit`` or ``jax.vmap``.
-        FloatingPointError: No image's loss stayed finite; the message names the step. Where some
-            did, :meth:`EditResult.failures` names the others. Inside a caller's ``jax.jit``, where
-            values are unknown, only the result tells.
+        InputError: Shapes do not match, an identity loss has no ArcFace, guidance by direction has
+            no neutral text, texts to keep have no original image, strings have no tokenizer, or
+            ``on_progress`` is given inside a caller's ``jax.jit`` or ``jax.vmap``.
+        FloatingPointError: The edits of all images failed; the message names the step. If only some
+            failed, see :meth:`EditResult.failures`. Not raised inside a caller's ``jax.jit``.
     """
     latents = _check(generator, latents, config, arcface, keep_features)
     batch = jax.tree.leaves(latents)[0].shape[0]
@@ -393,7 +392,7 @@ def edit_latents(
         if stopped:
             break
     result = _finish(problem, state)
-    # No loss has seen what the last step made.
+    # No loss was computed for the images after the last step.
     finite = _is_finite(problem.start, result)
     if not np.asarray(finite | (state.failed_at > 0)).all():
         result = _finish(problem, _restore(problem, state, finite))
@@ -416,8 +415,8 @@ def best_fits(
         generator: Synthesizes the images.
         clip: As for :func:`edit_latents`.
         latents: The candidates, (N, L, w_dim) or StyleSpace.
-        text_features: Features of T texts, (T, E); with several CLIPs, a sequence with those of
-            each.
+        text_features: Features of T texts, (T, E); with several CLIPs, a sequence with one array
+            per CLIP.
         config: ``guide_resolution`` and ``preprocess`` are used.
 
     Returns:
@@ -455,14 +454,14 @@ def _text_losses(
 
 @jax.jit
 def _is_finite(start: Latents, result: EditResult) -> Bool[Array, " batch"]:
-    """Whether an image is finite, and how far its latents have moved."""
+    """Whether images and the squared distances of their latents to the start are finite."""
     images = jnp.isfinite(result.images).all(axis=(1, 2, 3))
     return images & jnp.isfinite(squared_distance(result.latents, start))
 
 
 @jax.jit
 def _restore(problem: _Problem, state: _State, finite: Bool[Array, " batch"]) -> _State:
-    """Gives images that are not finite, after the last step, what they were."""
+    """Restores the start latents of images that are not finite after the last step."""
     latents = jax.tree.map(
         lambda new, start: jnp.where(_each(finite, new), new, start), state.latents, problem.start
     )
@@ -471,14 +470,14 @@ def _restore(problem: _Problem, state: _State, finite: Bool[Array, " batch"]) ->
 
 
 def _last_losses(state: _State) -> Float[np.ndarray, " batch"]:
-    """The loss of every image before the last step that was taken with it."""
+    """The loss before the last step of every image."""
     losses, taken = np.asarray(state.losses), np.asarray(state.taken)
     return losses[taken - 1, np.arange(len(taken))]
 
 
 def _describe_failure(losses: Float[np.ndarray, " steps"], step: int) -> str:
     what = "image" if np.isfinite(losses[step - 1]) else "loss"
-    # The first step, whose rate is zero, changes nothing.
+    # The learning rate of the first step is zero.
     cause = (
         "try a lower learning_rate"
         if step > 2 or what == "image"
@@ -517,7 +516,7 @@ def _check(generator, latents, config, arcface, keep_features) -> Latents:
             "keep_features need an original image, but mode is 'generate'; remove them or use mode"
             " 'edit'"
         )
-    # A traced value is unknown.
+    # Traced values are unknown.
     if arcface is None and config.mode == "edit" and not isinstance(config.id_lambda, Tracer):
         if not is_zero(config.id_lambda):
             raise InputError(
@@ -543,7 +542,7 @@ def _check_directions(generator: Generator, batch: int, directions: Float[Array,
 def _starts(
     generator: Generator, latents: Latents, directions: Float[Array, "_ w_dim"]
 ) -> list[Latents]:
-    """The latents after every step along their directions, which begin with no step."""
+    """Latents at all candidate starts along their directions; the first are the latents."""
     change: Any = directions[:, None]
     if isinstance(latents, tuple):
         change = jax.jit(style_change)(generator, directions)
@@ -573,8 +572,8 @@ def _start(
     if objective.needs_originals:
         originals = _originals(generator, objective, latents, program.guide_resolution)
     entries = jax.tree.leaves(latents)[0]
-    # One number per image, on the devices of the images. Explicit types, because weak ones would
-    # become strong in the first step and compile it twice.
+    # One number per image, on the images' devices. Explicit types, because weak ones would become
+    # strong in the first step, which would then be compiled twice.
     zeros = jnp.zeros_like(jnp.sum(entries, axis=range(1, entries.ndim)), jnp.float32)
     state = _State(
         step=jnp.zeros((), jnp.int32),
@@ -588,7 +587,7 @@ def _start(
         failed_at=zeros.astype(jnp.int32),
     )
     if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
-        # On all devices of the images, where a step leaves them, or the second one compiles anew.
+        # Replicated, like the outputs of a step; otherwise the second step is compiled anew.
         everywhere = NamedSharding(zeros.sharding.mesh, PartitionSpec())
         state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
         state = state._replace(optimizer=jax.device_put(state.optimizer, zeros.sharding))
@@ -596,7 +595,7 @@ def _start(
 
 
 def _best(starts: Sequence[Latents], problem: _Problem, program: _Program) -> Latents:
-    """The start with the lowest loss, for every image."""
+    """The start with the lowest loss per image."""
     losses = jnp.stack([_loss_at(start, problem, program) for start in starts])
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
     return jax.tree.map(lambda *x: jnp.stack(x)[best, jnp.arange(len(best))], *starts)
@@ -639,7 +638,7 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
     gradients, losses = jax.grad(total, has_aux=True)(state.latents)
     if program.space == "w":
         gradients = _shared(gradients)
-    # Every image on its own, so that others in the batch do not matter.
+    # One update per image, so that images in a batch are independent.
     update = jax.vmap((program.optimizer or _ADAM).update)
     updates, optimizer = update(gradients, state.optimizer, state.latents)
     if program.optimizer is None:
@@ -647,7 +646,7 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
         updates = jax.tree.map(lambda u: -_each(rate, u) * u, updates)
     else:
         updates = _within_space(updates, problem.generator, program.space)
-    # With a similarity alone, latents may leave the numbers long before the loss does.
+    # A cosine similarity may stay finite long after the latents have overflowed.
     distance = squared_distance(state.latents, problem.start)
     finite = jnp.isfinite(losses) & jnp.isfinite(distance)
     moves, failed = state.active & finite, state.active & ~finite
@@ -674,12 +673,12 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
 
 
 def _shared(changes: Any) -> Any:
-    """The mean change of all layers, for all of them."""
+    """Replaces the changes of all layers by their mean."""
     return jnp.broadcast_to(changes.mean(1, keepdims=True), changes.shape)
 
 
 def _within_space(updates: Any, generator: Generator, space: Space) -> Any:
-    """Removes what an optimizer, for example by weight decay, adds outside of the space."""
+    """Projects updates onto the space, which for example weight decay leaves."""
     if space == "w":
         return _shared(updates)
     if space == "stylespace":
@@ -697,7 +696,7 @@ def _each(number: Any, x: Array) -> Array:
 def _advance(problem: _Problem, state: _State, until: Array | int, program: _Program) -> _State:
     """Steps to ``until`` in one compiled loop.
 
-    Also where all images are finished by then: to know it, devices would have to communicate.
+    It does not stop when all images are finished, because that needs communication.
     """
     return jax.lax.while_loop(
         lambda state: state.step < until,
@@ -710,7 +709,7 @@ _step_from_host = jax.jit(_step, static_argnames="program")
 
 
 def _advance_from_host(problem: _Problem, state: _State, until: int, program: _Program) -> _State:
-    """Steps to ``until`` one by one, while an image is active; the same result."""
+    """Steps to ``until`` from the host, and stops when all images are finished; the same result."""
     for _ in range(int(state.step), until):
         state = _step_from_host(problem, state, program)
         if not np.asarray(state.active).any():

@@ -1,13 +1,13 @@
-"""Makes the directions of a generator: what CLIP sees when a style channel grows.
+"""Computes the directions of a generator: how CLIP's features change with each style channel.
 
-StyleCLIP (arXiv 2103.17249), section 6; official ``global_torch/SingleChannel.py``. Two ways:
+StyleCLIP (arXiv 2103.17249), section 6; official ``global_torch/SingleChannel.py``. Two methods:
 
-* finite differences, as published: every channel of every image at its mean plus and minus five
-  standard deviations; 100 images and 6048 channels are 1.2 million images;
-* the Jacobian of CLIP's features, by as many vector-Jacobian products per image as CLIP's space has
-  dimensions, 512 in place of 12,096 images; it sees small changes only.
+* Finite differences, as published: synthesize every image with every channel at its mean plus and
+  minus five standard deviations. 100 images and 6048 channels take 1.2 million syntheses.
+* The Jacobian of CLIP's features, from one vector-Jacobian product per dimension of the embedding:
+  512 per image instead of 12,096 syntheses. It measures only infinitesimal changes.
 
-The work is a sequence of items; what is done of it can be stored and continued.
+The computation is a sequence of items; its progress can be saved and resumed.
 """
 
 import dataclasses
@@ -30,9 +30,8 @@ from styleclip_jax.models.directions import (
     DirectionsConfig,
     Space,
     channel_widths,
-    conv_entries,
 )
-from styleclip_jax.models.stylegan2 import Generator
+from styleclip_jax.models.stylegan2 import Generator, conv_entries
 from styleclip_jax.sharding import replicate, spread
 
 # Official: code_mean and code_std of manipulate.py, GetCode.py.
@@ -47,12 +46,12 @@ class RelevanceConfig:
     Attributes:
         method: ``"differences"`` or ``"jacobian"``.
         space: See :class:`styleclip_jax.models.DirectionsConfig`.
-        num_images: Over how many images the changes are averaged.
-        range: Finite differences are between this many standard deviations below and above the
-            mean.
-        preprocess: What CLIP sees; see :func:`styleclip_jax.losses.clip_pixels`.
-        guide_resolution: Let CLIP see the image at this lower resolution; convolutions at higher
-            ones have no relevance then. None: full resolution.
+        num_images: Number of images to average over.
+        range: Finite differences are taken between this many standard deviations below and above
+            the mean.
+        preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
+        guide_resolution: Encode images at this lower resolution; convolutions at higher resolutions
+            then have no relevance. None: full resolution.
     """
 
     method: Literal["differences", "jacobian"] = "differences"
@@ -86,11 +85,12 @@ class ChannelStatistics(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What is done of the work.
+    """Progress of the computation.
 
     Attributes:
-        done: Number of items: images for the Jacobian, or images of channels for differences.
-        total: The sum, over the images so far, of the unit changes of CLIP's features.
+        done: Number of finished items: images for the Jacobian, pairs of channel and image for
+            differences.
+        total: Sum over these images of the unit changes of CLIP's features.
     """
 
     done: int
@@ -100,7 +100,7 @@ class Progress(NamedTuple):
 def directions_config(
     generator: Generator, clip: CLIP, config: RelevanceConfig
 ) -> DirectionsConfig:
-    """What directions of a generator and a CLIP look like."""
+    """Returns the configuration of the directions of a generator and a CLIP."""
     resolutions = generator.config.resolutions
     guide = config.guide_resolution or generator.config.resolution
     if guide not in resolutions:
@@ -122,15 +122,15 @@ def channel_statistics(
     seed: int = SAMPLES_SEED,
     truncation: float = TRUNCATION,
 ) -> ChannelStatistics:
-    """Mean and standard deviation of the channels over random images, as officially defined.
+    """Computes mean and standard deviation of the channels over random images.
 
-    Styles are affine in w, so that mean and covariance of w say all.
+    Styles are affine in w, so they follow from the mean and covariance of w.
 
     Args:
         generator: The generator.
-        config: Which channels.
-        num_samples: Number of random images; none is synthesized.
-        seed: Of NumPy's older generator, which the official code uses.
+        config: Names the channels.
+        num_samples: Number of random latents; no image is synthesized.
+        seed: Seed of ``np.random.RandomState``, which the official code uses.
         truncation: See :meth:`Generator.map`.
     """
     rng = np.random.RandomState(seed)
@@ -165,7 +165,7 @@ def _float32(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def with_scales(directions: Directions, generator: Generator) -> Directions:
-    """Directions whose scales are measured on a generator, which takes seconds.
+    """Returns directions with scales that are measured on a generator; takes seconds.
 
     Raises:
         InputError: The directions are for a generator of another shape.
@@ -180,10 +180,10 @@ def build_directions(
     relevance: Float[np.ndarray, "channels embed"],
     scales: Float[np.ndarray, " channels"] | None,
 ) -> Directions:
-    """Directions of arrays.
+    """Builds directions from arrays.
 
     Raises:
-        InputError: The arrays have other shapes than the configuration says, or are not finite.
+        InputError: The arrays do not have the shapes of the configuration, or are not finite.
     """
     config = dataclasses.replace(config, scaled=scales is not None)
     for name, array, shape in (
@@ -214,18 +214,18 @@ def relevance_steps(
     progress: Progress | None = None,
     batch_size: int = 16,
 ) -> Iterator[Progress]:
-    """Computes relevances step by step, on all devices of this host.
+    """Computes the relevance of all channels step by step, on all devices of this host.
 
     Args:
-        generator: The generator, with its fixed noise.
+        generator: The generator; its fixed noise is used.
         clip: The CLIP.
         config: Settings.
-        statistics: Of :func:`channel_statistics`.
-        progress: Where an earlier run was; None: at the beginning.
-        batch_size: Images, or products with the Jacobian, that a device computes at once.
+        statistics: From :func:`channel_statistics`.
+        progress: Progress to resume from. None: start from the beginning.
+        batch_size: Number of images, or of products with the Jacobian, per device and step.
 
     Yields:
-        What is done. The last one's total, given to :func:`unit_rows`, is the relevance.
+        The progress so far. The relevance is :func:`unit_rows` of the last total.
     """
     shape = (len(statistics.mean), clip.config.embed_dim)
     progress = progress or Progress(0, np.zeros(shape, np.float32))
@@ -246,7 +246,7 @@ def _difference_steps(
     batch = batch_size * jax.local_device_count()
     program = functools.partial(_differences, space=config.space, **_seen(config))
     while done < channels * images:
-        # The last batch is filled up with its last item, so that one program does for all.
+        # The last item fills the last batch, so that one compiled program serves all batches.
         items = np.minimum(np.arange(done, done + batch), channels * images - 1)
         new = min(batch, channels * images - done)
         channel, image = np.divmod(items, images)
@@ -281,7 +281,7 @@ def _jacobian_steps(
 
 
 def _blocks(cotangents: np.ndarray, size: int) -> list[np.ndarray]:
-    """Blocks of one size; the last one is filled up with zeros."""
+    """Splits cotangents into blocks of one size; the last one is padded with zeros."""
     padded = np.pad(cotangents, ((0, -len(cotangents) % size), (0, 0)))
     return np.split(padded, len(padded) // size)
 
@@ -302,7 +302,7 @@ def _differences(
     preprocess: Preprocess,
     resolution: int | None,
 ) -> Float[Array, "batch embed"]:
-    """The unit change of CLIP's features while a channel of each image goes from end to end."""
+    """Unit changes of CLIP's features as one channel per image moves from end to end."""
 
     def at_end(latents: Array, channel: Array, end: Array) -> tuple[Array, ...]:
         values, put = _channels(generator, latents, space)
@@ -329,7 +329,7 @@ def _jacobian(
     preprocess: Preprocess,
     resolution: int | None,
 ) -> Float[Array, "batch block channels"]:
-    """Products of cotangents with the Jacobian of CLIP's features in the channels."""
+    """Products of cotangents with the Jacobian of CLIP's features with respect to channels."""
 
     def products(latents: Array) -> Array:
         values, put = _channels(generator, latents, space)
@@ -345,14 +345,14 @@ def _jacobian(
 
 
 def _features(generator, clip, styles, preprocess, resolution) -> Float[Array, "batch embed"]:
-    """CLIP's features of images, of unit length."""
+    """CLIP's unit features of the images of styles."""
     return image_features(clip, generator.synthesize(styles, resolution), preprocess)
 
 
 def _channels(
     generator: Generator, latents: Float[Array, "layers w_dim"], space: Space
 ) -> tuple[Float[Array, " channels"], Callable[[Array], tuple[Array, ...]]]:
-    """All channels of an image, and the styles, (C_i,) each, of changed ones."""
+    """The channels of one image, and a function from changed channels to styles, (C_i,) each."""
 
     def styles_of(w_plus: Array) -> tuple[Array, ...]:
         return jax.tree.map(lambda s: s[0], generator.styles(w_plus[None]))
@@ -371,6 +371,6 @@ def _channels(
 
 
 def unit_rows(rows: Float[np.ndarray, "rows embed"]) -> Float[np.ndarray, "rows embed"]:
-    """Rows of unit length; rows of zeros stay."""
+    """Scales rows to unit length, except rows of zeros."""
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / np.where(length == 0, 1, length)

@@ -1,8 +1,8 @@
-"""A change of style channels learned for one text, in minutes and without preprocessing.
+"""Learns one change of style channels for a text, in minutes and without preprocessing.
 
-StyleMC (Kocasari et al., WACV 2022, arXiv 2112.08493): one change for all images, by gradient
-descent on the mean loss over random images, which CLIP sees at a low resolution. For generators
-that have no directions.
+StyleMC (Kocasari et al., WACV 2022, arXiv 2112.08493): gradient descent on the mean loss of random
+images, synthesized at a low resolution, finds one change for all images. For generators without
+directions.
 """
 
 import dataclasses
@@ -35,12 +35,13 @@ class StyleMCConfig:
 
     Attributes:
         steps: Number of gradient steps.
-        learning_rate: Length of a step, in StyleSpace.
-        images_per_step: Random images of a step, others in every step.
+        learning_rate: Length of a step in StyleSpace.
+        images_per_step: Number of new random images per step.
         id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
-        guide_resolution: What CLIP and ArcFace see; None: full resolution.
+        guide_resolution: Resolution of the images that CLIP and ArcFace encode. None: full
+            resolution.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
-        seed: Chooses the images.
+        seed: Seed of the random images.
     """
 
     steps: int = 50
@@ -69,27 +70,26 @@ def learn_style_change(
     arcface: ArcFace | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> StyleChange:
-    """Learns the change of the convolutions' styles that makes images fit a text.
+    """Learns a change of the convolutions' styles that makes images fit a text.
 
-    A channel whose gradient's sign is not the same in all images of a step stays as it is in this
-    step.
+    A step does not change channels whose gradients have different signs in different images.
 
     Args:
         generator: The generator.
         clip: The CLIP.
-        text_features: Of the text, from ``clip.encode_text``.
+        text_features: The text's features, from ``clip.encode_text``.
         config: Settings.
-        arcface: For the identity loss.
-        on_step: Called with the number of steps taken and the mean loss before the last one.
+        arcface: Identity network; only needed with ``id_lambda``.
+        on_step: Called with the number of steps taken and the mean loss before the last step.
 
     Returns:
         The change, for :func:`apply_style_change`; zero in ToRGB layers.
 
     Raises:
-        InputError: The identity has a weight, and there is no ArcFace.
+        InputError: ``id_lambda`` is not zero and ``arcface`` is missing.
     """
     if config.id_lambda and arcface is None:
-        raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace")
+        raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace; pass arcface")
     change = tuple(jnp.zeros((1, width)) for width in generator.config.style_dims)
     count = config.steps * config.images_per_step
     latents = sample_latents(generator, count, config.seed)
@@ -116,7 +116,7 @@ def _step(generator, clip, arcface, latents, text_features, change, *, config):
             loss += weight * identity_loss(*identities)
         return loss
 
-    # The gradient of every image: changes of different images do not meet.
+    # One change per image gives one gradient per image.
     changes = jax.tree.map(lambda s, c: jnp.broadcast_to(c, s.shape), styles, change)
     loss, pullback = jax.vjp(losses, changes)
     (gradients,) = pullback(jnp.ones_like(loss))
@@ -142,10 +142,10 @@ def apply_style_change(
     change: StyleChange,
     strength: float | Float[Array, ""] = 1.0,
 ) -> tuple[Float[Array, "batch resolution resolution 3"], StyleSpace]:
-    """Edits images with a change of their styles.
+    """Adds a change to the styles of images.
 
     Returns:
-        The images in about [-1, 1], and their styles.
+        The edited images in about [-1, 1], and their styles.
     """
     styles = to_styles(generator, latents)
     styles = jax.tree.map(lambda s, d: s + strength * d, styles, change)

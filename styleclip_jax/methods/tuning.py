@@ -79,7 +79,7 @@ def tune_generator(
         generator: The generator; it is not modified.
         latents: The images' W+ latents, from :func:`styleclip_jax.invert`.
         images: In [-1, 1].
-        perceptual: An LPIPS, or a CLIP in its place.
+        perceptual: An LPIPS or a CLIP.
         config: The settings.
         on_progress: Called after every step with the number of steps taken.
 
@@ -108,7 +108,7 @@ def tune_generator(
         distances.append(np.asarray(found))
         if not np.isfinite(found).all():
             raise FloatingPointError(
-                f"the distance is not finite at step {step + 1}; a lower learning_rate may help"
+                f"the distance is not finite at step {step + 1}; use a lower learning_rate"
             )
         if on_progress:
             on_progress(step + 1)

@@ -1,4 +1,4 @@
-"""What a mapper is, beside its architecture and parameters."""
+"""The model card of a mapper: its text, strength, generator and training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class MapperCard:
-    """What a mapper was trained for, and with what; every mapper's checkpoint has one.
+    """Describes a mapper and its training; stored in every mapper's checkpoint.
 
     Attributes:
-        text: The text that it learned. None: any text, or unknown.
-        strength: The factor of its output in training, with which it is applied by default.
-        generator: Fingerprint of its generator, :func:`styleclip_jax.fingerprint`. None: unknown.
-        settings: Settings of its training, by name.
-        versions: Versions of the libraries that trained it.
-        date: The day of its training, such as 2026-11-24.
+        text: The text that the mapper learned. None: any text, or unknown.
+        strength: Factor of the mapper's output in training, and the default when it is applied.
+        generator: Fingerprint of the generator, :func:`styleclip_jax.fingerprint`. None: unknown.
+        settings: Training settings by name.
+        versions: Versions of the libraries in training.
+        date: Day of the training, such as 2026-11-24.
     """
 
     text: str | None = None
@@ -30,4 +30,4 @@ class MapperCard:
             raise ValueError(f"strength is {self.strength!r}, expected a number")
         for name in ("settings", "versions"):
             if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected names and values")
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected values by name")

@@ -207,9 +207,9 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Image and text encoders with a shared space; parity with OpenAI's is tested to 1e-4.
+    """Image and text encoders with a shared space; parity with OpenAI's code is tested to 1e-4.
 
-    :class:`~styleclip_jax.models.Generator` explains float32 on accelerators.
+    See :class:`~styleclip_jax.models.Generator` for float32 on accelerators.
 
     Args:
         config: The architecture.

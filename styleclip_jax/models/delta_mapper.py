@@ -1,12 +1,12 @@
 """One mapper for any text: DeltaEdit (Lyu et al., CVPR 2023, arXiv 2303.06285, section 3.3).
 
-From an image's styles and CLIP features and a direction between CLIP features it predicts the
-change of the styles. It is trained on pairs of images, without any text; at use, the direction
-between two texts takes the place of the direction between two images.
+The mapper predicts a change of an image's styles from these styles, the image's CLIP features and a
+direction between CLIP features. It is trained on pairs of images, without texts; at inference, the
+direction between two texts replaces the direction between two images.
 
-The styles form three groups, those of the layers at 4 and 8 pixels (coarse), at 16 and 32 (medium),
-and the rest (fine). The styles of ToRGB layers stay as they are, as in the official
-``delta_mapper.py``, unless the configuration says otherwise.
+The styles form three groups: layers at 4 and 8 pixels (coarse), at 16 and 32 pixels (medium), and
+the rest (fine). By default the styles of ToRGB layers do not change, as in the official
+``delta_mapper.py``.
 
 Parameter tree; every ``Network`` is as in ``models/mapper.py``::
 
@@ -28,9 +28,8 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.card import MapperCard
-from styleclip_jax.models.directions import conv_entries
 from styleclip_jax.models.mapper import MAX_LAYERS, Network, check_styles
-from styleclip_jax.models.stylegan2 import StyleSpace
+from styleclip_jax.models.stylegan2 import StyleSpace, conv_entries
 
 # Entries of StyleSpace.
 DELTA_GROUPS = {"coarse": slice(0, 5), "medium": slice(5, 11), "fine": slice(11, None)}
@@ -43,12 +42,13 @@ class DeltaMapperConfig:
     Attributes:
         style_dims: Lengths of all StyleSpace entries, ToRGB included.
         embed_dim: Length of CLIP's features.
-        rgb: Whether the styles of ToRGB layers are changed too; where these decide colours, as in
-            the avatars, nothing else can.
-        width: Features of the hidden layers; None: as many as a group's output has.
+        rgb: Whether the styles of ToRGB layers change too. Needed for generators that set colors in
+            these layers, such as the avatars.
+        preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
+        width: Features of the hidden layers. None: as many as the group's output.
         depth: Linear layers of each network.
         lr_multiplier: Factor of the networks' equalized learning rate.
-        card: What the mapper was trained with.
+        card: The mapper's model card.
     """
 
     style_dims: Sequence[int]
@@ -58,11 +58,11 @@ class DeltaMapperConfig:
     width: int | None = None
     depth: int = 4
     lr_multiplier: float = 0.01
-    # Equal whatever the card, so that one compiled program serves the mappers of all texts.
+    # Not compared, so that mappers of all texts share a compiled program.
     card: MapperCard = dataclasses.field(default=MapperCard(strength=1.0), compare=False)
 
     def __post_init__(self) -> None:
-        # JSON knows no tuples, and the configuration has to stay hashable.
+        # JSON has no tuples, but the configuration must be hashable.
         object.__setattr__(self, "style_dims", tuple(self.style_dims))
         for name in ("embed_dim", "depth", "width"):
             size = getattr(self, name)
@@ -89,7 +89,7 @@ class DeltaMapperConfig:
         return tuple(range(len(self.style_dims))) if self.rgb else convs
 
     def group(self, name: str) -> tuple[int, ...]:
-        """Those of one group."""
+        """Positions of the entries of one group that the mapper changes."""
         members = range(len(self.style_dims))[DELTA_GROUPS[name]]
         return tuple(i for i in self.changed if i in members)
 
@@ -136,12 +136,12 @@ class DeltaGroup(nnx.Module):
 
 
 class DeltaMapper(nnx.Module):
-    """Predicts the change of the styles that goes with a direction in CLIP's space.
+    """Predicts the change of styles for a direction in CLIP's embedding space.
 
     Args:
         config: The architecture.
-        rngs: Source of the initial weights.
-        dtype: Taken because every network has it; a mapper is small and computes in float32.
+        rngs: Rngs of the initial weights.
+        dtype: Ignored: a mapper is small and computes in float32.
     """
 
     space: ClassVar[str] = "stylespace"
@@ -166,23 +166,23 @@ class DeltaMapper(nnx.Module):
         features: Float[Array, "batch embed_dim"],
         direction: Float[Array, "batch embed_dim"],
     ) -> StyleSpace:
-        """Returns the residual, to be added to ``styles``; it is zero at entries left alone.
+        """Returns the residual, to be added to ``styles``; zero for entries that do not change.
 
         Args:
-            styles: Of the images.
-            features: Their CLIP features, of unit length.
-            direction: Where these should go, of unit length.
+            styles: Styles of the images.
+            features: Unit CLIP features of the images.
+            direction: Unit direction of the edit in CLIP's embedding space.
 
         Raises:
-            InputError: The styles or the features are not of the mapper's shape.
+            InputError: The styles or features do not match the mapper.
         """
         check_styles(styles, self.config.style_dims)
         for name, x in {"features": features, "direction": direction}.items():
             expected = (len(styles[0]), self.config.embed_dim)
             if x.shape != expected:
                 raise InputError(
-                    f"{name} has shape {x.shape}, this mapper needs {expected}; use the CLIP that"
-                    " it was trained with"
+                    f"{name} has shape {x.shape}, expected {expected} for this mapper; use the CLIP"
+                    " that it was trained with"
                 )
         condition = jnp.concatenate([features, direction], axis=-1)
         residuals = [jnp.zeros_like(style) for style in styles]

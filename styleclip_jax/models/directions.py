@@ -1,8 +1,8 @@
-"""What CLIP sees of a generator's style channels: the basis of text directions.
+"""Relevance of a generator's style channels to CLIP, from which edits by a text are computed.
 
-Patashnik et al., arXiv 2103.17249, section 6. The *relevance* of a channel is the unit vector, in
-CLIP's space, along which images move when the channel grows. The product with a text's direction
-says how much the channel should change.
+Patashnik et al., arXiv 2103.17249, section 6. The *relevance* of a channel is the unit vector along
+which CLIP's image features move when the channel grows. Its product with a text's direction is the
+change of the channel.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.mapper import MAX_LAYERS
-from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig
+from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig, conv_entries
 from styleclip_jax.models.variables import Buffer
 
 Space = Literal["stylespace", "w"]
@@ -26,18 +26,18 @@ Space = Literal["stylespace", "w"]
 
 @dataclasses.dataclass(frozen=True)
 class DirectionsConfig:
-    """What :class:`Directions` belong to.
+    """Shape of :class:`Directions`, and the networks they were made with.
 
     Attributes:
-        widths: Widths of the styles of the generator's convolutions, from the first one on; later
-            ones may be left out. Of ``space="w"``: the width of w alone.
-        embed_dim: Width of CLIP's space.
+        widths: Widths of the styles of the generator's convolutions from the first one on; the last
+            ones may be missing. With ``space="w"``, only the width of w.
+        embed_dim: Width of CLIP's embedding.
         space: ``"stylespace"``: a channel is an entry of a convolution's style, as in the paper;
-            the styles of ToRGB layers and of convolutions left out are never changed. ``"w"``: a
-            channel is an entry of w, the same in all layers.
+            the styles of ToRGB layers and of missing convolutions never change. ``"w"``: a channel
+            is an entry of w, and changes in all layers.
         scaled: Whether the channels' standard deviations are known; see :class:`Directions`.
-        generator: Fingerprint of the generator; None: unknown, as in published files.
-        clip: Fingerprint of the CLIP, likewise.
+        generator: Fingerprint of the generator. None: unknown, as in published files.
+        clip: Fingerprint of the CLIP. None: unknown.
     """
 
     widths: Sequence[int]
@@ -48,10 +48,12 @@ class DirectionsConfig:
     clip: str | None = None
 
     def __post_init__(self) -> None:
-        # JSON knows no tuples, and the configuration has to stay hashable.
+        # JSON has no tuples, but the configuration must be hashable.
         object.__setattr__(self, "widths", tuple(self.widths))
         if not 1 <= len(self.widths) <= MAX_LAYERS or min(self.widths) < 1:
-            raise ValueError(f"widths are {self.widths}, expected those of a generator's styles")
+            raise ValueError(
+                f"widths are {self.widths}, expected 1 to {MAX_LAYERS} positive numbers"
+            )
         if self.embed_dim < 1:
             raise ValueError(f"embed_dim is {self.embed_dim}, expected at least 1")
         if self.space not in ("stylespace", "w"):
@@ -64,30 +66,25 @@ class DirectionsConfig:
 
 
 def channel_widths(config: GeneratorConfig, space: Space) -> tuple[int, ...]:
-    """All widths of a generator, as :class:`DirectionsConfig` has them."""
+    """The widths of all channels of a generator, for :class:`DirectionsConfig`."""
     if space == "w":
         return (config.w_dim,)
     return tuple(config.style_dims[i] for i in conv_entries(config.style_dims))
-
-
-def conv_entries(style_dims: Sequence[int]) -> tuple[int, ...]:
-    """Positions of the convolutions' styles in StyleSpace; the others are the ToRGB layers'."""
-    return tuple(i for i in range(len(style_dims)) if i % 3 != 1)
 
 
 class Directions(nnx.Module):
     """Relevance and scale of a generator's channels for a CLIP.
 
     Args:
-        config: The generator's and CLIP's widths.
-        rngs: Taken because every network has it.
-        dtype: Likewise; the arrays are small and stay float32.
+        config: The widths of the channels and of CLIP's embedding.
+        rngs: Ignored; all networks have this argument.
+        dtype: Ignored; the arrays are small and stay float32.
 
     Attributes:
-        relevance: (channels, embed_dim), rows of unit length, or of zeros where a channel changes
-            nothing that CLIP sees.
-        scales: (channels,), standard deviations over random images; None where a published file
-            does not have them. :func:`styleclip_jax.with_scales` measures them.
+        relevance: (channels, embed_dim), rows of unit length; zeros for channels that do not affect
+            CLIP's features.
+        scales: (channels,), standard deviations over random images. None: unknown, as in published
+            files; :func:`styleclip_jax.with_scales` measures them.
     """
 
     def __init__(self, config: DirectionsConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -97,18 +94,19 @@ class Directions(nnx.Module):
         self.scales = Buffer(jnp.ones((config.channels,))) if config.scaled else None
 
     def check_generator(self, generator: Generator) -> None:
-        """Raises InputError unless a generator has the shape that the directions are for."""
+        """Raises InputError if a generator does not have the directions' widths."""
         widths = channel_widths(generator.config, self.config.space)
         if widths[: len(self.config.widths)] != self.config.widths:
             raise InputError(
                 f"the directions are for a generator with {self.config.space} widths"
-                f" {list(self.config.widths)}, this one has {list(widths)}"
+                f" {list(self.config.widths)}, this generator has {list(widths)}; use the generator"
+                " that they were made with"
             )
 
     def style_change(
         self, generator: Generator, change: Float[Array, " channels"]
     ) -> tuple[Float[Array, "1 _"], ...]:
-        """The change of StyleSpace coordinates that a change of the channels makes."""
+        """Converts a change of the channels to a change of StyleSpace coordinates."""
         if self.config.space == "w":
             w = jnp.broadcast_to(change, (1, generator.num_layers, len(change)))
             moved, still = generator.styles(w), generator.styles(jnp.zeros_like(w))

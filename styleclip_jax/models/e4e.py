@@ -1,12 +1,12 @@
-"""e4e, the encoder of images to W+ (Tov et al., arXiv 2102.02766), for inference.
+"""e4e, an encoder of images to W+ (Tov et al., arXiv 2102.02766), for inference.
 
 ``image -> IR-SE network -> pyramid of three feature maps -> one style head per layer -> W+``. The
-backbone's blocks are ArcFace's. The first head gives a code that all layers share; the others add
-what is different in their layers. The mean latent is added to all of them.
+backbone consists of ArcFace's blocks. The first head predicts a code that all layers share; the
+others predict their layers' differences from it. The mean latent is added to all of them.
 
 :meth:`E4EConfig.restyle` is the e4e variant of ReStyle (Alaluf et al., arXiv 2104.02699): it also
-sees the image of its last answer and improves it, some rounds in a row, and all its heads read the
-last feature map.
+gets the generator's image of its previous prediction, refines the prediction in several rounds, and
+all its heads read the last feature map.
 
 Parameter tree, ``stem`` and ``blocks`` as in :mod:`styleclip_jax.models.arcface`::
 
@@ -33,7 +33,7 @@ from styleclip_jax.models.arcface import MAX_BLOCKS, Stem, residual_blocks
 from styleclip_jax.models.stylegan2 import EqualizedLinear
 from styleclip_jax.models.variables import Buffer
 
-# A damaged configuration does not make modules until memory ends.
+# A limit, so that a damaged configuration does not allocate modules without end.
 MAX_LAYERS = 64
 
 
@@ -44,12 +44,12 @@ class E4EConfig:
     Attributes:
         image_height: Height of the input in pixels; cars have 192.
         image_width: Width of the input, a power of two.
-        in_channels: 3, or 6 where the input is an image beside that of the last answer (ReStyle).
-        num_layers: Latent vectors in W+.
-        w_dim: Width of each of them.
-        middle_layer: The first layer whose head reads the second last feature map.
-        fine_layer: The first layer whose head reads the third last feature map.
-        rounds: How often the encoder is run, each time on its last answer (ReStyle: 5).
+        in_channels: 3, or 6 for an image and that of the previous prediction (ReStyle).
+        num_layers: Number of latent vectors in W+.
+        w_dim: Width of a latent vector.
+        middle_layer: The first layer whose head reads the second-to-last feature map.
+        fine_layer: The first layer whose head reads the third-to-last feature map.
+        rounds: Number of rounds, each of which refines the previous prediction (ReStyle: 5).
         stem_width: Channels of the first convolution.
         stages: Per stage its channels and its number of blocks; the first block halves the size.
         reduction: The squeeze-and-excitation bottleneck has ``channels // reduction`` units.
@@ -68,14 +68,14 @@ class E4EConfig:
     reduction: int = 16
 
     def __post_init__(self) -> None:
-        # JSON knows no tuples, and the configuration has to stay hashable.
+        # JSON has no tuples, but the configuration must be hashable.
         object.__setattr__(self, "stages", tuple(tuple(stage) for stage in self.stages))
         if self.in_channels not in (3, 6):
             raise ValueError(f"in_channels is {self.in_channels}, expected 3 or 6")
         if (self.in_channels == 3) != (self.rounds == 1):
             raise ValueError(
-                f"rounds is {self.rounds} with {self.in_channels} input channels; an encoder that"
-                " improves its answers has 6, any other one runs once"
+                f"rounds is {self.rounds} with in_channels {self.in_channels}, expected 1 round"
+                " with 3 channels, or several with 6"
             )
         if not 1 <= self.num_layers <= MAX_LAYERS:
             raise ValueError(f"num_layers is {self.num_layers}, expected 1 to {MAX_LAYERS}")
@@ -165,8 +165,8 @@ class E4E(nnx.Module):
 
     Args:
         config: The architecture.
-        rngs: Source of the initial weights.
-        dtype: Arithmetic of the convolutions; parameters and latents stay float32.
+        rngs: Rngs of the initial weights.
+        dtype: Precision of the convolutions; parameters and latents stay float32.
     """
 
     def __init__(self, config: E4EConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):

@@ -1,8 +1,8 @@
-"""LPIPS 0.1 with VGG16, the perceptual distance of images (Zhang et al., arXiv 1801.03924).
+"""LPIPS 0.1 with VGG16, a perceptual distance between images (Zhang et al., arXiv 1801.03924).
 
 The feature maps of VGG16 before each pooling and after the last convolution are scaled to unit
-length at every pixel; a weighted sum over channels of their squared differences is averaged over
-pixels, and summed over the maps.
+length at every pixel. The distance is a weighted sum over channels of their squared differences,
+averaged over pixels and summed over the maps.
 
 Parameter tree, and the names of torchvision's ``vgg16`` and of the ``lpips`` package::
 
@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# Of ImageNet, for images in [-1, 1]; the official ScalingLayer's.
+# ImageNet's mean and standard deviation for images in [-1, 1], from the official ScalingLayer.
 _MEAN = np.array([-0.030, -0.088, -0.188], np.float32)
 _STD = np.array([0.458, 0.448, 0.450], np.float32)
 
@@ -38,10 +38,10 @@ class LPIPSConfig:
     stages: Sequence[Sequence[int]] = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
     def __post_init__(self) -> None:
-        # JSON knows no tuples, and the configuration has to stay hashable.
+        # JSON has no tuples, but the configuration must be hashable.
         object.__setattr__(self, "stages", tuple(tuple(stage) for stage in self.stages))
         depth = sum(depth for _, depth in self.stages)
-        # A damaged configuration does not make modules until memory ends.
+        # A limit, so that a damaged configuration does not allocate modules without end.
         if depth > MAX_CONVOLUTIONS:
             raise ValueError(
                 f"the stages have {depth} convolutions, expected at most {MAX_CONVOLUTIONS}"
@@ -53,8 +53,8 @@ class LPIPS(nnx.Module):
 
     Args:
         config: The architecture.
-        rngs: Source of the initial weights.
-        dtype: Arithmetic of the convolutions; distances stay float32.
+        rngs: Rngs of the initial weights.
+        dtype: Precision of the convolutions; distances stay float32.
     """
 
     def __init__(self, config: LPIPSConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -89,7 +89,7 @@ class LPIPS(nnx.Module):
             for _ in range(depth):
                 x = nnx.relu(next(convs)(x))
             found = x.astype(jnp.float32)
-            # The official code adds 1e-10 to the length. A length of zero has no gradient.
+            # The official code adds 1e-10 to the length, whose gradient at zero would be NaN.
             squares = jnp.sum(jnp.square(found), axis=-1, keepdims=True)
             length = jnp.sqrt(jnp.maximum(squares, 1e-20)) + 1e-10
             maps.append(found / length * jnp.sqrt(jnp.maximum(weights[...], 0)))

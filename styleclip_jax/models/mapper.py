@@ -1,4 +1,4 @@
-"""The latent mappers of StyleCLIP: networks that learn, for one text, a change of the latents.
+"""The latent mappers of StyleCLIP: networks that predict the change of latents for one text.
 
 Patashnik et al., arXiv 2103.17249, section 5; the official file is ``mapper/latent_mappers.py``.
 
@@ -54,7 +54,7 @@ class MapperConfig:
         fine: Whether ``LevelsMapper`` changes layers 8 and up.
         depth: Linear layers of each network.
         lr_multiplier: Factor of the networks' equalized learning rate.
-        card: What the mapper was trained for.
+        card: The mapper's model card.
     """
 
     w_dim: int = 512
@@ -65,7 +65,7 @@ class MapperConfig:
     fine: bool = True
     depth: int = 4
     lr_multiplier: float = 0.01
-    # Equal whatever the card, so that one compiled program serves the mappers of all texts.
+    # Not compared, so that mappers of all texts share a compiled program.
     card: MapperCard = dataclasses.field(default=MapperCard(), compare=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class Network(nnx.Module):
         widths: Features of the input and of every layer's output.
         lr_multiplier: Factor of the equalized learning rate.
         normalize: Whether there is a pixel norm.
-        rngs: Source of the initial weights.
+        rngs: Rngs of the initial weights.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ def _check_w_plus(latents: Array, config: MapperConfig) -> None:
 
 
 def check_styles(latents: StyleSpace, expected: Sequence[int]) -> None:
-    """Raises InputError unless the styles are those of the generator that a mapper is for."""
+    """Raises InputError if styles do not have a mapper's widths."""
     widths = tuple(style.shape[-1] for style in latents)
     if widths != tuple(expected):
         raise InputError(

@@ -15,7 +15,7 @@ time. Two identities make the synthesis fast without changing its result:
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +122,11 @@ class GeneratorConfig:
     def rgb_style_indices(self) -> tuple[int, ...]:
         """Positions of the ToRGB layers' styles in StyleSpace."""
         return tuple(range(1, len(self.style_dims), 3))
+
+
+def conv_entries(style_dims: Sequence[int]) -> tuple[int, ...]:
+    """Positions of the convolutions' styles in StyleSpace; the others belong to ToRGB layers."""
+    return tuple(i for i in range(len(style_dims)) if i % 3 != 1)
 
 
 def leaky_relu(x: Array) -> Array:
@@ -240,7 +245,7 @@ class EqualizedLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         scale = self.lr_multiplier / math.sqrt(self.kernel.shape[0])
-        # Small, but everything depends on it, so it never uses an accelerator's shorter formats.
+        # Cheap, but errors would affect everything, so never in TF32 or bfloat16 on accelerators.
         y = jnp.matmul(x, self.kernel[...] * scale, precision=lax.Precision.HIGHEST)
         return y + self.bias[...] * self.lr_multiplier
 
@@ -391,8 +396,8 @@ class Generator(nnx.Module):
         config: The architecture.
         rngs: Rngs of the initial weights.
         dtype: Precision of the convolutions; parameters, latents and images stay float32.
-        convolve: Computes the 3x3 convolutions; a training of the weights may bring a faster
-            gradient.
+        convolve: Computes the 3x3 convolutions; may be replaced by one with a faster gradient for
+            training.
     """
 
     def __init__(

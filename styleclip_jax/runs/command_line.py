@@ -23,7 +23,7 @@ from styleclip_jax.runs.compilation_cache import enable_compilation_cache
 
 Config = TypeVar("Config")
 
-# Of a message, in characters.
+# Maximum length of a message in characters.
 _LONGEST_LINE = 1000
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -68,16 +68,15 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 def _handle_interruptions() -> None:
-    """Lets Ctrl-C and SIGTERM end the run once: none is lost, and none disturbs the ending.
+    """Makes Ctrl-C and SIGTERM end the run exactly once.
 
-    Python only reports an exception in a callback of its garbage collector, of which JAX has one,
-    and goes on. So does the run, unless the signal comes again. Python reports there, too, what
-    Tensorstore's threads miss when an array cannot be written and Orbax has ended their event loop;
-    the run reports the error itself.
+    Python only reports exceptions in callbacks of its garbage collector, such as JAX's, and goes
+    on; a signal that arrives there is sent again. Tensorstore's threads report a closed event loop
+    there if an array cannot be written; this is hidden, because the run reports the error itself.
     """
 
     def interrupt(*_: object) -> NoReturn:
-        # What a run has begun is removed now, and not left half removed by a second signal.
+        # A second signal must not interrupt the cleanup.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
@@ -93,7 +92,7 @@ def _handle_interruptions() -> None:
             sys.__unraisablehook__(ignored)
             return
         listen()
-        # After the callback.
+        # Send the signal again after the callback.
         again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
@@ -103,12 +102,12 @@ def _handle_interruptions() -> None:
 
 
 def check_devices() -> None:
-    """Raises InputError where JAX has no device of the platform that it shall use."""
+    """Raises InputError if JAX finds no device of its platform."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that one platform has devices.
         platforms = os.environ.get("JAX_PLATFORMS")
-        advice = f"; JAX_PLATFORMS={platforms} is set, leave it out" if platforms else ""
+        advice = f"; unset JAX_PLATFORMS={platforms}" if platforms else ""
         reason = f" ({error})" if str(error) else ""
         raise InputError(f"JAX finds no device{reason}{advice}") from None
 
@@ -157,7 +156,7 @@ def _parse_flags(argv: Sequence[str], script: ModuleType) -> list[str]:
         for number in values:
             if isinstance(number, float) and not math.isfinite(number):
                 _fail(f"--{name} is {number}, expected a finite number")
-            # JAX would make it infinite.
+            # It would overflow in float32.
             if isinstance(number, float) and abs(number) > _LARGEST:
                 _fail(f"--{name} is {number}, expected a number between +-{_LARGEST:.2g}")
     return arguments
@@ -179,7 +178,7 @@ def _fail(error: Exception | str) -> NoReturn:
 
 
 def _one_line(message: str) -> str:
-    """A message without line breaks; of a very long one, such as of a text in it, both ends."""
+    """Removes line breaks from a message, and the middle of a very long one."""
     message = " ".join(message.split())
     if len(message) <= _LONGEST_LINE:
         return message
@@ -196,7 +195,7 @@ def config_from_flags(config_class: Callable[..., Config]) -> Config:
 
 
 def differences(config: Any, defaults: Any) -> dict[str, Any]:
-    """The values of a configuration dataclass that differ from those of another, as flags."""
+    """The fields of a configuration that differ from another configuration, as values of flags."""
     names = (field.name for field in dataclasses.fields(defaults))
     values = {n: getattr(config, n) for n in names if getattr(config, n) != getattr(defaults, n)}
     return {n: list(value) if isinstance(value, tuple) else value for n, value in values.items()}
@@ -226,7 +225,7 @@ def parse_settings(assignments: Sequence[str], defaults: Mapping[str, Any]) -> d
         if not mark or name not in defaults:
             raise InputError(
                 f"unknown setting {assignment!r}, expected NAME=VALUE with one of the names"
-                f" {', '.join(defaults) or '(none: there are no settings)'}"
+                f" {', '.join(defaults) or '(there are no settings)'}"
             )
         default = defaults[name]
         try:

@@ -1,13 +1,13 @@
-"""Edits of any number of images: batches on devices and hosts, results that appear one by one.
+"""Edits any number of images in batches on all devices and hosts; results are written per batch.
 
-While a run lasts, a directory of edited images also has, for every batch, its latents, named after
-the first image, and what was measured, which is written last and means that the batch is finished::
+During a run, a directory of edited images also holds two files per batch, named after its first
+image: the latents and the metrics. The metrics are written last and mark the batch as finished::
 
     000.png ... 007.png
     latents-000000.npy
     metrics-000000.json
 
-In the end they become one ``latents.npy`` and the run's ``metrics.json``.
+At the end they are merged into one ``latents.npy`` and the run's ``metrics.json``.
 """
 
 import contextlib
@@ -50,48 +50,48 @@ FLAGS = flags.FLAGS
 # The flags of a run that is not complete.
 UNFINISHED_FILE = "unfinished.json"
 
-# What a resumed run may change: where it runs, and how many images at a time.
+# Flags that a resumed run may change, because they do not affect results.
 _MACHINE_FLAGS = {"results_dir", "resume", "batch_size", *process_flags.NAMES}
-# Images on each device: with 1024 pixels an optimization fits into 16 GB.
+# Images per device: at 1024 pixels, an optimization of four fits into 16 GB.
 _LEAST_PER_DEVICE, _MOST_PER_DEVICE = 4, 16
 
-# The flags count as those of the script that calls define_flags.
+# --help lists the flags with those of the script that calls define_flags.
 flags.disclaim_key_flags()
 
 
-# A run-time type checker would stand between the script and its flags.
+# absl finds the calling script in the stack, where a run-time type checker would be in between.
 @no_type_check
 def define_flags() -> None:
     """Defines the flags of runs that edit many images."""
     flags.DEFINE_string(
         "results_dir",
         "results",
-        "New directory for the results; where it exists, results-2 and so on is taken. With several"
-        " machines, one that all of them reach.",
+        "New directory for the results. If it exists, results-2, results-3 and so on is used. On"
+        " several machines, a directory that all of them share.",
     )
     flags.DEFINE_bool(
         "resume",
         False,
-        "Go on with the run of the same flags that was interrupted in the latest of these"
-        " directories.",
+        "Resume the interrupted run in the latest of these directories; the other flags must be the"
+        " same.",
     )
     flags.DEFINE_integer(
         "batch_size",
         None,
-        "How many images to edit at a time, over all devices. Default: on each device"
-        f" {_LEAST_PER_DEVICE} of 1024 pixels, up to {_MOST_PER_DEVICE} smaller ones.",
+        "Images per batch, over all devices. Default per device:"
+        f" {_LEAST_PER_DEVICE} images of 1024 pixels, or up to {_MOST_PER_DEVICE} smaller ones.",
         lower_bound=1,
     )
     process_flags.define_flags()
 
 
 class Batch(NamedTuple):
-    """Images that this host edits at a time.
+    """A batch of images on this host.
 
     Attributes:
         first: Number of the first image.
-        indices: Of their latents; the last one fills what is left.
-        count: How many images there are without the filling.
+        indices: Indices of their latents; repeats of the last image fill the last batch.
+        count: Number of images without these repeats.
     """
 
     first: int
@@ -104,18 +104,18 @@ class Batch(NamedTuple):
         return range(self.first, self.first + self.count)
 
     def take(self, latents: Any) -> Latents:
-        """The latents of the batch, of those on the host, spread over this host's devices."""
+        """Takes the batch's latents from those on the host and shards them over its devices."""
         return spread(jax.tree.map(operator.itemgetter(self.indices), latents))
 
 
 class Task(NamedTuple):
-    """A text that is applied to images.
+    """A text to apply to all images.
 
     Attributes:
         description: The text.
-        directory: Of its results.
+        directory: The directory of its results.
         text: Its features.
-        direction: In W, along which its edits may start, or None.
+        direction: Direction in W along which its edits may start, or None.
     """
 
     description: str
@@ -125,21 +125,21 @@ class Task(NamedTuple):
 
 
 def make_batches(size: int, resolution: int) -> list[Batch]:
-    """Shares images among hosts and batches, all of one size, so that one program does for all.
+    """Splits images into this host's batches of one size, so that they share a compiled program.
 
     Args:
         size: Number of images of all hosts.
-        resolution: Of the images, on which the default of ``--batch_size`` depends.
+        resolution: Resolution of the images, for the default of ``--batch_size``.
 
     Raises:
-        InputError: The batch does not divide by the devices.
+        InputError: The batch size is not divisible by the number of devices.
     """
     devices, hosts = jax.device_count(), jax.process_count()
     per_device = _LEAST_PER_DEVICE * 1024 // resolution
     FLAGS.set_default("batch_size", devices * min(per_device, _MOST_PER_DEVICE))
     if FLAGS.batch_size % devices:
         raise InputError(
-            f"--batch_size={FLAGS.batch_size} does not divide by {devices} devices; use"
+            f"--batch_size={FLAGS.batch_size} is not divisible by {devices} devices; use"
             f" --batch_size={_round_up(FLAGS.batch_size, devices)}"
         )
     whole = min(FLAGS.batch_size, _round_up(size, devices))
@@ -152,13 +152,13 @@ def make_batches(size: int, resolution: int) -> list[Batch]:
 
 
 def lone_batch(number: int) -> Batch:
-    """A batch of one image, which the other devices of this host edit too."""
+    """A batch of one image, which all devices of this host edit."""
     return Batch(number, np.full(jax.local_device_count(), number), 1)
 
 
 @contextlib.contextmanager
 def enough_memory() -> Iterator[None]:
-    """Names a smaller batch where one does not fit into the memory."""
+    """Raises InputError with a smaller batch size if a batch does not fit into memory."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -175,17 +175,17 @@ def enough_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def results_directory(values: Mapping[str, Any]) -> Iterator[Path]:
-    """The directory of ``--results_dir``, a new one or with ``--resume`` that of an earlier run.
+    """The directory of ``--results_dir``: a new one, or with ``--resume`` that of an earlier run.
 
-    An interruption keeps it if a batch is finished, and removes it otherwise. A run that is
-    complete already ends the script.
+    If the run fails or is interrupted, the directory is kept if a batch is finished, and removed
+    otherwise. The script exits if the run to resume is complete.
 
     Args:
         values: The script's flags.
 
     Raises:
-        InputError: The directory cannot be written, or not be resumed: it holds something else, a
-            run with other flags, or one that is running; or the processes do not share it.
+        InputError: The directory cannot be written; it cannot be resumed, because it holds no run,
+            a run with other flags, or a running one; or the processes do not share it.
     """
     check_local(f"--results_dir={FLAGS.results_dir}")
     path = Path(expand_user(FLAGS.results_dir)).absolute()
@@ -200,7 +200,7 @@ def results_directory(values: Mapping[str, Any]) -> Iterator[Path]:
                     directory = numbered(path, number)
                     _check_resumable(directory, recorded)
                 else:
-                    # Of a failure before the first batch is finished, nothing stays.
+                    # Removed if the run fails before the first batch is finished.
                     directory = held.enter_context(run_directory(path, keep=_has_finished))
                     number = _number(path, directory)
                     with replace_file(directory / UNFINISHED_FILE) as file:
@@ -210,30 +210,30 @@ def results_directory(values: Mapping[str, Any]) -> Iterator[Path]:
         with distributed.together():
             if not (directory / UNFINISHED_FILE).exists():
                 raise InputError(
-                    f"{directory} is not there on process {jax.process_index()}; --results_dir has"
-                    " to be on a file system that all machines share"
+                    f"{directory} is missing on process {jax.process_index()}; use a --results_dir"
+                    " on a file system that all machines share"
                 )
         try:
             yield directory
         except BaseException:
             if _has_finished(directory):
                 print(
-                    f"{directory} keeps what is finished; the same line with --resume does the"
-                    " rest",
+                    f"finished images are in {directory}; run the same command with --resume for"
+                    " the rest",
                     file=sys.stderr,
                 )
             raise
 
 
 def _latest(path: Path) -> int:
-    """The number of the latest run's directory; 0: there is none."""
+    """The number of the latest run's directory, or 0."""
     numbers = (_number(path, x) for x in path.parent.glob(f"{path.name}*") if x.is_dir())
     taken = (n for n in numbers if n and (numbered(path, n) / COMMAND_FILE).exists())
     return max(taken, default=0)
 
 
 def _number(path: Path, directory: Path) -> int:
-    """Which of the directories of :func:`numbered` it is; 0: none."""
+    """The number of a directory of :func:`numbered`, or 0 for others."""
     ending = directory.name.removeprefix(path.name)
     number = int(ending[1:]) if ending[1:].isdecimal() else int(not ending)
     return number if numbered(path, number) == directory else 0
@@ -246,13 +246,13 @@ def _check_resumable(directory: Path, values: Mapping[str, Any]) -> None:
         recorded = parse_json(path.read_text())["flags"]
         recorded = {n: x for n, x in recorded.items() if n not in _MACHINE_FLAGS}
     except FileNotFoundError:
-        raise InputError(f"{directory} holds no run that could be resumed") from None
+        raise InputError(f"{directory} holds no run to resume; remove --resume") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is damaged; leave out --resume to start anew") from None
+        raise InputError(f"{path} is damaged; remove --resume to start anew") from None
     if differences := flag_differences(recorded, values):
         raise InputError(
-            f"{directory} holds a run with other flags: {differences}. Give the same flags to go on"
-            " with it, another --results_dir, or leave out --resume"
+            f"{directory} holds a run with other flags: {differences}. Give the same flags to"
+            " resume it, give another --results_dir, or remove --resume"
         )
     if path is not unfinished:
         print(f"{directory} is complete; there is nothing left to do")
@@ -260,12 +260,12 @@ def _check_resumable(directory: Path, values: Mapping[str, Any]) -> None:
 
 
 def _has_finished(directory: Path) -> bool:
-    """Whether an edit of a batch is finished; images before the edit do not count."""
+    """Whether a batch of edited images is finished."""
     return any(path.parent.name != "before" for path in directory.glob("*/metrics-*.json"))
 
 
 def finished_images(directory: Path) -> set[int]:
-    """The numbers of the images that a run has finished in a directory."""
+    """The numbers of the finished images in a directory."""
     numbers = set()
     for first, part in _parts(directory):
         numbers |= {*range(first, first + len(part["images"]))}
@@ -280,7 +280,7 @@ def write_part(
     measured: Sequence[Mapping[str, Any]] = (),
     seconds: float = 0.0,
 ) -> None:
-    """Writes the images of a batch, their latents, and what was measured of each."""
+    """Writes the images of a batch, their latents and their measurements."""
     rows = slice(batch.count)
     write_images(directory, np.asarray(images[rows]), batch.first)
     save_latents(
@@ -297,14 +297,14 @@ def write_part(
 
 
 def join_parts(directory: Path) -> dict[str, Any]:
-    """Makes one file of the latents of all batches; returns their measurements.
+    """Merges the latents of all batches into one file and returns their measurements.
 
     Returns:
-        ``images``, a list with an entry for each, and the ``seconds`` of all.
+        ``images``, a list with one entry per image, and ``seconds``, the total time.
     """
     images, latents, seconds = [], [], 0.0
     for first, part in _parts(directory):
-        # Batches overlap where a resumed run had larger or smaller ones.
+        # Batches overlap if a resumed run used another batch size.
         new = slice(len(images) - first, None)
         if new.start < len(part["images"]):
             images += part["images"][new]
@@ -316,7 +316,7 @@ def join_parts(directory: Path) -> dict[str, Any]:
 
 
 def finish(directory: Path, places: Iterable[Path]) -> None:
-    """Ends a run, whose metrics.json is written: removes what only an unfinished one needs."""
+    """Removes the files of single batches after metrics.json has been written."""
     for place in places:
         for pattern in ("latents-[0-9]*.np[yz]", "metrics-[0-9]*.json"):
             for path in place.glob(pattern):
@@ -325,26 +325,26 @@ def finish(directory: Path, places: Iterable[Path]) -> None:
 
 
 def sheet_column(directory: Path) -> Float[np.ndarray, "rows height width 3"]:
-    """The first images of a directory, as they were written."""
+    """Reads the first images of a directory."""
     paths = [directory / image_name(i) for i in range(SHEET_ROWS)]
     return np.stack([read_image(path) for path in paths if path.exists()])
 
 
 def print_results(directory: Path, size: int) -> None:
-    """Says where the sheet is, and what is not on it."""
-    print(f"wrote {directory / SHEET_FILE} and all results beside it")
+    """Prints the path of the sheet, and how many images it shows."""
+    print(f"wrote {directory / SHEET_FILE} and all other results next to it")
     if size > SHEET_ROWS:
         print(f"{SHEET_FILE} shows the first {SHEET_ROWS} of {size} images")
 
 
 def exit_if_some_failed(measured: Iterable[Mapping[str, Any]]) -> None:
-    """Ends the script with exit code 1 where edits of images failed."""
+    """Exits with code 1 if an edit failed."""
     if any("failed" in image for edit in measured for image in edit["images"]):
         sys.exit(1)
 
 
 def _parts(directory: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The finished batches of a directory, by the number of their first image."""
+    """The finished batches of a directory with the numbers of their first images, in order."""
     paths = sorted(directory.glob("metrics-[0-9]*.json"), key=_first)
     return [(_first(path), parse_json(path.read_bytes())) for path in paths]
 
@@ -354,7 +354,7 @@ def _first(path: Path) -> int:
 
 
 def _read_latents(path: Path) -> Any:
-    """Latents of :func:`save_latents`, without its ending."""
+    """Reads latents from ``path`` with the extension that :func:`save_latents` added."""
     in_stylespace = path.with_suffix(".npz")
     if not in_stylespace.exists():
         return np.load(path.with_suffix(".npy"), mmap_mode="r")

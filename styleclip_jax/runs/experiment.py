@@ -105,7 +105,7 @@ def _compare_flags(path: epath.Path, directory: epath.Path, flags: Mapping[str, 
     if differences:
         raise InputError(
             f"{directory} holds a run with other flags: {differences}. Give the same"
-            " flags to go on with it, or another --exp_dir"
+            " flags to resume it, or another --exp_dir"
         )
 
 
@@ -158,14 +158,14 @@ class Measurements:
                 file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
             self._show(step, split, **metrics)
 
-    def picture(self, step: int, split: str, picture: Callable[[], Image.Image]) -> None:
-        """Records an image; ``picture`` synthesizes it and is called on the first process only.
+    def image(self, step: int, split: str, make: Callable[[], Image.Image]) -> None:
+        """Records an image; ``make`` synthesizes it and is called on the first process only.
 
-        TensorBoard gets the images of this run. Validation images are also files in ``images/``,
-        which a resumed run adds to TensorBoard again.
+        TensorBoard gets the images of this run. Validation images are also written to ``images/``,
+        from where a resumed run adds them to TensorBoard again.
         """
         if self._writes:
-            image = picture()
+            image = make()
             self._add_image(split, step, image)
             if split == "validation":
                 write_image(self._directory / IMAGES / f"{split}_{step:06}.png", image)
@@ -187,8 +187,8 @@ class Measurements:
 class _TensorBoard:
     """Writes a file for TensorBoard like tensorboardX's ``SummaryWriter``, but in this thread.
 
-    On a full disk, the thread of a ``SummaryWriter`` ends with a traceback, and the run then waits
-    for it forever.
+    On a full disk, the thread of a ``SummaryWriter`` dies with a traceback and the run waits for it
+    forever.
     """
 
     def __init__(self, directory: epath.Path):
@@ -197,15 +197,15 @@ class _TensorBoard:
         from tensorboardX.proto import event_pb2
         from tensorboardX.record_writer import RecordWriter
 
-        protocol: Any = event_pb2  # Its names are made at run time.
+        protocol: Any = event_pb2  # Its names are defined at run time.
         self._summary, self._event = summary, protocol.Event
         self._path = directory / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
         with written_file_named(self._path):
             directory.mkdir(parents=True, exist_ok=True)
-            # Buffered, so the file of a run that was killed is incomplete.
+            # Buffered; if the run is killed, the file is incomplete.
             self._file = RecordWriter(str(self._path))
         self._add(0, file_version="brain.Event:2")
-        # This replaces what the files of earlier runs have from this step on.
+        # TensorBoard then ignores later steps in the files of earlier runs.
         start = protocol.SessionLog(status=protocol.SessionLog.START)
         self._add(0, session_log=start)
 
@@ -215,7 +215,7 @@ class _TensorBoard:
             self._add(step, summary=self._summary.scalar(tag, value))
 
     def image(self, step: int, tag: str, image: Image.Image) -> None:
-        """Adds an image, and writes all that is still in memory."""
+        """Adds an image and flushes the file."""
         summary = self._summary.image(tag, np.asarray(image), dataformats="HWC")
         self._add(step, summary=summary)
         with written_file_named(self._path):
@@ -227,7 +227,7 @@ class _TensorBoard:
             self._file.write(event.SerializeToString())
 
     def close(self) -> None:
-        """Writes what is still in memory."""
+        """Flushes and closes the file."""
         with written_file_named(self._path):
             self._file.close()
 
@@ -321,7 +321,7 @@ class Checkpoints:
                         get_metric_fn=_validation_loss,
                         reverse=True,
                         n=1,
-                        # Such a checkpoint was being removed.
+                        # Orbax was removing these.
                         keep_checkpoints_without_metrics=False,
                     ),
                 ]
@@ -358,7 +358,8 @@ class Checkpoints:
             validation_loss: The validation loss, if it was measured at this step.
 
         Raises:
-            OSError: This checkpoint or the one before cannot be written, as to a full disk.
+            OSError: This checkpoint or the previous one cannot be written, for example because the
+                disk is full.
         """
         # A copy on the host, because the next step reuses the device's memory.
         arrays = {name: np.array(array) for name, array in _named(state).items()}
@@ -409,8 +410,8 @@ class Checkpoints:
         """Waits until all checkpoints are written.
 
         Raises:
-            OSError: The last one cannot be written, as to a full disk; what there is of it is
-                removed.
+            OSError: The last checkpoint cannot be written, for example because the disk is full; it
+                is removed.
         """
         with self._written():
             try:
@@ -422,7 +423,7 @@ class Checkpoints:
     def _written(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # Tensorstore's are ValueErrors.
+        except (OSError, ValueError) as error:  # Tensorstore raises ValueErrors.
             directory = self._manager.directory
             if jax.process_index() == 0:
                 for unfinished in directory.glob("*.orbax-checkpoint-tmp"):

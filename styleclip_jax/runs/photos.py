@@ -207,7 +207,7 @@ def load_networks(generator: Generator) -> Networks:
         check_encoder(generator, encoder)
     clip = FLAGS["clip"].value if "clip" in FLAGS else None
     if isinstance(clip, list):
-        # Of several CLIPs, the first one.
+        # The first of several CLIPs.
         clip = clip[0] if clip else None
     if FLAGS.lpips:
         perceptual = load_lpips(FLAGS.lpips, FLAGS.dtype)

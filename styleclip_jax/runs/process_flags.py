@@ -1,4 +1,4 @@
-"""The flags of several hosts, which all scripts that run on several share."""
+"""Flags of scripts that run on several hosts."""
 
 from typing import no_type_check
 
@@ -10,11 +10,11 @@ from styleclip_jax.runs import processes as distributed
 FLAGS = flags.FLAGS
 NAMES = ("coordinator_address", "num_processes", "process_id", "join_timeout")
 
-# The flags count as those of the script that calls define_flags.
+# --help lists the flags with those of the script that calls define_flags.
 flags.disclaim_key_flags()
 
 
-# A run-time type checker would stand between the script and its flags.
+# absl finds the calling script in the stack, where a run-time type checker would be in between.
 @no_type_check
 def define_flags() -> None:
     """Defines the flags."""
@@ -24,10 +24,10 @@ def define_flags() -> None:
         "On several machines: host:port of the first one. Not needed on TPU pods and under SLURM.",
     )
     flags.DEFINE_integer(
-        "num_processes", None, "On several machines: how many there are.", lower_bound=1
+        "num_processes", None, "On several machines: number of processes.", lower_bound=1
     )
     flags.DEFINE_integer(
-        "process_id", None, "On several machines: number of this one, from 0.", lower_bound=0
+        "process_id", None, "On several machines: number of this process, from 0.", lower_bound=0
     )
     flags.DEFINE_integer(
         "join_timeout", 300, "Seconds to wait for the other machines.", lower_bound=1
@@ -35,10 +35,10 @@ def define_flags() -> None:
 
 
 def join() -> None:
-    """Joins the processes that the flags name; see :func:`processes.initialize`.
+    """Joins the processes given by the flags; see :func:`processes.initialize`.
 
     Raises:
-        InputError: They do not join, or JAX has no device.
+        InputError: A process did not join, or JAX has no device.
     """
     distributed.initialize(
         FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout

@@ -26,9 +26,9 @@ def initialize(
     """Joins the processes of a program; call it before anything else of JAX.
 
     Without arguments, JAX finds the other processes on TPU pods and under SLURM or Open MPI;
-    elsewhere there is one process. There, ``jax.distributed.initialize`` aborts the program if a
-    process does not join, without naming it. With arguments, a roll call on the coordinator's port
-    comes first, and finds the missing process.
+    elsewhere there is one process. If a process does not join, ``jax.distributed.initialize``
+    aborts the program without naming it. With arguments, a roll call on the coordinator's port
+    comes first and names the missing processes.
 
     Args:
         coordinator_address: ``host:port`` of process 0, the same for all processes.
@@ -99,7 +99,7 @@ def together() -> Iterator[None]:
 
 
 def from_first(number: int) -> int:
-    """The number that the first process has; all processes have to call this."""
+    """Returns the first process's number; all processes must call this."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

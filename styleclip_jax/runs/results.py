@@ -22,7 +22,7 @@ from styleclip_jax.versions import library_versions
 
 COMMAND_FILE = "command.txt"
 METRICS_FILE = "metrics.json"
-# The sheet of a run, and how many images it shows.
+# The sheet of a run, and its number of rows.
 SHEET_FILE, SHEET_ROWS = "before_after.png", 16
 
 
@@ -52,7 +52,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Any], flags: Mapping[str, An
 
 
 def flag_differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """How the flags of an earlier run differ from these; empty: they do not."""
+    """Describes how flags differ from those of an earlier run; empty if they do not."""
     return "; ".join(
         f"--{name} was {recorded.get(name)!r} and is {given.get(name)!r}"
         for name in sorted(recorded.keys() | given.keys())
@@ -64,13 +64,13 @@ def lock_run(
     path: str | os.PathLike[str], directory: str | os.PathLike[str], held: contextlib.ExitStack
 ) -> None:
     """Locks a run's directory by a file in it; see :func:`styleclip_jax.io.files.hold_lock`."""
-    hold_lock(path, f"{directory} holds a run that is running; wait for it, or end it", held)
+    hold_lock(path, f"{directory} holds a run that is running; wait for it, or stop it", held)
 
 
 def check_local(path: str | os.PathLike[str]) -> None:
-    """Raises InputError for an address, such as of a bucket, in place of a directory."""
+    """Raises InputError for a URL, such as that of a bucket."""
     if "://" in str(path):
-        raise InputError(f"{path} is no directory of a file system; mount it")
+        raise InputError(f"{path} is a URL, expected a local directory; mount it")
 
 
 def numbered(path: Path, number: int) -> Path:
@@ -103,7 +103,7 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
             with (directory / COMMAND_FILE).open("xb") as file:
                 file.write(os.fsencode(command))
         except FileExistsError:
-            # Another run took it, or a file has this name.
+            # Another run has taken it, or it is a file.
             continue
         except OSError as error:
             _remove(directory, there)
@@ -112,20 +112,20 @@ def new_run_directory(path: str | os.PathLike[str]) -> Path:
                 " directory"
             ) from None
         return directory
-    raise AssertionError("the numbers do not end")
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
 def run_directory(
     path: str | os.PathLike[str], keep: Callable[[Path], bool] = lambda _: False
 ) -> Iterator[Path]:
-    """As :func:`new_run_directory`, for results that are worth nothing unless they are complete.
+    """Like :func:`new_run_directory`, but removes incomplete results.
 
-    A failure removes what was written, and the directories that were made for it.
+    If the block fails, the directory and the parents created for it are removed.
 
     Args:
         path: See :func:`new_run_directory`.
-        keep: Asked after a failure whether the directory's results are worth something.
+        keep: Called with the directory after a failure; returns whether to keep it.
     """
     check_local(path)
     path = Path(os.path.abspath(expand_user(path)))
@@ -151,5 +151,5 @@ def _remove(directory: Path, there: Path) -> None:
     for parent in directory.parents:
         if there.is_relative_to(parent):
             break
-        with contextlib.suppress(OSError):  # Another run's results are in it.
+        with contextlib.suppress(OSError):  # It holds another run's results.
             parent.rmdir()

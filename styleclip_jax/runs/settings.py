@@ -1,4 +1,4 @@
-"""Settings of an edit that the page saved; the scripts read them with ``--settings``."""
+"""Settings of an edit, saved by the page of app.py and read by scripts with ``--settings``."""
 
 import re
 from collections.abc import Sequence
@@ -10,40 +10,43 @@ from absl import flags
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.files import expand_user, parse_json, require_file
 
-# The flag counts as one of the script that calls define_flag.
+# --help lists the flag with those of the script that calls define_flag.
 flags.disclaim_key_flags()
 
 
-# A run-time type checker would stand between the script and its flags.
+# absl finds the calling script in the stack, where a run-time type checker would be in between.
 @no_type_check
 def define_flag() -> None:
     """Defines ``--settings``."""
     flags.DEFINE_string(
         "settings",
         None,
-        "A settings.json that the page of app.py saved: flags, and the latents beside it that they"
-        " are for. Flags that are given prevail.",
+        "A settings.json saved by the page of app.py, with flags and the name of the latents next"
+        " to it. Flags on the command line prevail.",
     )
 
 
 def expand(argv: Sequence[str], script: str) -> list[str]:
-    """Puts the flags of ``--settings`` into a command line, but for those that it has already.
+    """Adds the flags of ``--settings`` to a command line, except those that it already has.
 
     Args:
-        argv: The program's name, and its arguments.
+        argv: The program's name and its arguments.
         script: The name of the script, such as ``optimize.py``.
 
     Raises:
-        InputError: There is no such file, or it is damaged, or for another script.
+        InputError: The file is missing, damaged, or for another script.
     """
     path = _value_of("settings", argv)
     if path is None:
         return list(argv)
     file = expand_user(path)
-    require_file(file, "a settings.json that the page saved")
+    require_file(file, "a settings.json saved by the page")
     settings = _read(file)
     if settings["script"] != script:
-        raise InputError(f"the settings in {file} are for {settings['script']}, this is {script}")
+        raise InputError(
+            f"the settings in {file} are for {settings['script']}, not for {script}; run"
+            f" {settings['script']}"
+        )
     values = settings["flags"] | {"latents": str(file.parent / settings["latents"])}
     arguments = [
         f"--{name}={value}"
@@ -67,10 +70,10 @@ def _read(file: Path) -> dict[str, Any]:
         settings = parse_json(file.read_text())
         flags_, latents, script = settings["flags"], settings["latents"], settings["script"]
         names = all(re.fullmatch(r"\w+", name) for name in flags_)
-        # The settings name a file beside them, and no other one.
+        # Only a file in the same directory.
         valid = names and latents == Path(latents).name and isinstance(script, str)
     except (ValueError, KeyError, TypeError, AttributeError):
         valid = False
     if not valid:
-        raise InputError(f"{file} is damaged; expected a settings.json that the page saved")
+        raise InputError(f"{file} is damaged, expected a settings.json saved by the page")
     return settings

@@ -1,4 +1,4 @@
-"""Edits of all images with every strength, by scripts whose edit takes one forward pass."""
+"""Edits all images with every strength, for scripts that edit in one forward pass."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +24,9 @@ from styleclip_jax.runs.results import (
 
 FLAGS = flags.FLAGS
 
-# None: automatic, a strength of its own for every image.
+# None: automatic, one strength per image.
 Strength = float | None
-# From latents and a strength, one for all images or one for each, to images and edited latents.
+# Maps latents and a strength, one for all images or one per image, to images and edited latents.
 Edit = Callable[
     [Latents, float | Float[Array, " batch"]],
     tuple[Float[Array, "batch height width 3"], Latents],
@@ -34,9 +34,9 @@ Edit = Callable[
 
 
 def places(directory: Path, strengths: Sequence[Strength]) -> dict[Strength, Path]:
-    """Where the results of every strength are, and those of strength 0, the images before.
+    """The directories of all strengths, and of strength 0, the images before the edit.
 
-    In the order of the sheet, from the lowest strength to the highest.
+    In the order of the sheet, from the lowest strength to the highest; the automatic one is last.
     """
     numbers = sorted({0.0, *(x for x in strengths if x is not None)})
     automatic = [None] if None in strengths else []
@@ -44,7 +44,7 @@ def places(directory: Path, strengths: Sequence[Strength]) -> dict[Strength, Pat
 
 
 def name(strength: Strength, space: str) -> str:
-    """What the results of a strength are called."""
+    """The name of a strength's results."""
     if strength is None:
         return "automatic"
     return f"strength{space}{strength}" if strength else "before"
@@ -53,7 +53,7 @@ def name(strength: Strength, space: str) -> str:
 def plan(
     places: Mapping[Strength, Path], batches: Sequence[Batch]
 ) -> Iterator[tuple[Strength, Batch]]:
-    """What is left for this host to do: strengths and batches of images."""
+    """Yields the strengths and batches that this host has not finished."""
     for strength, place in places.items():
         finished = edits.finished_images(place)
         for batch in batches:
@@ -69,15 +69,15 @@ def apply(
     directory: Path,
     choose: Callable[[Latents], Float[Array, " batch"]] | None = None,
 ) -> None:
-    """Edits a batch of images, and writes the results.
+    """Edits a batch of images and writes the results.
 
     Args:
         edit: The edit.
-        latents: Of the batch.
-        batch: Which images they are.
-        strength: For all of them; None: what ``choose`` returns.
-        directory: Where to write.
-        choose: The automatic strength of every image.
+        latents: The batch's latents.
+        batch: The batch.
+        strength: The strength for all images. None: the result of ``choose``.
+        directory: The directory for the results.
+        choose: Computes the automatic strength of every image.
     """
     begun = time.perf_counter()
     measured: list[dict[str, Any]] = [{} for _ in batch.numbers]
@@ -96,7 +96,7 @@ def apply(
         file = f"{directory.name}/{image_name(batch.first + int(i))}"
         command_line.report(f"{file}: {measured[i]['failed']}")
     if not finite.all():
-        # Such images stay what they were.
+        # Replaced by the unedited images.
         images, edited = jax.tree.map(
             lambda new, old: np.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, old),
             (images, edited),
@@ -112,17 +112,17 @@ def summarize(
     metrics: Mapping[str, Any],
     values: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Writes what all batches have in common.
+    """Writes the sheet, the pasted photos and metrics.json after all batches.
 
     Args:
-        directory: Of the run.
+        directory: The run's directory.
         places: From :func:`places`.
-        given: The photos that are edited.
+        given: The edited photos, if any.
         metrics: Further measurements.
         values: The script's flags.
 
     Returns:
-        What was measured of every strength.
+        The measurements of every strength.
     """
     measured = {name(x, " "): edits.join_parts(place) for x, place in places.items()}
     columns = {name(x, " "): edits.sheet_column(place) for x, place in places.items()}

@@ -1,1 +1,1 @@
-"""The command lines: flags in, files out."""
+"""Scripts, also installed as commands: flags in, files out."""

@@ -1,4 +1,4 @@
-r"""Serves a page on which faces are edited by text.
+r"""Serves a page for editing faces by text.
 
 Examples:
   python app.py
@@ -21,59 +21,61 @@ from styleclip_jax.runs import command_line
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("host", "127.0.0.1", "The address to listen on; 0.0.0.0 is every network.")
-flags.DEFINE_integer("port", 7860, "The port to listen on.", lower_bound=1, upper_bound=65535)
+flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all networks.")
+flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
 flags.DEFINE_string(
     "generator",
     None,
-    "Checkpoint directory of a StyleGAN2, see python -m ckpt_convert. Default: the avatars that"
-    " come with the package.",
+    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
+    " stylegan2. Default: the avatars that ship with the package.",
 )
 flags.DEFINE_string(
     "clip",
     None,
-    "Checkpoint directory of a CLIP. Default: one that knows avatars and nothing else.",
+    "CLIP that scores the images: a directory written by python -m ckpt_convert clip. Default: a"
+    " CLIP that only knows avatars.",
 )
 flags.DEFINE_string(
     "encoder",
     None,
-    "Checkpoint directory of an encoder, for uploads. Default: the avatars'; with --generator there"
-    " are no uploads without it.",
+    "Encoder for uploaded photos: a directory written by python -m ckpt_convert e4e. Default: the"
+    " avatars' encoder; with --generator, uploads are disabled without it.",
 )
 flags.DEFINE_string(
     "directions",
     None,
-    "What make_directions.py wrote, for instant edits. Default: the avatars'; with --generator or"
-    " --clip there are no instant edits without it.",
+    "Directions for instant edits: a directory written by make_directions.py. Default: the avatars'"
+    " directions; with --generator or --clip, instant edits are disabled without it.",
 )
-flags.DEFINE_string("mappers_dir", None, "A directory of mappers that train_mapper.py trained.")
-flags.DEFINE_bool("warmup", True, "Compile everything before the page opens.")
-flags.DEFINE_integer("max_waiting", 64, "Requests that may wait at a time.", lower_bound=1)
-flags.DEFINE_integer("max_steps", 300, "The most steps of an optimization.", lower_bound=1)
-flags.DEFINE_float("max_seconds", 120, "The most seconds of an optimization.", lower_bound=1)
+flags.DEFINE_string("mappers_dir", None, "Directory of runs of train_mapper.py, for their mappers.")
+flags.DEFINE_bool("warmup", True, "Compile the programs before the page opens.")
+flags.DEFINE_integer("max_waiting", 64, "Maximum number of waiting requests.", lower_bound=1)
+flags.DEFINE_integer("max_steps", 300, "Maximum steps of an optimization.", lower_bound=1)
+flags.DEFINE_float("max_seconds", 120, "Maximum seconds of an optimization.", lower_bound=1)
 flags.DEFINE_string(
     "auth_file",
     None,
-    "Let in only the users of this file, which python -m styleclip_jax.app.passwords writes.",
+    "Admit only the users in this file, written by python -m styleclip_jax.app.passwords.",
 )
 flags.DEFINE_string(
-    "root_path", None, "The path of the page behind a proxy, such as /faces. Default: /."
+    "root_path", None, "Path of the page behind a proxy, such as /faces. Default: /."
 )
 flags.DEFINE_float(
-    "grace_seconds", 30, "After SIGTERM, how long running edits may take.", lower_bound=0
+    "grace_seconds", 30, "Seconds for running edits to finish after SIGTERM.", lower_bound=0
 )
 
 
 def main(_: Sequence[str]) -> None:
-    """Loads the models, and serves the page."""
+    """Loads the models and serves the page."""
     with tempfile.TemporaryDirectory(prefix="styleclip-app-") as directory:
-        # Read when Gradio is imported; whatever it writes is removed at the end.
+        # Gradio reads them when it is imported; its files are removed at the end.
         os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
             from styleclip_jax.app import engine, passwords, server
         except ModuleNotFoundError as error:
             raise InputError(
-                f"the page needs {error.name}; install it with pip install 'styleclip-jax[app]'"
+                f"{error.name}, which the page needs, is not installed; run"
+                " pip install 'styleclip-jax[app]'"
             ) from None
         options: dict[str, Any] = {"root_path": FLAGS.root_path}
         if FLAGS.auth_file:

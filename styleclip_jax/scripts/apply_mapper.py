@@ -1,11 +1,11 @@
 r"""Edits images with a trained mapper, in one forward pass.
 
-A mapper knows one text, or is one for any text (DeltaMapper) and needs --description.
+A mapper is trained for one text, or for any text (DeltaMapper); the latter needs --description.
 
 Results go to a new directory: a sheet of the first images before and after, every image, the
 latents and metrics.json. Images are edited in batches on all devices of this machine; on several
-machines, run the same line on each of them. They are written as they are finished, and a run that
-was interrupted goes on with the same line and --resume.
+machines, run the same command on each of them. Results are written per batch. To resume an
+interrupted run, run the same command with --resume.
 
 Examples:
   python apply_mapper.py --mapper=sunglasses
@@ -76,40 +76,41 @@ flags.DEFINE_string("description", None, "With a mapper for any text: what the i
 flags.DEFINE_string(
     "neutral",
     None,
-    "With --description: what all images show, before and after. Default:"
+    "With --description: a text for what all images show before and after the edit. Default:"
     f" {NEUTRAL!r}, for the avatars {AVATARS_NEUTRAL!r}.",
 )
 flags.DEFINE_string(
     "clip",
     None,
-    "With --description: checkpoint directory of the CLIP that the mapper was trained with."
-    " Default: the one that comes with the package.",
+    "With --description: the CLIP that the mapper was trained with, a directory written by python"
+    " -m ckpt_convert clip. Default: the one that ships with the package.",
 )
 flags.DEFINE_bool(
     "templates",
     None,
     f"With --description: average the features of texts over {len(IMAGENET_TEMPLATES)} sentences"
-    " such as 'a photo of a ...'. Default: for every CLIP but the one that comes with the package.",
+    " such as 'a photo of a ...'. Default: for every CLIP except the one that ships with the"
+    " package.",
 )
 flags.DEFINE_string(
     "directions",
     None,
-    "With --description: a directory that make_directions.py or python -m ckpt_convert directions"
-    " wrote; style channels that have little to do with the text then stay as they are.",
+    "With --description: change only style channels that are relevant to the text, by a directory"
+    " written by make_directions.py or python -m ckpt_convert directions.",
 )
 flags.DEFINE_float(
     "threshold",
     THRESHOLD,
-    "With --directions: how much a style channel has to do with the text to be changed.",
+    "With --directions: least relevance to the text of the style channels that change.",
     lower_bound=0,
 )
 flags.DEFINE_multi_float(
     "strength",
     None,
-    "Strength of the edit. Default: the one that the mapper was trained with, 0.1 or, with"
-    " --description, 1; with --description on the avatars, the one that suits each image best, as"
-    " CLIP sees it. Negative values edit in the opposite direction. Repeat the flag for a strip of"
-    " images from the lowest to the highest.",
+    "Strength of the edit. Default: the strength that the mapper was trained with, usually 0.1, or"
+    " 1 for a mapper for any text, whose strength CLIP chooses for each avatar. Negative values"
+    " edit in the opposite direction. Repeat the flag for a strip of images from the lowest to the"
+    " highest.",
 )
 flags.register_validator(
     "strength",
@@ -125,7 +126,7 @@ image_flags.define_flags()
 
 
 def main(_: Sequence[str]) -> None:
-    """Applies the mappers with every strength to all images, and writes the results."""
+    """Applies the mappers with every strength to all images and writes the results."""
     process_flags.join()
     with distributed.together():
         image_flags.check_flags()
@@ -136,7 +137,7 @@ def main(_: Sequence[str]) -> None:
         with distributed.together():
             generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
-            # In the host's memory, for there may be many.
+            # In host memory, because there may be many.
             latents = jax.device_get(image_flags.read_latents(generator, inverted))
             size = len(jax.tree.leaves(latents)[0])
             batches = edits.make_batches(size, generator.config.resolution)
@@ -161,20 +162,20 @@ def main(_: Sequence[str]) -> None:
 
 
 def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
-    """Sets the flags that depend on the mapper; raises InputError where they do not fit it."""
+    """Sets the flags that depend on the mapper; raises InputError if flags do not fit it."""
     for_any_text = any(isinstance(mapper, DeltaMapper) for mapper in mappers)
     if for_any_text and len(mappers) > 1:
-        raise InputError("a mapper for any text cannot be added to others; give one --mapper")
+        raise InputError("a mapper for any text cannot be added to others; give only one --mapper")
     if for_any_text and not FLAGS.description:
         raise InputError(f"--mapper={FLAGS.mapper[0]} is for any text; give --description")
     for name in ("description", "neutral", "clip", "templates", "directions"):
         if FLAGS[name].present and not for_any_text:
             raise InputError(
-                f"--{name} is for mappers for any text, and --mapper={FLAGS.mapper[0]} has learned"
-                f" one; leave out --{name}"
+                f"--{name} is only for mappers for any text, but --mapper={FLAGS.mapper[0]} is for"
+                f" one text; remove --{name}"
             )
     if FLAGS["threshold"].present and not FLAGS.directions:
-        raise InputError("--threshold has no effect without --directions; leave it out")
+        raise InputError("--threshold has no effect without --directions; remove it")
     strengths = {mapper.config.card.strength for mapper in mappers}
     if len(strengths) > 1 and not FLAGS.strength:
         raise InputError(
@@ -189,8 +190,8 @@ def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
 
 
 def note_other_generators(mappers: Sequence[Mapper | DeltaMapper], generator: Generator) -> None:
-    """Tells the user of mappers that were trained with another generator."""
-    # Tuning changes a generator hardly, and a mapper edits it as before.
+    """Tells the user about mappers that were trained with another generator."""
+    # Tuning hardly changes a generator, so the mapper of the original still applies.
     if photos.generator_path() != FLAGS.generator:
         generator = load_generator(FLAGS.generator)
     for path, mapper in zip(FLAGS.mapper, mappers, strict=True):
@@ -201,7 +202,7 @@ def note_other_generators(mappers: Sequence[Mapper | DeltaMapper], generator: Ge
 def compile_edit(
     generator: Generator, mappers: Sequence[Mapper | DeltaMapper], latents: Latents
 ) -> tuple[strengths.Edit, Callable[[Latents], Any] | None]:
-    """Compiles the edit of a batch, and how to choose the strength of every image."""
+    """Compiles an edit, and the function that chooses each image's strength, if there is one."""
     mapper = mappers[0]
     if not isinstance(mapper, DeltaMapper):
         program = edit_with_mappers.lower(generator, mappers, latents, (0.0,) * len(mappers))

@@ -1,10 +1,10 @@
-r"""Edits images with any text at once, by a direction in StyleSpace.
+r"""Edits images with any text in one forward pass, along a direction in StyleSpace.
 
-Needs no training for a text: what the generator's style channels do was measured once, by
-make_directions.py. Results go to a new directory: a sheet of the first images before and after,
-every image, the latents and metrics.json. Images are edited in batches on all devices of this
-machine; on several machines, run the same line on each of them. They are written as they are
-finished, and a run that was interrupted goes on with the same line and --resume.
+Needs no training per text: make_directions.py has measured the effect of the generator's style
+channels once. Results go to a new directory: a sheet of the first images before and after, every
+image, the latents and metrics.json. Images are edited in batches on all devices of this machine; on
+several machines, run the same command on each of them. Results are written per batch. To resume an
+interrupted run, run the same command with --resume.
 
 Examples:
   python directions.py --description="a person with sunglasses" --num_images=8
@@ -65,7 +65,7 @@ FLAGS = flags.FLAGS
 STYLEMC: Any = StyleMCConfig()
 DEFAULTS = DirectionDefaults()
 
-# What differs for the small generator that comes with the package; flags that are given prevail.
+# Defaults for the small generator that ships with the package; flags on the command line prevail.
 AVATARS: dict[str, Any] = {
     "threshold": AVATARS_DIRECTIONS.threshold,
     "neutral": AVATARS_NEUTRAL,
@@ -75,17 +75,19 @@ AVATARS_STYLEMC: dict[str, Any] = {"guide_resolution": 64, "preprocess": "stylec
 flags.DEFINE_multi_string(
     "description",
     None,
-    "What the images should show, such as 'a person with sunglasses'. Repeat the flag to add up the"
+    "What the images should show, such as 'a person with sunglasses'. Repeat the flag to add the"
     " changes of several texts.",
     required=True,
 )
-flags.DEFINE_string("neutral", NEUTRAL, "What all images show, before and after.")
+flags.DEFINE_string(
+    "neutral", NEUTRAL, "A text for what all images show before and after the edit."
+)
 flags.DEFINE_multi_float(
     "strength",
     None,
-    "How much to edit, from -10 to 10; negative values edit the other way round. Repeat the flag"
-    f" for a strip of images from the lowest to the highest. Default: {DEFAULTS.strength}; for the"
-    " avatars, the best strength of each image, as their CLIP sees it.",
+    "Strength of the edit, usually -10 to 10; negative values edit in the opposite direction."
+    " Repeat the flag for a strip of images from the lowest to the highest. Default:"
+    f" {DEFAULTS.strength}; for the avatars, their CLIP chooses the best strength for each image.",
 )
 flags.register_validator(
     "strength",
@@ -95,30 +97,30 @@ flags.register_validator(
 flags.DEFINE_float(
     "threshold",
     None,
-    "How much a style channel has to do with the text to be changed, usually 0.08 to 0.3: larger"
-    " values change less else in the image. Default: by --min_channels.",
+    "Least relevance to the text of the style channels that change, usually 0.08 to 0.3: larger"
+    " values preserve more of the image. Default: chosen by --min_channels.",
     lower_bound=0,
 )
 flags.DEFINE_integer(
     "min_channels",
     DEFAULTS.min_channels,
-    "Without --threshold: the largest threshold of 0.10 to 0.29 that keeps more channels than this."
-    " 20 suits faces, 100 other images.",
+    "Without --threshold: use the largest threshold from 0.10 to 0.29 that keeps more than this"
+    " number of channels. 20 suits faces, 100 suits other images.",
     lower_bound=0,
 )
 flags.DEFINE_bool(
     "templates",
     None,
     f"Average the features of every text over {len(IMAGENET_TEMPLATES)} sentences such as 'a photo"
-    " of a ...'. Default: for every CLIP but the one that comes with the package.",
+    " of a ...'. Default: for every CLIP except the one that ships with the package.",
 )
 flags.DEFINE_enum(
     "method",
     "relevance",
     ["relevance", "stylemc"],
-    "relevance: from what --directions know of the channels. stylemc: learn the change of every"
-    " text from random images, in minutes; needs no --directions, and changes at strength 1 what"
-    " was learned.",
+    "relevance: use the channels' relevance from --directions. stylemc: learn the change for every"
+    " text from random images, in minutes; needs no --directions, and --strength=1 applies the"
+    " learned change.",
 )
 flags.DEFINE_integer(
     "steps", STYLEMC.steps, "With --method=stylemc: number of gradient steps.", lower_bound=1
@@ -129,27 +131,30 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "images_per_step",
     STYLEMC.images_per_step,
-    "With --method=stylemc: random images of a step.",
+    "With --method=stylemc: random images per step.",
     lower_bound=1,
 )
 flags.DEFINE_float(
     "id_lambda",
     STYLEMC.id_lambda,
-    "With --method=stylemc: how much the person's identity is held; needs --arcface.",
+    "With --method=stylemc: weight of the identity loss; needs --arcface.",
 )
 flags.DEFINE_integer(
     "guide_resolution",
     STYLEMC.guide_resolution,
-    "With --method=stylemc: the resolution of the images that CLIP sees, at most the generator's.",
+    "With --method=stylemc: resolution of the images that CLIP sees, at most the generator's.",
 )
 flags.DEFINE_enum(
     "preprocess",
     STYLEMC.preprocess,
     ["styleclip", "clip", "bicubic"],
-    "With --method=stylemc: what CLIP sees; see make_directions.py.",
+    "With --method=stylemc: preprocessing for CLIP; see make_directions.py.",
 )
 flags.DEFINE_string(
-    "arcface", None, "With --id_lambda: checkpoint directory of a face recognition network."
+    "arcface",
+    None,
+    "Face recognition network for --id_lambda: a directory written by python -m ckpt_convert"
+    " arcface.",
 )
 edits.define_flags()
 
@@ -158,25 +163,26 @@ network_flags.define_flags(command_line.describe_flags(AVATARS))
 flags.DEFINE_string(
     "clip",
     None,
-    "Checkpoint directory of a CLIP. Default: one that knows avatars and nothing else.",
+    "CLIP that encodes the texts: a directory written by python -m ckpt_convert clip. Default: a"
+    " CLIP that only knows avatars.",
 )
 flags.DEFINE_string(
     "directions",
     None,
-    "What the generator's style channels do in the eyes of the CLIP: a directory that"
-    " make_directions.py or python -m ckpt_convert directions wrote. Default: the avatars'.",
+    "The channels' relevance to the CLIP: a directory written by make_directions.py or python -m"
+    " ckpt_convert directions. Default: the avatars' directions.",
 )
 
 image_flags.define_flags()
 
 
 class Method(NamedTuple):
-    """How images are edited.
+    """A compiled way to edit images.
 
     Attributes:
-        edit: From latents and strengths to images and edited latents.
-        choose: The automatic strength of every image; None: there is none.
-        described: What metrics.json says about it.
+        edit: Maps latents and strengths to images and edited latents.
+        choose: Computes the automatic strength of every image. None: not supported.
+        described: Entries for metrics.json.
     """
 
     edit: strengths.Edit
@@ -185,7 +191,7 @@ class Method(NamedTuple):
 
 
 def main(_: Sequence[str]) -> None:
-    """Applies the texts with every strength to all images, and writes the results."""
+    """Applies the texts with every strength to all images and writes the results."""
     process_flags.join()
     with distributed.together():
         check_flags()
@@ -197,7 +203,7 @@ def main(_: Sequence[str]) -> None:
             make_method = learned_method if FLAGS.method == "stylemc" else relevance_method
             method = make_method(generator, clip, load_tokenizer(FLAGS.clip), chosen_templates())
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
-            # In the host's memory, for there may be many.
+            # In host memory, because there may be many.
             latents = jax.device_get(image_flags.read_latents(generator, inverted))
             size = len(jax.tree.leaves(latents)[0])
             batches = edits.make_batches(size, generator.config.resolution)
@@ -223,13 +229,13 @@ def main(_: Sequence[str]) -> None:
 def relevance_method(
     generator: Generator, clip: CLIP, tokenizer: Tokenizer, templates: Sequence[str]
 ) -> Method:
-    """The edit that the texts ask for, by the channels' relevance."""
+    """Prepares the edit of ``--method=relevance``."""
     directions = load_directions(FLAGS.directions)
-    # Tuning changes a generator hardly, and its channels do what they did.
+    # Tuning hardly changes a generator, so the directions of the original still apply.
     tuned = photos.generator_path() != FLAGS.generator
     check_fingerprints(directions, load_generator(FLAGS.generator) if tuned else generator, clip)
     if directions.scales is None:
-        command_line.note("measuring the channels' scales, which these directions lack")
+        command_line.note("the directions have no scales; measuring them")
         directions = with_scales(directions, generator)
     directions = replicate(directions)
     dt = jnp.stack(
@@ -259,7 +265,7 @@ def relevance_method(
 def learned_method(
     generator: Generator, clip: CLIP, tokenizer: Tokenizer, templates: Sequence[str]
 ) -> Method:
-    """The edit that is learned from the texts."""
+    """Learns the edit of ``--method=stylemc``."""
     config = command_line.config_from_flags(StyleMCConfig)
     arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
     changes = []
@@ -285,22 +291,22 @@ def learned_method(
 
 
 def check_flags() -> None:
-    """Sets the avatars' defaults; raises InputError where flags contradict each other."""
+    """Sets the avatars' defaults; raises InputError if flags contradict each other."""
     image_flags.check_flags()
     if FLAGS["min_channels"].present and FLAGS.threshold is not None:
-        raise InputError("--min_channels has no effect with --threshold; leave one of them out")
+        raise InputError("--min_channels has no effect with --threshold; remove one of them")
     for_stylemc = (*(f.name for f in dataclasses.fields(STYLEMC) if f.name != "seed"), "arcface")
     unused = ("directions", "threshold", "min_channels")
     if FLAGS.method == "relevance":
         unused = for_stylemc
     if given := [f"--{name}" for name in unused if FLAGS[name].present]:
-        raise InputError(f"{given[0]} has no effect with --method={FLAGS.method}; leave it out")
+        raise InputError(f"{given[0]} has no effect with --method={FLAGS.method}; remove it")
     if FLAGS.arcface and not FLAGS.id_lambda:
-        raise InputError("--arcface is for the identity, which --id_lambda=0 leaves out; try 0.1")
+        raise InputError("--arcface has no effect with --id_lambda=0; try --id_lambda=0.1")
     if FLAGS.method == "relevance" and not FLAGS.directions and (FLAGS.generator or FLAGS.clip):
         raise InputError(
-            "the directions that come with the package are for its generator and CLIP; give"
-            " --directions too, which make_directions.py writes, or take --method=stylemc"
+            "the directions that ship with the package are for its generator and CLIP; give"
+            " --directions, written by make_directions.py, or use --method=stylemc"
         )
     if FLAGS.method == "stylemc":
         FLAGS.set_default("strength", [1.0])

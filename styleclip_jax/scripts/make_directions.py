@@ -1,8 +1,8 @@
-r"""Measures what a generator's style channels do in the eyes of a CLIP, for directions.py.
+r"""Measures the relevance of a generator's style channels to a CLIP, for directions.py.
 
-Once for every generator and CLIP. A run that was stopped goes on from where it was when the same
-line is started again. --method=jacobian is many times faster than the published way,
---method=differences, and looks at small changes only.
+Needed once per generator and CLIP. To resume an interrupted run, run the same command again.
+--method=jacobian is many times faster than the published method, --method=differences, but only
+measures infinitesimal changes.
 
 Examples:
   python make_directions.py --directions=my-avatars --generator=runs/gan --clip=runs/clip \
@@ -44,7 +44,7 @@ FLAGS = flags.FLAGS
 DEFAULTS = RelevanceConfig()
 SECONDS_BETWEEN_SAVES = 60.0
 
-# What differs for the small generator that comes with the package; flags that are given prevail.
+# Defaults for the small generator that ships with the package; flags on the command line prevail.
 AVATARS: dict[str, Any] = {
     "space": "w",
     "range": 2.0,
@@ -56,7 +56,10 @@ AVATARS: dict[str, Any] = {
 flags.DEFINE_string("directions", None, "New directory for the result.", required=True)
 network_flags.define_flags(command_line.describe_flags(AVATARS))
 flags.DEFINE_string(
-    "clip", None, "Checkpoint directory of a CLIP. Default: the one that knows avatars."
+    "clip",
+    None,
+    "CLIP that encodes the images: a directory written by python -m ckpt_convert clip. Default: a"
+    " CLIP that only knows avatars.",
 )
 flags.DEFINE_enum(
     "method",
@@ -69,40 +72,40 @@ flags.DEFINE_enum(
     "space",
     DEFAULTS.space,
     ["stylespace", "w"],
-    "The channels: the entries of the convolutions' styles, as published, or those of w, which are"
-    " fewer and change all layers.",
+    "The channels: the entries of the convolutions' styles, as published, or the entries of w,"
+    " which are fewer and change all layers.",
 )
 flags.DEFINE_integer(
-    "num_images", DEFAULTS.num_images, "Over how many random images to average.", lower_bound=1
+    "num_images", DEFAULTS.num_images, "Number of random images to average over.", lower_bound=1
 )
 flags.DEFINE_float(
     "range",
     DEFAULTS.range,
-    "With --method=differences: how many standard deviations the ends are from the mean.",
+    "With --method=differences: distance of the ends from the mean, in standard deviations.",
 )
 flags.DEFINE_enum(
     "preprocess",
     DEFAULTS.preprocess,
     ["styleclip", "clip", "bicubic"],
-    "What CLIP sees: bicubic, as CLIP's own preprocessing; clip, resized by areas; styleclip,"
-    " resized by areas and not normalized.",
+    "Preprocessing for CLIP: bicubic resizes as CLIP's own preprocessing does; clip averages over"
+    " areas; styleclip averages over areas and does not normalize.",
 )
 flags.DEFINE_integer(
     "guide_resolution",
     DEFAULTS.guide_resolution,
-    "Let CLIP see the image at this lower resolution, for example 256, which is faster; channels of"
-    " layers with a higher one are left out.",
+    "Resolution of the images that CLIP sees, for example 256, which is faster; channels of layers"
+    " at higher resolutions are left out.",
 )
 flags.DEFINE_integer(
     "batch_size",
     16,
-    "How many images, or products with the Jacobian, each device computes at a time.",
+    "Images, or products with the Jacobian, per device and step.",
     lower_bound=1,
 )
 
 
 def main(_: Sequence[str]) -> None:
-    """Measures, with a progress bar, and writes the directions."""
+    """Measures the relevance, with a progress bar, and writes the directions."""
     if not FLAGS.generator:
         for name, value in AVATARS.items():
             FLAGS.set_default(name, value)
@@ -137,15 +140,15 @@ def main(_: Sequence[str]) -> None:
 
 
 def describe(config: RelevanceConfig, described: DirectionsConfig) -> str:
-    """All that decides the result."""
+    """Everything that determines the result, as JSON."""
     return json.dumps([dataclasses.asdict(config), dataclasses.asdict(described), FLAGS.dtype])
 
 
 def read_progress(path: epath.Path, settings: str) -> Progress:
-    """What an earlier run with the same settings did, or nothing.
+    """Reads the progress of an earlier run with the same settings, if there is one.
 
     Raises:
-        InputError: The file is damaged, or of other settings.
+        InputError: The file is damaged, or from a run with other settings.
     """
     config = DirectionsConfig(**json.loads(settings)[1])
     if not path.exists():
@@ -155,17 +158,17 @@ def read_progress(path: epath.Path, settings: str) -> Progress:
             same = str(file["settings"]) == settings
             progress = Progress(int(file["done"]), file["total"])
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-        raise InputError(f"{path} is damaged; remove it to begin anew") from None
+        raise InputError(f"{path} is damaged; remove it to start anew") from None
     if not same:
         raise InputError(
-            f"{path} is what a run with other models or flags has done; repeat its flags to go on,"
-            " or remove it to begin anew"
+            f"{path} is the progress of a run with other models or flags; give the same flags to"
+            " resume it, or remove it to start anew"
         )
     return progress
 
 
 def write_progress(path: epath.Path, progress: Progress, settings: str) -> None:
-    """Writes what is done, completely or not at all."""
+    """Atomically writes the progress."""
     content = io.BytesIO()
     np.savez(content, done=progress.done, total=progress.total, settings=settings)
     unfinished = path.parent / f".{path.name}.{os.getpid()}"

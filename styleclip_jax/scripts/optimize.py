@@ -1,10 +1,10 @@
 r"""Edits images until they match a text, or generates an image from a text alone.
 
-Gradient descent on StyleGAN2's latent code; CLIP tells how well the image fits. Results go to a new
-directory: a sheet of the first images before and after, every image, the latents and metrics.json.
-Images are edited in batches on all devices of this machine; on several machines, run the same line
-on each of them. They are written as they are finished, and a run that was interrupted goes on with
-the same line and --resume.
+Gradient descent on StyleGAN2's latent code; CLIP scores how well image and text match. Results go
+to a new directory: a sheet of the first images before and after, every image, the latents and
+metrics.json. Images are edited in batches on all devices of this machine; on several machines, run
+the same command on each of them. Results are written per batch. To resume an interrupted run, run
+the same command with --resume.
 
 Examples:
   python optimize.py --description="a person with sunglasses"
@@ -154,12 +154,12 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "stop_loss",
     DEFAULTS.stop_loss,
-    "An image is finished when its loss, the number that the run makes smaller, is below this.",
+    "An image is finished when its loss is below this. Default: never.",
 )
 flags.DEFINE_integer(
     "patience",
     DEFAULTS.patience,
-    "An image is finished when its loss has not become smaller for so many steps; 0: take all"
+    "An image is finished when its loss has not decreased for this number of steps. 0: take all"
     " steps.",
 )
 flags.DEFINE_float(
@@ -182,7 +182,7 @@ flags.DEFINE_integer(
 
 
 def main(_: Sequence[str]) -> None:
-    """Applies every text to all images, and writes the results."""
+    """Applies every text to all images and writes the results."""
     process_flags.join()
     with distributed.together():
         if not FLAGS.generator:
@@ -190,7 +190,7 @@ def main(_: Sequence[str]) -> None:
                 FLAGS.set_default(name, value)
         config = command_line.config_from_flags(OptimizeConfig)
         check_flags(config)
-    # Python must not end while a step, which an interruption may have left behind, still runs.
+    # After an interruption, Python must not exit while a step is still running.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with edits.results_directory(command_line.script_flags(__name__)) as directory:
         with distributed.together():
@@ -198,7 +198,7 @@ def main(_: Sequence[str]) -> None:
             texts = replicate(objective_flags.read_clips())
             arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
-            # In the host's memory, for there may be many.
+            # In host memory, because there may be many.
             first = jax.device_get(first_latents(generator, texts, config, inverted))
             size = len(jax.tree.leaves(first)[0])
             tasks = make_tasks(generator, texts, config, directory)
@@ -261,7 +261,7 @@ def first_latents(
     config: OptimizeConfig,
     inverted: Latents | None,
 ) -> Latents:
-    """The latents of the images to edit; with --mode=generate one per text."""
+    """The latents of the images to edit; with ``--mode=generate`` one per text."""
     if config.mode == "generate" and not FLAGS.samples:
         latents = generator.mean_latents(len(FLAGS.description))
     elif config.mode == "generate":
@@ -320,7 +320,7 @@ def write_first_images(
     first: Any,
     batches: Sequence[Batch],
 ) -> None:
-    """Writes the images before the edits, and their latents."""
+    """Writes the images before the edits and their latents."""
     finished = edits.finished_images(directory)
     for batch in batches:
         if not finished.issuperset(batch.numbers):
@@ -332,11 +332,11 @@ def write_first_images(
 def plan(
     config: OptimizeConfig, tasks: Sequence[Task], batches: Sequence[Batch]
 ) -> Iterator[tuple[Task, Batch, Batch]]:
-    """What is left for this host to do.
+    """Plans the unfinished work of this host.
 
     Yields:
-        A text, the batch of images to start from, and the batch of its results, which differ where
-        every text starts from an image of its own.
+        A text, the batch of images to start from, and the batch of results. The batches differ with
+        ``--mode=generate``, where every text starts from its own image.
     """
     for i, task in enumerate(tasks):
         finished = edits.finished_images(task.directory)
@@ -359,7 +359,7 @@ def edit(
     first: Latents,
     batch: Batch,
 ) -> None:
-    """Applies a text to a batch of images, and writes the results."""
+    """Applies a text to a batch of images and writes the results."""
     latents = in_space(generator, config, first)
     images = jax.jit(synthesize)(generator, latents)
     before = similarities(task.text, config, images)
@@ -368,7 +368,7 @@ def edit(
         result = jax.block_until_ready(optimize(generator, arcface, config, task, first, batch))
         failures = result.failures()
     except FloatingPointError as error:
-        # Of all images; they stay what they were.
+        # All edits failed; the unedited images are written.
         result, failures = None, dict.fromkeys(range(batch.count), str(error))
     seconds = time.perf_counter() - begun
     measured: list[dict[str, Any]] = [{"clip_similarity_before": float(x)} for x in before]
@@ -400,7 +400,7 @@ def optimize(
     latents: Latents,
     batch: Batch,
 ) -> EditResult:
-    """Optimizes a batch, with a progress bar and, if asked for, frames."""
+    """Optimizes a batch, with a progress bar and the frames of ``--save_intermediate_every``."""
     frames = []
     frames_every = FLAGS.save_intermediate_every
     ending = f"-{batch.first:06}" if batch.first else ""
@@ -417,7 +417,7 @@ def optimize(
             frames.append(sheet(list(np.asarray(images)[:, None]), labels))
             write_image(task.directory / f"frames{ending}" / f"{step:04}.png", frames[-1])
 
-    # No bar where standard error is a file (disable=None), and only one for all hosts.
+    # No bar if standard error is a file (disable=None), and only one bar for all hosts.
     with tqdm(
         total=config.steps,
         desc=task.description + (f", image {batch.first} and on" if batch.first else ""),
@@ -446,7 +446,7 @@ def optimize(
 def similarities(
     text: objective_flags.Texts, config: OptimizeConfig, images: Array
 ) -> Float[np.ndarray, " batch"]:
-    """How similar images and text are, a mean over CLIPs."""
+    """Similarities of images and a text, averaged over CLIPs."""
     loss = jax.jit(clip_loss, static_argnames="preprocess")
     losses = [
         loss(clip, images, features, config.preprocess)
@@ -462,7 +462,7 @@ def summarize(
     given: photos.Photos | None,
     inversion: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Writes what all batches have in common; returns what metrics.json says about every text."""
+    """Writes the sheet, the pasted photos and metrics.json; returns the metrics of every text."""
     before = directory / "before"
     measured = []
     for task in tasks:
@@ -496,7 +496,7 @@ def summarize(
 
 
 def directory_name(i: int, text: str) -> str:
-    """Directory name of a text's results: a unique number, and the words of the text."""
+    """Directory name of a text's results: a unique number and the words of the text."""
     return f"{i + 1}-{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}".strip("-")
 
 

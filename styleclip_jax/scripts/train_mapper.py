@@ -1,7 +1,7 @@
-r"""Trains a mapper: small networks that learn how to edit any image in one pass.
+r"""Trains a mapper: small networks that learn to edit any image in one forward pass.
 
-A mapper learns the edit of one text, --description. With --mapper_type=DeltaMapper it learns from
-pairs of images, without any text, and then takes any.
+A mapper learns the edit of one text, --description. With --mapper_type=DeltaMapper, it learns from
+pairs of images, without texts, and afterwards applies any text.
 
 Runs on all devices of this machine; on several machines, run the same command on each of them. To
 resume an interrupted run, run the same command again. The mapper with the best validation loss is
@@ -101,7 +101,7 @@ AVATARS = {
     **command_line.differences(AVATARS_MAPPER_CONFIG, DEFAULTS),
 }
 
-# Of a mapper for any text; the official settings.
+# Defaults of a mapper for any text, the official ones.
 DELTA = {"optimizer": "adam", "learning_rate": 0.5, "batch_size": 64, "space": "stylespace"}
 DELTA_AVATARS = {
     "rgb": True,
@@ -117,7 +117,7 @@ DELTA_AVATARS = {
     "image_interval": 2000,
 }
 TYPES = MAPPER_TYPES | {DeltaMapper.__name__: DeltaMapper}
-# Flags that mean nothing to a mapper for any text, and those that mean nothing to others.
+# Flags without effect on a mapper for any text, and flags without effect on others.
 TEXT_FLAGS = (
     *("description", "arcface", "id_lambda", "clip_lambda", "latent_l2_lambda", "strength"),
     *("guidance", "neutral", "orthogonal_lambda", "keep", "keep_lambda", "views", "view_kinds"),
@@ -129,13 +129,13 @@ PAIR_FLAGS = (
 
 SHEET_ROWS = 8
 
-# What a resumed run may change: where it runs, not what it computes.
+# Flags that a resumed run may change, because they do not affect results.
 MACHINE_FLAGS = ("exp_dir", *process_flags.NAMES)
 
 flags.DEFINE_string(
     "description",
     None,
-    "What the images should show, such as 'a person with a beard'. Needed for all mappers but"
+    "What the images should show, such as 'a person with a beard'. Required for all mappers except"
     " DeltaMapper.",
 )
 flags.DEFINE_string(
@@ -185,36 +185,37 @@ flags.DEFINE_enum(
     "mapper_type",
     None,
     list(TYPES),
-    "LevelsMapper has a network each for coarse, medium and fine layers, SingleMapper one for all,"
-    " the StyleSpace mappers one per layer. DeltaMapper (DeltaEdit) is for any text, with settings"
-    f" of its own: {command_line.describe_flags(DELTA)}, and for the avatars"
-    f" {command_line.describe_flags(DELTA_AVATARS)}. Default: LevelsMapper, and with"
-    " --space=stylespace WithoutToRGBStyleSpaceMapper.",
+    "LevelsMapper has one network each for coarse, medium and fine layers, SingleMapper one for all"
+    " layers, the StyleSpace mappers one per layer. DeltaMapper (DeltaEdit) is for any text and has"
+    f" other defaults: {command_line.describe_flags(DELTA)}, and for the avatars"
+    f" {command_line.describe_flags(DELTA_AVATARS)}. Default: LevelsMapper, or"
+    " WithoutToRGBStyleSpaceMapper with --space=stylespace.",
 )
 flags.DEFINE_bool(
     "rgb",
     False,
-    "With DeltaMapper: change the styles of the layers that make colours too.",
+    "With DeltaMapper: also change the styles of ToRGB layers, which set colors.",
 )
 flags.DEFINE_integer(
     "width",
     None,
-    "With DeltaMapper: features of the hidden layers. Default: those of the layers' output.",
+    "With DeltaMapper: features of the hidden layers. Default: as many as the output.",
     lower_bound=1,
 )
 flags.DEFINE_float(
     "pair_redraw",
     1.0,
-    "With DeltaMapper: which part of its random z an image has for itself; the rest is that of the"
-    " image before. 1: images are unrelated; a smaller value, for example 0.1: they differ in a few"
-    " attributes.",
+    "With DeltaMapper: probability that an entry of a random z differs from that of the previous"
+    " image. 1: images are independent; smaller values, for example 0.1: neighboring images differ"
+    " in a few attributes.",
     lower_bound=0.001,
     upper_bound=1,
 )
 flags.DEFINE_integer(
     "pair_reach",
     0,
-    "With DeltaMapper: how many images before or after an image are its partners. 0: all images.",
+    "With DeltaMapper: an image's partners are this number of images before and after it. 0: all"
+    " images.",
     lower_bound=0,
 )
 flags.DEFINE_enum(
@@ -246,18 +247,18 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "l2_lambda",
     DELTA_DEFAULTS.l2_lambda,
-    "With DeltaMapper: weight of the squared error of the predicted change.",
+    "With DeltaMapper: weight of the mean squared error of the predicted change of styles.",
 )
 flags.DEFINE_float(
     "cosine_lambda",
     DELTA_DEFAULTS.cosine_lambda,
-    "With DeltaMapper: weight of 1 - cosine of the predicted change.",
+    "With DeltaMapper: weight of 1 - cosine of the predicted and the true change.",
 )
 flags.DEFINE_float(
     "direction_noise",
     DELTA_DEFAULTS.direction_noise,
-    "With DeltaMapper: length of random vectors added to the directions of image pairs, so that the"
-    " mapper also works for directions of texts, which differ from them.",
+    "With DeltaMapper: length of random vectors added to the directions of image pairs, which makes"
+    " the mapper robust to the difference between image and text directions.",
 )
 flags.DEFINE_float(
     "strength", DEFAULTS.strength, "Factor of the mapper's output when it is added to the latents."
@@ -287,18 +288,18 @@ process_flags.define_flags()
 
 
 class Training(NamedTuple):
-    """What differs between a mapper of one text and one of any text.
+    """The parts of a training that depend on the type of the mapper.
 
     Attributes:
         config: The settings.
-        mapper: A mapper with random weights.
-        start: Chooses where the training starts.
-        step: Takes a step with a batch.
-        evaluate: Losses of a mapper on a batch.
-        batch: This host's part of the batch of a step.
-        test: What is validated on, in the host's memory.
-        sheet: A picture of a few examples.
-        warnings: What is wrong, by the first losses and those of now.
+        mapper: The mapper with random weights.
+        start: Returns the initial mapper.
+        step: Takes a training step with a batch.
+        evaluate: Computes the losses of a mapper on a batch.
+        batch: Returns this host's part of a step's batch.
+        test: The validation data, in host memory.
+        sheet: Synthesizes a sheet of a few examples.
+        warnings: Returns warnings from the first and the current losses.
     """
 
     config: MapperTrainConfig | DeltaTrainConfig
@@ -313,7 +314,7 @@ class Training(NamedTuple):
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains, and leaves the best mapper in ``exp_dir``."""
+    """Trains a mapper and writes the best one to ``exp_dir``."""
     process_flags.join()
     with distributed.together():
         choose_defaults()
@@ -360,12 +361,12 @@ def main(_: Sequence[str]) -> None:
                         unread = None
                     if draws:
                         sheet = functools.partial(training.sheet, state.mapper, batch)
-                        measurements.picture(step, "train", sheet)
+                        measurements.image(step, "train", sheet)
                     if validates:
                         losses = validate(training.evaluate, state.mapper, test, step)
                         measurements.scalars(step, "validation", losses)
                         sheet = functools.partial(training.sheet, state.mapper, test)
-                        measurements.picture(step, "validation", sheet)
+                        measurements.image(step, "validation", sheet)
                         say(f"step {step}, validation {describe_shares(losses, config)}")
                         for warning in training.warnings(progress.first, losses):
                             say(f"warning: {warning}")
@@ -394,7 +395,7 @@ def text_training() -> Training:
             functools.partial(in_space, generator), read_latents(generator)
         )
         mapper = new_mapper(generator, config)
-        rows_of_step(train_latents, step=1)  # Raises now, not later, if devices cannot share it.
+        rows_of_step(train_latents, step=1)  # Checks the batch size early.
     objective = (generator, texts.clips, texts.descriptions, config, arcface)
     references: Any = {"neutral_features": texts.neutral, "keep_features": texts.keep}
     evaluate = make_mapper_evaluation(*objective, **references)
@@ -448,7 +449,7 @@ def pair_training() -> Training:
             ),
             rngs=nnx.Rngs(FLAGS.seed),
         )
-        rows_of_step(latents[0], step=1)
+        rows_of_step(latents[0], step=1)  # Checks the batch size early.
     train, test = (see(generator, clip, each) for each in latents)
 
     def pairs(images: SeenStyles, rows: np.ndarray, step: int) -> Pairs:
@@ -475,14 +476,14 @@ def pair_training() -> Training:
 
 
 def see(generator: Generator, clip: CLIP, latents: Any) -> SeenStyles:
-    """Styles and CLIP's features of images, with a progress bar."""
+    """Computes styles and CLIP features of images, with a progress bar."""
     size = len(jax.tree.leaves(latents)[0])
-    with progress_bar(0, size, "images that CLIP sees", "image") as bar:
+    with progress_bar(0, size, "encoding images", "image") as bar:
         return see_styles(generator, clip, latents, FLAGS.batch_size, FLAGS.preprocess, bar.update)
 
 
 def choose_defaults() -> None:
-    """Sets the flags whose defaults depend on others, and checks that they fit each other."""
+    """Sets defaults that depend on other flags; raises InputError for contradictions."""
     check_local(f"--exp_dir={FLAGS.exp_dir}")
     if not FLAGS.generator:
         for name, value in AVATARS.items():
@@ -511,18 +512,18 @@ def choose_defaults() -> None:
 
 
 def choose_type_and_space() -> None:
-    """Sets type and space of the mapper, and what depends on it."""
+    """Sets the type of the mapper and the defaults that depend on it, and checks its flags."""
     if not FLAGS.mapper_type:
         in_stylespace = FLAGS.space == "stylespace"
         FLAGS.mapper_type = "WithoutToRGBStyleSpaceMapper" if in_stylespace else "LevelsMapper"
     for_any_text = FLAGS.mapper_type == "DeltaMapper"
-    useless = [
+    unused = [
         f"--{name}" for name in (TEXT_FLAGS if for_any_text else PAIR_FLAGS) if FLAGS[name].present
     ]
-    if useless:
+    if unused:
         raise InputError(
-            f"{', '.join(useless)}: not for --mapper_type={FLAGS.mapper_type}, which"
-            f" {'learns from pairs of images, without a text' if for_any_text else 'learns a text'}"
+            f"{', '.join(unused)} has no effect with --mapper_type={FLAGS.mapper_type}, which"
+            f" learns from {'pairs of images' if for_any_text else 'a text'}; remove it"
         )
     if for_any_text:
         if len(FLAGS.clip or ()) > 1:
@@ -533,7 +534,7 @@ def choose_type_and_space() -> None:
             FLAGS.set_default(name, value)
     elif not FLAGS.description:
         raise InputError(
-            "--description is missing; write --description=VALUE, several words in quotes"
+            "--description is missing; add --description=VALUE, with quotes around words"
         )
     space = TYPES[FLAGS.mapper_type].space
     if space != FLAGS.space:
@@ -541,8 +542,8 @@ def choose_type_and_space() -> None:
 
 
 def read_latents(generator: Generator) -> tuple[Any, Any]:
-    """Latents to train and to validate on, of files or of random images."""
-    # Other faces than the other scripts draw with this seed, so that those show what is new.
+    """Latents for training and validation, from files or random."""
+    # Not the seed itself, so that the other scripts sample other images with this seed.
     seeds = map(int, np.random.SeedSequence(FLAGS.seed).generate_state(2))
     found = []
     for name, seed in zip(("train", "test"), seeds, strict=True):
@@ -566,20 +567,20 @@ def read_latents(generator: Generator) -> tuple[Any, Any]:
 
 
 def in_space(generator: Generator, latents: Any) -> Any:
-    """Latents in the space of ``--space``, in the host's memory."""
+    """Latents in the space of ``--space``, in host memory."""
     if FLAGS.space == "stylespace":
         latents = jax.jit(to_styles)(generator, latents)
     return jax.device_get(latents)
 
 
 def card(generator: Generator, config: MapperTrainConfig | DeltaTrainConfig) -> MapperCard:
-    """What the mapper will be."""
+    """The card of the mapper to train."""
     settings = {name: FLAGS[name].value for name in ("max_steps", "batch_size", "seed")}
     return mapper_card(FLAGS.description, config, generator, **settings)
 
 
 def new_mapper(generator: Generator, config: MapperTrainConfig) -> Mapper:
-    """The mapper to train."""
+    """The initial mapper."""
     architecture = MapperConfig(
         w_dim=generator.config.w_dim,
         num_layers=generator.config.num_layers,
@@ -593,7 +594,7 @@ def new_mapper(generator: Generator, config: MapperTrainConfig) -> Mapper:
 
 
 def recorded_flags() -> dict[str, Any]:
-    """Flags that decide the result."""
+    """Flags that determine the result."""
     values = command_line.script_flags(__name__)
     return {name: value for name, value in values.items() if name not in MACHINE_FLAGS}
 
@@ -601,7 +602,7 @@ def recorded_flags() -> dict[str, Any]:
 def progress_bar(
     first: int, total: int | None = None, title: str | None = None, unit: str = "step"
 ) -> tqdm:
-    """A progress bar, of the steps unless of something else, on one host's terminal."""
+    """A progress bar on the first host's terminal, by default of the training steps."""
     return tqdm(
         total=total or FLAGS.max_steps,
         initial=first,
@@ -623,7 +624,7 @@ def steps(first: int, bar: tqdm, progress: Progress) -> Iterator[int]:
 def read_metrics(
     measurements: Measurements, bar: tqdm, step: int, metrics: Mapping[str, Any]
 ) -> None:
-    """Waits for the metrics of a step, then checks, shows and records them."""
+    """Waits for the metrics of a step and checks, shows and records them."""
     metrics = as_floats(metrics)
     check_finite(step, metrics)
     losses = {name: value for name, value in metrics.items() if not name.endswith("norm")}
@@ -633,7 +634,7 @@ def read_metrics(
 
 
 def rows_of_step(data: Any, step: int) -> Int[np.ndarray, " batch"]:
-    """Which rows of the training data make the global batch of a step."""
+    """Rows of the training data in the global batch of a step."""
     rows = batch_indices(FLAGS.seed, step - 1, size_of(data), FLAGS.batch_size)
     host_share(rows)
     return rows
@@ -645,12 +646,12 @@ def take(data: Any, rows: Int[np.ndarray, " rows"] | slice) -> Any:
 
 
 def size_of(data: Any) -> int:
-    """How many latents or pairs there are."""
+    """Number of latents or pairs."""
     return len(jax.tree.leaves(data)[0])
 
 
 def validate(evaluate: Callable, mapper: Any, data: Any, step: int) -> dict[str, float]:
-    """Mean losses over the validation data that fill whole batches."""
+    """Mean losses over the whole batches of the validation data."""
     size = size_of(data) // FLAGS.batch_size * FLAGS.batch_size
     batches = np.arange(size).reshape(-1, FLAGS.batch_size)
     results = [evaluate(mapper, take(data, rows)) for rows in map(host_share, batches)]
@@ -669,7 +670,7 @@ def before_after(generator: Generator, mapper: Mapper, latents: Any) -> Image.Im
 
 
 def pair_sheet(generator: Generator, mapper: DeltaMapper, pairs: Pairs) -> Image.Image:
-    """A sheet of the first pairs: an image, what the mapper makes of it, and its partner."""
+    """A sheet of the first pairs: the source image, its edit, and the target image."""
 
     def edit(part: Pairs, strength: float, *, of_target: bool = False) -> Any:
         source = part.target if of_target else part.source
@@ -681,16 +682,13 @@ def pair_sheet(generator: Generator, mapper: DeltaMapper, pairs: Pairs) -> Image
     columns = {
         "before": functools.partial(edit, strength=0.0),
         "edited": functools.partial(edit, strength=1.0),
-        "partner": functools.partial(edit, strength=0.0, of_target=True),
+        "target": functools.partial(edit, strength=0.0, of_target=True),
     }
     return sheet([synthesize_rows(f, pairs) for f in columns.values()], [*columns])
 
 
 def synthesize_rows(synthesize: Callable[[Any], Any], data: Any) -> np.ndarray:
-    """Images of the first rows.
-
-    They are synthesized a few at a time, so that one compiled program does for all of a run.
-    """
+    """Synthesizes the first rows in small batches of one size, which share a compiled program."""
     few = min(SHEET_ROWS, FLAGS.batch_size // jax.process_count())
     rows = min(SHEET_ROWS, size_of(data)) // few * few
     parts = [synthesize(take(data, slice(i, i + few))) for i in range(0, rows, few)]
@@ -698,7 +696,7 @@ def synthesize_rows(synthesize: Callable[[Any], Any], data: Any) -> np.ndarray:
 
 
 def export(mapper: Mapper | DeltaMapper, path: epath.Path) -> None:
-    """Writes the mapper and replaces an older one."""
+    """Writes the mapper, replacing an older one."""
     if jax.process_index() == 0:
         unfinished, older = (path.with_name(f"{path.name}.{x}") for x in ("unfinished", "older"))
         for left_over in (unfinished, older):
@@ -716,7 +714,7 @@ def as_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def say(message: str) -> None:
-    """Prints a line, on one host."""
+    """Prints a line on the first host."""
     if jax.process_index() == 0:
         tqdm.write(message, file=sys.stderr)
 

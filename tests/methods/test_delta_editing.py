@@ -102,7 +102,7 @@ def test_channels_that_have_nothing_to_do_with_the_text_stay(
 def test_directions_of_w_are_refused(generator, mapper, clip, styles, dt):
     config = DirectionsConfig((generator.config.w_dim,), clip.config.embed_dim, space="w")
     directions = Directions(config, rngs=nnx.Rngs(0))
-    with pytest.raises(InputError, match="needs those of style channels"):
+    with pytest.raises(InputError, match="needs directions for stylespace"):
         edit_with_delta_mapper(generator, mapper, clip, styles, dt, directions=directions)
 
 

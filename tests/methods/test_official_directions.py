@@ -14,7 +14,8 @@ from styleclip_jax.io.text import Tokenizer
 from styleclip_jax.methods.directions import edit_with_direction, text_direction
 from styleclip_jax.methods.relevance import build_directions, unit_rows
 from styleclip_jax.models import DirectionsConfig
-from styleclip_jax.models.directions import channel_widths, conv_entries
+from styleclip_jax.models.directions import channel_widths
+from styleclip_jax.models.stylegan2 import conv_entries
 
 GOLDEN = seeded.load("directions")
 CASES = GOLDEN.settings["cases"]

@@ -19,7 +19,8 @@ from styleclip_jax.methods.relevance import (
     with_scales,
 )
 from styleclip_jax.models import DirectionsConfig, Generator
-from styleclip_jax.models.directions import channel_widths, conv_entries
+from styleclip_jax.models.directions import channel_widths
+from styleclip_jax.models.stylegan2 import conv_entries
 
 IMAGES = 3
 CONFIG = RelevanceConfig(num_images=IMAGES, guide_resolution=16)

@@ -12,6 +12,8 @@ from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
 from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, GeneratorConfig
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 GOLDEN = seeded.load("delta_mapper")
 # The entries of a 16 px generator: two groups, of which the second has layers of two widths.
 SMALL = DeltaMapperConfig(style_dims=(4, 4, 4, 4, 4, 4, 2, 2), embed_dim=3)

@@ -68,4 +68,4 @@ def test_measurements_that_do_not_fit_on_the_disk_are_named(tmp_path, full_disk)
     measurements = Measurements(epath.Path(tmp_path), None)
     with pytest.raises(OSError, match=r"tfevents.* cannot be written \(File too large\)"):
         with contextlib.closing(measurements):
-            measurements.picture(1, "train", lambda: Image.fromarray(noise))
+            measurements.image(1, "train", lambda: Image.fromarray(noise))

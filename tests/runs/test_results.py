@@ -48,9 +48,9 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
         new_run_directory("/proc/results")
 
 
-def test_an_address_is_no_directory(tmp_path, monkeypatch):
+def test_a_url_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="gs://bucket/x is no directory"):
+    with pytest.raises(InputError, match="gs://bucket/x is a URL"):
         new_run_directory("gs://bucket/x")
     assert not list(tmp_path.iterdir())
 

@@ -38,7 +38,7 @@ def test_without_settings_nothing_changes():
 
 
 def test_settings_of_another_script_are_refused_with_its_name(file):
-    with pytest.raises(InputError, match=r"are for optimize.py, this is apply_mapper.py"):
+    with pytest.raises(InputError, match=r"are for optimize.py, not for apply_mapper.py"):
         expand(["apply_mapper.py", f"--settings={file}"], "apply_mapper.py")
 
 
