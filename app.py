@@ -3,7 +3,10 @@
 The code is in ``styleclip_jax/scripts/app.py``.
 """
 
-from styleclip_jax.scripts.app import start
+try:
+    from styleclip_jax.scripts.app import start
+except KeyboardInterrupt:
+    raise SystemExit("error: interrupted") from None
 
 if __name__ == "__main__":
     start()

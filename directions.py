@@ -3,7 +3,10 @@
 The code is in ``styleclip_jax/scripts/directions.py``.
 """
 
-from styleclip_jax.scripts.directions import start
+try:
+    from styleclip_jax.scripts.directions import start
+except KeyboardInterrupt:
+    raise SystemExit("error: interrupted") from None
 
 if __name__ == "__main__":
     start()

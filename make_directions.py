@@ -3,7 +3,10 @@
 The code is in ``styleclip_jax/scripts/make_directions.py``.
 """
 
-from styleclip_jax.scripts.make_directions import start
+try:
+    from styleclip_jax.scripts.make_directions import start
+except KeyboardInterrupt:
+    raise SystemExit("error: interrupted") from None
 
 if __name__ == "__main__":
     start()
