@@ -131,3 +131,19 @@ def test_avatars_are_edited_in_stylespace(run_script, tmp_path, kind):
         *(flags or ["--num_images=1"]),
     )
     assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    "command", ["directions.py", "apply_mapper.py --mapper=any_text", "optimize.py --steps=1"]
+)
+def test_words_that_the_clip_does_not_know_are_named(run_script, tmp_path, command):
+    script, *flags = command.split()
+    outcome = run_script(
+        script,
+        *flags,
+        "--description=a person with a banana",
+        "--num_images=1",
+        f"--results_dir={tmp_path / 'results'}",
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.startswith("note: banana: no text that the CLIP of the avatars")

@@ -144,14 +144,17 @@ def read_clips() -> Texts:
         )
 
     neutral = FLAGS.neutral if FLAGS.guidance == "direction" else None
+    descriptions = FLAGS.description
+    descriptions = [descriptions] if isinstance(descriptions, str) else descriptions
+    given = [*descriptions, *(FLAGS.keep or ()), *([neutral] if neutral else ())]
     for path, tokenizer in zip(paths, tokenizers, strict=True):
-        _note_unknown_words(path or "the CLIP of the avatars", tokenizer, neutral)
+        note_unknown_words(path, tokenizer, given)
     return Texts(clips, encode(FLAGS.description), encode(neutral), encode(FLAGS.keep))
 
 
-def _note_unknown_words(name: str, tokenizer: Tokenizer, neutral: str | None) -> None:
-    texts = [FLAGS.description] if isinstance(FLAGS.description, str) else [*FLAGS.description]
-    texts += [*(FLAGS.keep or ()), *([neutral] if neutral else ())]
+def note_unknown_words(path: str | None, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Names the words of texts that no text had which the CLIP of ``path`` was trained on."""
+    name = path or "the CLIP of the avatars"
     unknown = tokenizer.unknown_words(texts)
     if unknown and jax.process_index() == 0:
         command_line.note(

@@ -60,7 +60,7 @@ from styleclip_jax.runs import (
     strengths,
 )
 from styleclip_jax.runs import processes as distributed
-from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates
+from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates, note_unknown_words
 from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
@@ -213,6 +213,7 @@ def compile_edit(
 
         return apply, None
     clip, tokenizer = replicate(load_clip(FLAGS.clip, FLAGS.dtype)), load_tokenizer(FLAGS.clip)
+    note_unknown_words(FLAGS.clip, tokenizer, [FLAGS.description, FLAGS.neutral])
     dt = text_direction(clip, tokenizer, FLAGS.description, FLAGS.neutral, chosen_templates())
     selection = {}
     if FLAGS.directions:

@@ -58,7 +58,7 @@ from styleclip_jax.runs import (
     strengths,
 )
 from styleclip_jax.runs import processes as distributed
-from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates
+from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates, note_unknown_words
 from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
@@ -201,7 +201,10 @@ def main(_: Sequence[str]) -> None:
             generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
             clip = replicate(load_clip(FLAGS.clip, FLAGS.dtype))
             make_method = learned_method if FLAGS.method == "stylemc" else relevance_method
-            method = make_method(generator, clip, load_tokenizer(FLAGS.clip), chosen_templates())
+            tokenizer = load_tokenizer(FLAGS.clip)
+            texts = [*FLAGS.description, *([FLAGS.neutral] if FLAGS.neutral else ())]
+            note_unknown_words(FLAGS.clip, tokenizer, texts)
+            method = make_method(generator, clip, tokenizer, chosen_templates())
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
             # In host memory, because there may be many.
             latents = jax.device_get(image_flags.read_latents(generator, inverted))
