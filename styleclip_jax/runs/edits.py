@@ -52,9 +52,10 @@ UNFINISHED_FILE = "unfinished.json"
 
 # Flags that a resumed run may change, because they do not affect results.
 _MACHINE_FLAGS = {"results_dir", "resume", "batch_size", *process_flags.NAMES}
-# Images per device. Four of 1024 pixels need 8.1 GB to optimize with ViT-B/32 in float32, and 2.1 GB
-# to edit with a mapper; 16 of 256 pixels need 7.6 GB to optimize (XLA's memory_analysis of the
-# gradient, compiled for a CPU). That leaves a 16 GB accelerator as much for its convolutions.
+# Images per device. In float32, four of 1024 pixels need 8.1 GB to optimize with ViT-B/32 (8.7 GB
+# with --guidance=direction and four views), and 2.1 GB to edit with a mapper or directions; 16 of
+# 256 pixels need 7.6 GB to optimize. These are figures of XLA's memory_analysis for CPUs; the rest
+# of a 16 GB accelerator is for the workspace of its convolutions.
 _LEAST_PER_DEVICE, _MOST_PER_DEVICE = 4, 16
 
 # --help lists the flags with those of the script that calls define_flags.
