@@ -490,8 +490,9 @@ def test_too_little_memory_names_a_smaller_batch(optimize, tmp_path, monkeypatch
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
 
     monkeypatch.setattr("styleclip_jax.methods.optimization.edit_latents", fail)
-    outcome = optimize("--num_images=9", "--batch_size=9")
-    assert_refused(outcome, tmp_path, "not enough memory", "--batch_size=9", "--batch_size=4")
+    for size in ("9", "64"):
+        outcome = optimize("--num_images=9", f"--batch_size={size}")
+        assert_refused(outcome, tmp_path, "not enough memory for 9 images", "--batch_size=4")
 
 
 def test_a_clip_without_a_tokenizer_ends_in_one_line(optimize, tmp_path, clip_path):

@@ -139,6 +139,8 @@ def _parse_flags(argv: Sequence[str], script: ModuleType) -> list[str]:
         _fail(f"{error}; --help lists all flags")
     except InputError as error:
         _fail(error)
+    except UnicodeDecodeError:
+        _fail("a --flagfile is not a text file; expected one --name=value per line")
     except flags.Error as error:
         if missing := re.match(r"flag (--\w+)=None: ", str(error)):
             _fail(f"{missing[1]} is missing; add {missing[1]}=VALUE, with quotes around words")

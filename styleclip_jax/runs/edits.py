@@ -52,7 +52,10 @@ UNFINISHED_FILE = "unfinished.json"
 
 # Flags that a resumed run may change, because they do not affect results.
 _MACHINE_FLAGS = {"results_dir", "resume", "batch_size", *process_flags.NAMES}
-# Images per device: at 1024 pixels, an optimization of four fits into 16 GB.
+# Images per device. In float32, four of 1024 pixels need 8.1 GB to optimize with ViT-B/32 (8.7 GB
+# with --guidance=direction and four views), and 2.1 GB to edit with a mapper or directions; 16 of
+# 256 pixels need 7.6 GB to optimize. These are figures of XLA's memory_analysis for CPUs; the rest
+# of a 16 GB accelerator is for the workspace of its convolutions.
 _LEAST_PER_DEVICE, _MOST_PER_DEVICE = 4, 16
 
 # --help lists the flags with those of the script that calls define_flags.
@@ -91,7 +94,7 @@ class Batch(NamedTuple):
     Attributes:
         first: Number of the first image.
         indices: Indices of their latents; repeats of the last image fill the last batch.
-        count: Number of images without these repeats.
+        count: Number of images without these repeats; 0 if this host has none.
     """
 
     first: int
@@ -127,6 +130,9 @@ class Task(NamedTuple):
 def make_batches(size: int, resolution: int) -> list[Batch]:
     """Splits images into this host's batches of one size, so that they share a compiled program.
 
+    Every host has at least one batch, so that all of them can compile; with fewer images than
+    devices, it may be a batch of no images.
+
     Args:
         size: Number of images of all hosts.
         resolution: Resolution of the images, for the default of ``--batch_size``.
@@ -144,10 +150,11 @@ def make_batches(size: int, resolution: int) -> list[Batch]:
         )
     whole = min(FLAGS.batch_size, _round_up(size, devices))
     share = whole // hosts
+    begin = share * jax.process_index()
     batches = []
-    for first in range(share * jax.process_index(), size, whole):
+    for first in range(begin, max(size, begin + 1), whole):
         indices = np.minimum(np.arange(first, first + share), size - 1)
-        batches.append(Batch(first, indices, count=min(share, size - first)))
+        batches.append(Batch(first, indices, count=max(0, min(share, size - first))))
     return batches
 
 
@@ -157,19 +164,21 @@ def lone_batch(number: int) -> Batch:
 
 
 @contextlib.contextmanager
-def enough_memory() -> Iterator[None]:
-    """Raises InputError with a smaller batch size if a batch does not fit into memory."""
+def enough_memory(batches: Sequence[Batch]) -> Iterator[None]:
+    """Raises InputError with a smaller batch size if one of the batches does not fit into memory.
+
+    It is smaller than the batches, which have fewer images than ``--batch_size`` if there are few.
+    """
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        devices = jax.device_count()
-        if not is_out_of_memory(error) or FLAGS.batch_size <= devices:
+        devices, size = jax.device_count(), len(batches[0].indices) * jax.process_count()
+        if not is_out_of_memory(error) or size <= devices:
             raise
-        smaller = _round_up(FLAGS.batch_size // 2, devices)
-        smaller = smaller if smaller < FLAGS.batch_size else devices
+        smaller = _round_up(size // 2, devices)
+        smaller = smaller if smaller < size else devices
         raise InputError(
-            f"there is not enough memory for --batch_size={FLAGS.batch_size}; try"
-            f" --batch_size={smaller}"
+            f"there is not enough memory for {size} images at once; try --batch_size={smaller}"
         ) from None
 
 

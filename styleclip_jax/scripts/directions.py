@@ -210,7 +210,7 @@ def main(_: Sequence[str]) -> None:
             latents = jax.device_get(image_flags.read_latents(generator, inverted))
             size = len(jax.tree.leaves(latents)[0])
             batches = edits.make_batches(size, generator.config.resolution)
-            with edits.enough_memory():
+            with edits.enough_memory(batches):
                 left = [*strengths.plan(places, batches)]
                 begun = time.perf_counter()
                 first = (left[0][1] if left else batches[0]).take(latents)

@@ -203,7 +203,7 @@ def main(_: Sequence[str]) -> None:
             size = len(jax.tree.leaves(first)[0])
             tasks = make_tasks(generator, texts, config, directory)
             batches = edits.make_batches(size, generator.config.resolution)
-            with edits.enough_memory():
+            with edits.enough_memory(batches):
                 write_first_images(directory / "before", generator, config, first, batches)
                 for task, batch, part in plan(config, tasks, batches):
                     edit(generator, arcface, config, task, batch.take(first), part)

@@ -126,6 +126,14 @@ def test_a_missing_flag_is_one_line_with_code_one(run_script, tmp_path):
     assert run_script(str(tmp_path / "script.py"), "a text") == (1, "", expected)
 
 
+def test_a_file_of_flags_that_is_no_text_is_refused(run, tmp_path):
+    (tmp_path / "flags").write_bytes(b"--fail=no\n\x96\xff")
+    outcome = run(f"--flagfile={tmp_path / 'flags'}")
+    expected = "error: a --flagfile is not a text file; expected one --name=value per line\n"
+    assert outcome == (1, "", expected)
+    assert run(f"--flagfile={tmp_path / 'nowhere'}").err.count("\n") == 1
+
+
 def test_bugs_are_not_hidden(run):
     with pytest.raises(TypeError, match="a bug"):
         run("--fail=bug")
