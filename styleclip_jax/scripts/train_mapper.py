@@ -47,7 +47,7 @@ from styleclip_jax.io.checkpoints import (
 from styleclip_jax.io.files import expand_user
 from styleclip_jax.io.images import before_after_sheet, sheet
 from styleclip_jax.io.latents import load_latents
-from styleclip_jax.latents import Latents, sample_latents, to_styles
+from styleclip_jax.latents import sample_latents, to_styles
 from styleclip_jax.methods.delta_editing import apply_delta_mapper
 from styleclip_jax.methods.delta_training import (
     DeltaTrainConfig,
@@ -401,7 +401,7 @@ def text_training() -> Training:
     evaluate = make_mapper_evaluation(*objective, **references)
     key = jax.random.key(FLAGS.seed)
 
-    def batch(step: int) -> Latents:
+    def batch(step: int) -> Any:
         return take(train_latents, host_share(rows_of_step(train_latents, step)))
 
     def start(mapper: Mapper) -> Mapper:
