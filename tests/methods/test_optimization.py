@@ -517,7 +517,9 @@ def test_an_extra_loss_pulls_latents_where_it_is_lowest(generator, clip, latents
 
 
 def test_an_extra_loss_that_is_not_per_image_is_refused(generator, clip, latents, texts):
-    with pytest.raises(InputError, match=r"extra_loss returns shape \(\), expected \(3,\): a loss"):
+    with pytest.raises(
+        InputError, match=r"extra_loss returns shape \(\), expected \(3,\), one loss"
+    ):
         edit_latents(
             generator, clip, latents, texts, CONFIG, extra_loss=lambda images, _: images.mean()
         )

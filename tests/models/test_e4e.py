@@ -83,8 +83,8 @@ def test_images_of_another_shape_are_refused(shape):
     ("changes", "message"),
     [
         ({"in_channels": 4}, "in_channels is 4"),
-        ({"rounds": 5}, "rounds is 5 with 3 input channels"),
-        ({"in_channels": 6}, "rounds is 1 with 6 input channels"),
+        ({"rounds": 5}, "rounds is 5 with in_channels 3"),
+        ({"in_channels": 6}, "rounds is 1 with in_channels 6"),
         ({"num_layers": 10**9}, "num_layers is 1000000000"),
         ({"middle_layer": 8}, "middle_layer is 8 and fine_layer 7"),
         ({"stages": ((16, 10**9), (16, 1), (16, 1))}, "1000000002 blocks"),
