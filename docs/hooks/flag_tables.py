@@ -21,7 +21,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Appends a section per script to the page of flags."""
     if page.file.src_uri != PAGE:
         return markdown
-    scripts = sorted(p for p in ROOT.glob("*.py") if "styleclip_jax" in p.read_text())
+    scripts = sorted(p for p in ROOT.glob("*.py") if "if __name__ ==" in p.read_text())
     return "\n\n".join([markdown, *map(script_section, scripts), _conversion_section()])
 
 
