@@ -140,7 +140,10 @@ def _connect(
     view.history.select(actions.from_history, visit, changed, **fast)
     view.keep.click(actions.keep, visit, changed, **fast)
     view.undo.click(actions.undo, visit, changed, **fast)
-    form.cancel.click(actions.cancelled, visit, [view.picture, view.status], **fast)
+    # In two steps: what the edit sent last must not arrive after the message.
+    form.cancel.click(lambda: None, **fast).then(
+        actions.cancelled, visit, [view.picture, view.status], **_FAST
+    )
 
     def of_method(method: str) -> list[Any]:
         shown = [gr.update(visible=method == name) for name in layout.METHODS]

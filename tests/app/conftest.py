@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
 # Tests wait for states; this only ends those that hang. Other programs may take most of the
 # processor.
-TIMEOUT = 600
+TIMEOUT = 300
 
 
 class Service:
