@@ -17,7 +17,7 @@ amount; to the same image with another change, they do not move along it.
 
 With `--lock_images`, only the text tower is trained, on images and triples without edits: it learns
 other words for attributes that the image tower already distinguishes (locked-image tuning, arXiv
-2111.07991).
+2111.07991). With `--distractors`, it also learns to ignore words that state nothing.
 
 The training is checkpointed every few minutes. Run the same command again to resume it; running
 edits start anew.
@@ -53,6 +53,7 @@ from avatars.captions import (
     truths,
 )
 from avatars.classifier import load as load_classifier
+from avatars.distractors import Distractors
 from avatars.perturbation import perturbed_latents
 from avatars.running_edits import RunningEdits, choose_targets
 from avatars.train_generator import halved
@@ -254,13 +255,19 @@ class Triples(NamedTuple):
     neutral_tokens: Int[Array, "1 context"]
 
 
-def choose_triples(tokenizer: Tokenizer, random: np.random.Generator, ukrainian: float) -> Triples:
+def choose_triples(
+    tokenizer: Tokenizer,
+    random: np.random.Generator,
+    ukrainian: float,
+    distractors: Distractors | None = None,
+) -> Triples:
     """Chooses TRIPLES triples; a share of `ukrainian` of the texts are Ukrainian."""
     attributes = sample(TRIPLES, int(random.integers(2**32)))
     targets = choose_targets(attributes, random, ukrainian)
     other = change_elsewhere(attributes, targets.slots, random)
     neutral_text = neutral(random, choose_language(random, ukrainian))
-    tokens, neutral_tokens = tokenizer(targets.texts), tokenizer([neutral_text])
+    texts = with_distractors(targets.texts, distractors, tokenizer, random)
+    tokens, neutral_tokens = tokenizer(texts), tokenizer([neutral_text])
     arrays = attributes, targets.wanted, other, targets.rises, tokens, neutral_tokens
     return Triples(*map(jnp.asarray, arrays))
 
@@ -365,6 +372,19 @@ def describe_batch(
     return [text for text, _ in described], [meaning for _, meaning in described]
 
 
+def with_distractors(
+    texts: list[str],
+    distractors: Distractors | None,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+) -> list[str]:
+    """The same texts, English ones with distractors where they still fit the context."""
+    if distractors is None:
+        return texts
+    added = [distractors.add(text, rng) if text.isascii() else text for text in texts]
+    return [new if tokenizer.fits(new) else old for old, new in zip(texts, added, strict=True)]
+
+
 def main(_: Sequence[str]) -> None:
     """Trains the CLIP and writes it with its tokenizer."""
     out = pathlib.Path(FLAGS.out).absolute()
@@ -384,6 +404,9 @@ def main(_: Sequence[str]) -> None:
     decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
     optimizer = optax.adamw(schedule, 0.9, 0.98, weight_decay=0.05, mask=decayed)
     key = jax.random.key(FLAGS.seed)
+    distractors = (
+        Distractors({*words_of(files[WORDS_FILE].decode())}) if FLAGS.distractors else None
+    )
     synthesizer, edits, edited = None, None, 0
     if FLAGS.generator:
         synthesizer = checkpoints.load_generator(FLAGS.generator)
@@ -401,12 +424,13 @@ def main(_: Sequence[str]) -> None:
             shown = np.concatenate([shown, running.images])
             shown_labels = np.concatenate([shown_labels, running.labels])
         if synthesizer is not None:
-            triples = choose_triples(tokenizer, rng, FLAGS.ukrainian)
+            triples = choose_triples(tokenizer, rng, FLAGS.ukrainian, distractors)
         texts, meanings = describe_batch(shown_labels, tokenizer, rng, FLAGS.ukrainian)
         told = truths(meanings)
         if edits:
             texts += running.targets.texts
             told = np.concatenate([told, running.targets.truths])
+        texts = with_distractors(texts, distractors, tokenizer, rng)
         return clip_step(
             state,
             synthesizer,
@@ -440,6 +464,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("generator", None, "Generator of the running edits and triples; see above.")
     flags.DEFINE_string("annotator", None, "Weights of a classifier that labels edited images.")
     flags.DEFINE_bool("lock_images", False, "Train the text tower only; see above.")
+    flags.DEFINE_bool("distractors", False, "Add words that state nothing to English texts.")
     flags.DEFINE_float("ukrainian", 0.2, "Share of Ukrainian texts.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Images and captions per step.")
