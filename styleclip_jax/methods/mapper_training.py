@@ -29,9 +29,9 @@ from styleclip_jax.methods.objective import (
     Texts,
     Tokenizers,
     check_choices,
+    describe_originals,
     image_losses,
     make_objective,
-    original_features,
 )
 from styleclip_jax.methods.ranger import ranger
 from styleclip_jax.models.arcface import ArcFace
@@ -395,7 +395,7 @@ def _loss(
     originals = None
     if objective.needs_originals:
         # Independent of the mapper, so they have no gradient.
-        originals = original_features(objective, synthesize(generator, latents))
+        originals = describe_originals(objective, synthesize(generator, latents))
     edited = jax.tree.map(jnp.add, latents, residual)
     images = synthesize(generator, edited)
     losses, terms = image_losses(objective, images, edited, originals, key)

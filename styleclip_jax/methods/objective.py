@@ -53,6 +53,19 @@ class Features(NamedTuple):
     identity: Float[Array, "batch _"] | None
 
 
+class Originals(NamedTuple):
+    """What terms need of the images before the edit.
+
+    Attributes:
+        features: Their features, without random views.
+        seen: The images at the size of every CLIP, which random views are made of; empty if there
+            are none.
+    """
+
+    features: Features
+    seen: tuple[Float[Array, "batch _ _ 3"], ...]
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=(
@@ -217,22 +230,24 @@ def _features(
     return [encode_texts(one, t, strings) for one, t in zip(clip, tokenizers, strict=True)]
 
 
-def original_features(
+def describe_originals(
     objective: Objective, images: Float[Array, "batch height height 3"]
-) -> Features:
-    """Features of the images before the edit, without random views."""
+) -> Originals:
+    """Encodes the images before the edit."""
     clips = objective.clips if objective.compares_features else ()
-    return Features(
+    features = Features(
         tuple(_clip_features(objective, clip, images, None) for clip in clips),
         _identity_features(objective, images),
     )
+    viewed = clips if objective.views else ()
+    return Originals(features, tuple(clip_resize(images, x.config.image_size) for x in viewed))
 
 
 def image_losses(
     objective: Objective,
     images: Float[Array, "batch height height 3"],
     latents: Latents,
-    originals: Features | None,
+    originals: Originals | None,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
     """The weighted sum of all terms, and every term without its weight, per image.
@@ -241,17 +256,25 @@ def image_losses(
         objective: The objective.
         images: Edited images in [-1, 1].
         latents: Their latents, for the extra loss.
-        originals: From :func:`original_features`; required if ``objective.needs_originals``.
-        key: Key of the random views. None: no views.
+        originals: From :func:`describe_originals`; required if ``objective.needs_originals``.
+        key: Key of the random views. None: no views. Original and edited images get the same views,
+            so that only the edit changes the features.
     """
     features = Features(
         tuple(_clip_features(objective, clip, images, key) for clip in objective.clips),
         _identity_features(objective, images),
     )
+    before = None if originals is None else originals.features
+    if originals is not None and before is not None and originals.seen and key is not None:
+        views = [
+            _clip_features(objective, clip, seen, key)
+            for clip, seen in zip(objective.clips, originals.seen, strict=True)
+        ]
+        before = before._replace(clip=tuple(views))
     terms = {
         name: losses
         for name, term in TERMS.items()
-        if (losses := term.losses(objective, features, originals)) is not None
+        if (losses := term.losses(objective, features, before)) is not None
     }
     losses = sum((objective.weights[name] * terms[name] for name in terms), jnp.zeros(()))
     if objective.extra_loss is not None:

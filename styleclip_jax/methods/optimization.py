@@ -25,18 +25,18 @@ from styleclip_jax.methods.linear_start import (
 )
 from styleclip_jax.methods.objective import (
     ExtraLoss,
-    Features,
     Guidance,
     Objective,
+    Originals,
     TextFeatures,
     Texts,
     Tokenizers,
     as_number,
     check_choices,
+    describe_originals,
     image_losses,
     is_zero,
     make_objective,
-    original_features,
 )
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
@@ -177,6 +177,8 @@ AVATARS_CONFIG = OptimizeConfig(
     guidance="direction",
     orthogonal_lambda=0.35,
     views=1,
+    # Their CLIP hardly sees a wink in images that are shifted.
+    view_kinds=("resize", "noise"),
     guide_resolution=64,
     start_samples=512,
 )
@@ -230,7 +232,7 @@ class _Problem(NamedTuple):
     generator: Generator
     objective: Objective
     start: Latents
-    originals: Features | None
+    originals: Originals | None
     key: PRNGKeyArray | None
     numbers: dict[str, Float[Array, "*images"]]
 
@@ -567,7 +569,7 @@ def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:
 
 def _start(
     generator: Generator, objective: Objective, latents: Latents, steps: int, program: _Program
-) -> tuple[Features | None, _State]:
+) -> tuple[Originals | None, _State]:
     originals = None
     if objective.needs_originals:
         originals = _originals(generator, objective, latents, program.guide_resolution)
@@ -604,8 +606,8 @@ def _best(starts: Sequence[Latents], problem: _Problem, program: _Program) -> La
 @functools.partial(jax.jit, static_argnames="resolution")
 def _originals(
     generator: Generator, objective: Objective, latents: Latents, resolution: int | None
-) -> Features:
-    return original_features(objective, synthesize(generator, latents, resolution))
+) -> Originals:
+    return describe_originals(objective, synthesize(generator, latents, resolution))
 
 
 def _loss(
