@@ -28,6 +28,7 @@ from styleclip_jax.methods.optimization import (
     learning_rate_schedule,
 )
 from styleclip_jax.models import CLIP, Generator, GeneratorConfig
+from styleclip_jax.views import VIEWS
 
 GOLDEN = seeded.load("optimization")
 CASES = GOLDEN.settings["cases"]
@@ -288,6 +289,21 @@ def test_a_key_decides_the_views(generator, clip, latents, texts):
     np.testing.assert_array_equal(first, same)
     assert np.abs(first - other).max() > 1e-5 and np.abs(first - plain).max() > 1e-5
     np.testing.assert_allclose(first[0], plain[0], atol=0.1)
+
+
+def test_views_of_an_image_that_is_not_edited_change_nothing(generator, clip, latents, texts):
+    neutral = texts[:1, ::-1]
+    config = dataclasses.replace(DIRECTION, steps=3, learning_rate=0, keep_lambda=1.0)
+    result = edit_latents(
+        generator,
+        clip,
+        latents,
+        texts,
+        dataclasses.replace(config, view_kinds=tuple(VIEWS)),
+        neutral_features=neutral,
+        keep_features=neutral,
+    )
+    np.testing.assert_allclose(result.losses, 1, atol=1e-5)
 
 
 def test_the_loss_of_several_clips_is_their_mean(generator, clip, latents, texts, random_model):
