@@ -142,13 +142,6 @@ def apply_table(
     return arrays
 
 
-def parameter_shapes(model_class: Callable[..., nnx.Module], config: Any) -> dict[str, tuple]:
-    """The shapes of a model's parameters by dotted path."""
-    model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
-    state = nnx.to_flat_state(nnx.state(model))
-    return {".".join(map(str, path)): variable.shape for path, variable in state}
-
-
 def fill(
     model_class: Callable[..., nnx.Module],
     config: Any,

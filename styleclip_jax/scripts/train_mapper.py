@@ -61,12 +61,6 @@ from styleclip_jax.methods.delta_training import (
     see_styles,
 )
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
-from styleclip_jax.methods.mapper_diagnostics import (
-    check_finite,
-    delta_training_warnings,
-    describe_shares,
-    training_warnings,
-)
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
     AVATARS_MAPPER_CONFIG,
@@ -84,6 +78,12 @@ from styleclip_jax.models.mapper import LEVELS, MAPPER_TYPES, Mapper
 from styleclip_jax.runs import command_line, network_flags, objective_flags, process_flags
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.experiment import Checkpoints, Measurements, Preemption, Progress, claim
+from styleclip_jax.runs.mapper_diagnostics import (
+    check_finite,
+    delta_training_warnings,
+    describe_shares,
+    training_warnings,
+)
 from styleclip_jax.runs.results import check_local
 from styleclip_jax.sharding import host_share, replicate
 

@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import seeded
 import torch
 from torch import nn
 
@@ -14,7 +15,7 @@ from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 def test_every_key_of_the_official_file_has_its_place(manifest):
     config = ArcFaceConfig()
     source = manifest("arcface_ir_se50")
-    shapes = mapping.parameter_shapes(ArcFace, config)
+    shapes = seeded.parameter_shapes(ArcFace, config)
     table = arcface.make_table(config)
     assert set(mapping.apply_table(source, table, arcface.IGNORED, shapes)) == set(shapes)
 

@@ -12,7 +12,7 @@ LAYERS = 10
 
 def names(config, prefix=""):
     """The official keys of an encoder, for arrays of the right shapes."""
-    shapes = mapping.parameter_shapes(E4E, config)
+    shapes = seeded.parameter_shapes(E4E, config)
     inverse = {
         e4e.conv_kernel: lambda s: (s[3], s[2], s[0], s[1]),
         e4e.linear_kernel: lambda s: (s[1], s[0]),
@@ -40,7 +40,7 @@ def test_every_key_of_the_official_file_has_its_place(manifest):
     encoder.values.update(values(stylegan_size=1024, encoder_type="Encoder4Editing"))
     config = e4e.infer_config(encoder, "state_dict.encoder.")
     assert config == E4EConfig()
-    shapes = mapping.parameter_shapes(E4E, config)
+    shapes = seeded.parameter_shapes(E4E, config)
     table = e4e.make_table(config, "state_dict.encoder.")
     assert set(mapping.apply_table(encoder, table, e4e.IGNORED, shapes)) == set(shapes)
 

@@ -101,7 +101,7 @@ def test_every_key_of_the_official_files_has_its_place(name, layout, prefix, res
     table = stylegan2.make_table(source, layout, prefix)
     config = stylegan2.infer_config(source, table, prefix)
     assert config == GeneratorConfig(resolution=resolution)
-    shapes = mapping.parameter_shapes(stylegan2.Generator, config)
+    shapes = seeded.parameter_shapes(stylegan2.Generator, config)
     assert set(mapping.apply_table(source, table, layout.ignored, shapes)) == set(shapes)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 DIRECTORY = Path(__file__).parent
 
@@ -140,3 +141,10 @@ def save(name: str, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     }
     stored["settings"] = json.dumps(settings)
     np.savez_compressed(DIRECTORY / f"{name}.npz", **stored)
+
+
+def parameter_shapes(model_class: Callable[..., nnx.Module], config: Any) -> dict[str, tuple]:
+    """The shapes of a model's parameters by dotted path."""
+    model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+    state = nnx.to_flat_state(nnx.state(model))
+    return {".".join(map(str, path)): variable.shape for path, variable in state}

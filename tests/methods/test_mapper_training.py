@@ -24,12 +24,6 @@ from ckpt_convert import mapping, stylegan2
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import build, flatten
-from styleclip_jax.methods.mapper_diagnostics import (
-    check_finite,
-    describe_shares,
-    loss_shares,
-    training_warnings,
-)
 from styleclip_jax.methods.mapper_editing import apply_mapper, edit_with_mappers
 from styleclip_jax.methods.mapper_training import (
     MapperTrainConfig,
@@ -47,6 +41,12 @@ from styleclip_jax.models.mapper import (
     FullStyleSpaceMapper,
     Mapper,
     WithoutToRGBStyleSpaceMapper,
+)
+from styleclip_jax.runs.mapper_diagnostics import (
+    check_finite,
+    describe_shares,
+    loss_shares,
+    training_warnings,
 )
 from styleclip_jax.sharding import host_share, shard
 
