@@ -177,8 +177,6 @@ AVATARS_CONFIG = OptimizeConfig(
     guidance="direction",
     orthogonal_lambda=0.35,
     views=1,
-    # Their CLIP hardly sees a wink in images that are shifted.
-    view_kinds=("resize", "noise"),
     guide_resolution=64,
     start_samples=512,
 )
