@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -67,6 +68,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     sys.exit(0)
 
 
+# How often a signal is sent that a callback has swallowed.
+_SENT_AGAIN = 20
+
+
 def _handle_interruptions() -> None:
     """Makes Ctrl-C and SIGTERM end the run exactly once.
 
@@ -91,11 +96,15 @@ def _handle_interruptions() -> None:
         if not issubclass(ignored.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(ignored)
             return
+        threading.Thread(target=send_again, daemon=True).start()
+        # At the end, because a signal would be lost in this function, too.
         listen()
-        # Send the signal again after the callback.
-        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        again.daemon = True
-        again.start()
+
+    def send_again() -> None:
+        """Sends the signal after the callback; once one was handled, others are ignored."""
+        for _ in range(_SENT_AGAIN):
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
 
     sys.unraisablehook = unraisable
     listen()
