@@ -157,6 +157,34 @@ def wait_for_step(directory: Path, step: int, process: subprocess.Popen) -> None
     raise AssertionError(f"step {step} was not reached")
 
 
+@pytest.fixture
+def train(run_script, generator_path, clip_path, tmp_path):
+    """Runs train_mapper.py in this process; flags may be overridden."""
+
+    def train(**changes):
+        flags = {"generator": generator_path, "clip": clip_path, "exp_dir": tmp_path / "run"}
+        flags |= FLAGS | changes
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            return run_script("train_mapper.py", *arguments(flags))
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+    return train
+
+
+@pytest.fixture
+def resume(train, arcface_path):
+    """Resumes a run of `start` in this process; returns what it wrote to standard error."""
+
+    def resume(directory: Path, **changes) -> str:
+        outcome = train(**{"arcface": arcface_path, "exp_dir": directory} | changes)
+        assert outcome.code == 0, outcome.err
+        return outcome.err
+
+    return resume
+
+
 def test_a_run_leaves_mapper_measurements_pictures_and_flags(uninterrupted):
     lines = measurements(uninterrupted)
     steps = [(line["step"], line["split"]) for line in lines]
@@ -191,19 +219,18 @@ def test_tensorboard_shows_the_same_numbers_and_pictures(uninterrupted):
     assert {name: shown[name] for name in shown.keys() - pictures} == pytest.approx(numbers)
 
 
-def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted, tmp_path):
+def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, resume, uninterrupted, tmp_path):
     directory = tmp_path / "run"
-    for step in (15, 25):
-        process = start(directory)
-        wait_for_step(directory, step, process)
-        process.send_signal(signal.SIGKILL)
-        finish(process, -signal.SIGKILL)
+    process = start(directory)
+    wait_for_step(directory, 15, process)
+    process.send_signal(signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 39, "split": "train", "lo')
     images = directory / "images"
     shutil.copy(images / "validation_000010.png", images / "validation_000039.png")
 
-    errors = finish(start(directory))
+    errors = resume(directory)
     (resumed,) = map(int, re.findall(r"resuming after step (\d+)", errors))
     assert 0 < resumed < STEPS
     assert_same_bits(last_state(directory), last_state(uninterrupted))
@@ -217,21 +244,21 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, uninterrupted,
     steps = [path.name for path in sorted(images.iterdir())]
     assert steps == [f"validation_{step:06}.png" for step in (10, 20, 30, 40)]
     # A run that has ended stays as it is.
-    assert f"resuming after step {STEPS}" in finish(start(directory))
+    assert f"resuming after step {STEPS}" in resume(directory)
     assert measurements(directory) == measurements(uninterrupted)
 
 
 def test_a_finished_run_writes_its_best_mapper_again_where_it_is_gone(
-    start, uninterrupted, tmp_path
+    resume, uninterrupted, tmp_path
 ):
     directory = tmp_path / "run"
     shutil.copytree(uninterrupted, directory)
     shutil.rmtree(directory / "mapper")
-    finish(start(directory))
+    resume(directory)
     assert_same_bits(mapper_parameters(directory), mapper_parameters(uninterrupted))
 
 
-def test_a_preempted_run_saves_before_it_stops(start, uninterrupted, tmp_path):
+def test_a_preempted_run_saves_before_it_stops(start, resume, uninterrupted, tmp_path):
     directory = tmp_path / "run"
     process = start(directory, save_interval=1000)
     wait_for_lines(directory, 2, process)
@@ -239,7 +266,7 @@ def test_a_preempted_run_saves_before_it_stops(start, uninterrupted, tmp_path):
     errors = finish(process, 128 + signal.SIGTERM)
     (stopped,) = map(int, re.findall(r"stopped by SIGTERM after step (\d+)", errors))
     assert (directory / "checkpoints" / str(stopped)).exists()
-    assert f"resuming after step {stopped}" in finish(start(directory, save_interval=1000))
+    assert f"resuming after step {stopped}" in resume(directory, save_interval=1000)
     assert_same_bits(last_state(directory), last_state(uninterrupted))
     assert measurements(directory) == measurements(uninterrupted)
 
@@ -278,41 +305,11 @@ def test_two_hosts_train_as_one_even_if_one_of_them_is_preempted(start, uninterr
 
 
 def test_hosts_that_do_not_agree_all_end_in_one_line(start, tmp_path):
-    def start_both(*changes: dict) -> list[str]:
-        joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
-        processes = [
-            start(tmp_path / "run", 1, **joining, process_id=i, **change)
-            for i, change in enumerate(changes)
-        ]
-        lines = [finish(process, 1).splitlines() for process in processes]
-        return [next(line for line in found if line.startswith("error: ")) for found in lines]
-
-    without_size = {"latents_test": "nowhere.npy", "test_dataset_size": None}
-    first, second = start_both({}, without_size)
-    assert "process 1 of 2 failed" in first and "nowhere.npy" in second
-    assert not (tmp_path / "run").exists()
-    first, second = start_both({}, {"seed": 1})
+    joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
+    processes = [start(tmp_path / "run", 1, **joining, process_id=i, seed=i) for i in range(2)]
+    lines = [finish(process, 1).splitlines() for process in processes]
+    first, second = (next(line for line in found if line.startswith("error: ")) for found in lines)
     assert "process 1 of 2 failed" in first and "--seed was 0 and is 1" in second
-    # What has not begun may begin with other flags.
-    changes = {"seed": 2}
-    first, second = start_both(changes, changes | {"exp_dir": tmp_path / "elsewhere"})
-    assert "process 1 of 2 failed" in first and "all machines share" in second
-
-
-@pytest.fixture
-def train(run_script, generator_path, clip_path, tmp_path):
-    """Runs train_mapper.py in this process; flags may be overridden."""
-
-    def train(**changes):
-        flags = {"generator": generator_path, "clip": clip_path, "exp_dir": tmp_path / "run"}
-        flags |= FLAGS | changes
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            return run_script("train_mapper.py", *arguments(flags))
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-
-    return train
 
 
 def test_defaults_are_the_official_ones(run_script):
@@ -603,20 +600,19 @@ PAIRS = {
 }
 
 
-def test_a_mapper_for_any_text_is_trained_on_pairs_and_goes_on_where_it_was(start, tmp_path):
-    finish(start(tmp_path / "whole", **PAIRS, max_steps=20))
-    finish(start(tmp_path / "parts", **PAIRS, max_steps=20))
-    mapper = load_mapper(tmp_path / "whole")
+def test_a_mapper_for_any_text_is_trained_on_pairs_and_goes_on_where_it_was(resume, tmp_path):
+    run = tmp_path / "run"
+    resume(run, **PAIRS, max_steps=20)
+    mapper = load_mapper(run)
     assert type(mapper).__name__ == "DeltaMapper"
-    lines = measurements(tmp_path / "whole")
+    lines = measurements(run)
     validation = [line["loss"] for line in lines if line["split"] == "validation"]
     assert min(validation[1:]) < validation[0]
     assert {"l2_loss", "cosine_loss"} <= set(lines[0])
     # As after a crash: the last checkpoint is gone.
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "20")
-    errors = finish(start(tmp_path / "parts", **PAIRS, max_steps=20))
-    assert "resuming after step" in errors
-    assert measurements(tmp_path / "parts") == lines
+    shutil.rmtree(run / "checkpoints" / "20")
+    assert "resuming after step 16" in resume(run, **PAIRS, max_steps=20)
+    assert measurements(run) == lines
 
 
 @pytest.mark.parametrize(
@@ -627,10 +623,10 @@ def test_a_mapper_for_any_text_is_trained_on_pairs_and_goes_on_where_it_was(star
         ({"space": "w_plus"}, "needs --space=stylespace"),
     ],
 )
-def test_flags_of_a_text_are_refused_for_a_mapper_for_any(start, tmp_path, changes, message):
-    assert message in finish(start(tmp_path / "run", **PAIRS | changes), code=1)
+def test_flags_of_a_text_are_refused_for_a_mapper_for_any(train, changes, message):
+    assert_refused(train(**PAIRS | changes), message)
 
 
-def test_flags_of_pairs_are_refused_for_a_mapper_of_one_text(start, tmp_path):
-    assert "--width has no effect with" in finish(start(tmp_path / "run", width=8), code=1)
-    assert "--description is missing" in finish(start(tmp_path / "run", description=None), code=1)
+def test_flags_of_pairs_are_refused_for_a_mapper_of_one_text(train):
+    assert_refused(train(width=8), "--width has no effect with")
+    assert_refused(train(description=None), "--description is missing")

@@ -1,6 +1,7 @@
 import contextlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +18,26 @@ def test_a_run_that_was_killed_while_it_claimed_its_directory_starts_again(tmp_p
     with claim(epath.Path(tmp_path), {"seed": 0}):
         pass
     assert json.loads((tmp_path / "config" / "flags.json").read_text())["flags"] == {"seed": 0}
+
+
+def test_a_run_that_has_not_begun_may_begin_with_other_flags(tmp_path):
+    for seed in (0, 1):
+        with claim(epath.Path(tmp_path), {"seed": seed}):
+            pass
+    assert json.loads((tmp_path / "config" / "flags.json").read_text())["flags"] == {"seed": 1}
+
+
+def test_other_processes_need_the_flags_and_the_directory_of_the_first(tmp_path, monkeypatch):
+    with claim(epath.Path(tmp_path), {"seed": 0}):
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        with claim(epath.Path(tmp_path), {"seed": 0}):
+            pass
+        with pytest.raises(InputError, match="--seed was 0 and is 1"):
+            with claim(epath.Path(tmp_path), {"seed": 1}):
+                pass
+        with pytest.raises(InputError, match=r"missing on process 1; .* all machines share"):
+            with claim(epath.Path(tmp_path / "elsewhere"), {"seed": 0}):
+                pass
 
 
 @pytest.mark.parametrize("part", ["state", "progress", "metrics"])
