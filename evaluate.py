@@ -30,6 +30,7 @@ from avatars import classifier as attribute_classifier
 from avatars.attributes import implied
 from avatars.scores import edit_score, kept_by_slot, read_labels
 from avatars.texts import EDITS, Edit, select
+from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_DIRECTIONS, AVATARS_NEUTRAL
 from styleclip_jax.errors import InputError
 from styleclip_jax.faces import face_descriptor
 from styleclip_jax.io.checkpoints import (
@@ -48,7 +49,6 @@ from styleclip_jax.losses import id_loss
 from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
 from styleclip_jax.methods.delta_editing import best_delta_strengths, edit_with_delta_mapper
 from styleclip_jax.methods.directions import (
-    AVATARS_DIRECTIONS,
     DirectionDefaults,
     automatic_threshold,
     best_strengths,
@@ -63,8 +63,6 @@ from styleclip_jax.methods.linear_start import (
 )
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import (
-    AVATARS_CONFIG,
-    AVATARS_NEUTRAL,
     OptimizeConfig,
     edit_latents,
 )

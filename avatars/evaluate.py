@@ -21,13 +21,13 @@ from avatars.attributes import LABELS, SLOTS, observe
 from avatars.captions import prompts
 from avatars.scores import read_labels, shows
 from avatars.texts import EDITS
+from styleclip_jax.avatars import AVATARS_GENERATE_CONFIG
 from styleclip_jax.io import images as image_files
 from styleclip_jax.io.checkpoints import load_clip, load_generator
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
 from styleclip_jax.methods.optimization import (
-    AVATARS_GENERATE_CONFIG,
     best_fits,
     edit_latents,
 )

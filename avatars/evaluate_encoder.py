@@ -22,13 +22,14 @@ from avatars.captions import prompts
 from avatars.classifier import Classifier
 from avatars.dataset import render
 from avatars.scores import edit_score, read_labels
+from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_INVERT_CONFIG, AVATARS_NEUTRAL
 from styleclip_jax.io.checkpoints import load_clip, load_encoder, load_generator
 from styleclip_jax.io.images import from_uint8, sheet, write_image
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
-from styleclip_jax.methods.inversion import AVATARS_INVERT_CONFIG, InvertConfig, invert
+from styleclip_jax.methods.inversion import InvertConfig, invert
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
-from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_NEUTRAL, edit_latents
+from styleclip_jax.methods.optimization import edit_latents
 from styleclip_jax.models import CLIP, E4E, Generator
 from styleclip_jax.runs.command_line import config_from_flags, run
 

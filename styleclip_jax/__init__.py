@@ -1,6 +1,7 @@
 """Text-driven editing of StyleGAN2 images in JAX."""
 
 from styleclip_jax import models
+from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_GENERATE_CONFIG, AVATARS_NEUTRAL
 from styleclip_jax.errors import InputError
 from styleclip_jax.faces import AlignedFace, FaceTransform, align_face, find_faces, paste_back
 from styleclip_jax.io.checkpoints import (
@@ -52,9 +53,6 @@ from styleclip_jax.methods.mapper_training import (
     start_along,
 )
 from styleclip_jax.methods.optimization import (
-    AVATARS_CONFIG,
-    AVATARS_GENERATE_CONFIG,
-    AVATARS_NEUTRAL,
     EditResult,
     OptimizeConfig,
     edit_latents,

@@ -38,7 +38,7 @@ APPLY = ("apply_mapper.py", "--num_images=7", "--batch_size=4")
 
 @pytest.fixture(scope="module")
 def edited(generator_path, clip_path, tmp_path_factory) -> Path:
-    """Results of both scripts on one device, on four, and on four of two hosts."""
+    """Results of both scripts on 1, 2 and 4 devices, and on 4 devices of two hosts."""
     directory = tmp_path_factory.mktemp("scale")
     mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
     save_model(directory / "mapper", mapper)
@@ -47,7 +47,7 @@ def edited(generator_path, clip_path, tmp_path_factory) -> Path:
         "apply": (*APPLY, f"--generator={generator_path}", f"--mapper={directory / 'mapper'}"),
     }
     for script, command in models.items():
-        for devices in (1, 4):
+        for devices in (1, 2, 4):
             finish([start(devices, directory, f"{script}-{devices}", *command)])
         joining = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
         hosts = [
@@ -91,7 +91,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.mark.parametrize("devices", ["4", "2x2"])
+@pytest.mark.parametrize("devices", ["2", "4", "2x2"])
 @pytest.mark.parametrize("script", ["optimize", "apply"])
 def test_edits_do_not_depend_on_the_number_of_devices_and_hosts(edited, script, devices):
     alone, shared = edited / f"{script}-1", edited / f"{script}-{devices}"

@@ -24,6 +24,12 @@ from styleclip_jax.app import recipes
 from styleclip_jax.app.batching import SIZES, Batcher
 from styleclip_jax.app.photos import Photo, Pixels, finished, read_upload
 from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe
+from styleclip_jax.avatars import (
+    AVATARS_CONFIG,
+    AVATARS_DIRECTIONS,
+    AVATARS_INVERT_CONFIG,
+    AVATARS_NEUTRAL,
+)
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import (
     load_clip,
@@ -38,7 +44,6 @@ from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize, to_styles
 from styleclip_jax.methods.directions import (
-    AVATARS_DIRECTIONS,
     DirectionDefaults,
     automatic_threshold,
     best_strengths,
@@ -47,12 +52,10 @@ from styleclip_jax.methods.directions import (
     move_latents,
     text_direction,
 )
-from styleclip_jax.methods.inversion import AVATARS_INVERT_CONFIG, check_encoder, invert
+from styleclip_jax.methods.inversion import check_encoder, invert
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import (
-    AVATARS_CONFIG,
-    AVATARS_NEUTRAL,
     EditResult,
     OptimizeConfig,
     edit_latents,

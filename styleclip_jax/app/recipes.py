@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from styleclip_jax.methods.optimization import AVATARS_CONFIG, AVATARS_NEUTRAL, OptimizeConfig
+from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_NEUTRAL
+from styleclip_jax.methods.optimization import OptimizeConfig
 
 # The file with the latents before the edit, next to the settings, without its suffix.
 START = "start"

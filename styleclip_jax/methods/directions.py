@@ -42,8 +42,6 @@ class DirectionDefaults(NamedTuple):
     min_channels: int = 20
 
 
-# For the avatars that ship with the package, whose channels are entries of w.
-AVATARS_DIRECTIONS = DirectionDefaults(strength=None, threshold=0.2)
 # Candidates of :func:`best_strengths`; the first one leaves images unchanged.
 _AUTOMATIC_STRENGTHS = (0.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 # From the most to the least disentangled edit.

@@ -88,10 +88,6 @@ class InvertConfig:
                 raise InputError(f"{field.name} is {number}, expected a number of at least 0")
 
 
-# Settings for the models that ship with the package, whose latents have a larger scale.
-AVATARS_INVERT_CONFIG = InvertConfig(learning_rate=0.05, latent_lambda=1e-4)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inversion:

@@ -96,13 +96,6 @@ class MapperTrainConfig:
                 raise InputError(f"{field} is {getattr(self, field)}, expected at least 0")
 
 
-# Settings for the models that ship with the package: their generator synthesizes the same image in
-# a neighborhood of every latent, which small steps do not leave.
-AVATARS_MAPPER_CONFIG = MapperTrainConfig(
-    learning_rate=8.0, latent_l2_lambda=0.3, guidance="direction", orthogonal_lambda=0.6
-)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MapperState:

@@ -167,25 +167,6 @@ def _known(number: Any) -> Any:
     return number if known and not isinstance(number, Tracer) else None
 
 
-# Settings for the models that ship with the package, tuned by hand (avatars/REPORT.md). Their CLIP
-# sees 64 pixels, and the generator's last layers only sharpen.
-AVATARS_CONFIG = OptimizeConfig(
-    steps=80,
-    learning_rate=0.2,
-    l2_lambda=0.002,
-    space="w",
-    guidance="direction",
-    orthogonal_lambda=0.35,
-    views=1,
-    guide_resolution=64,
-    start_samples=512,
-)
-# The neutral text for avatars, for guidance by direction.
-AVATARS_NEUTRAL = "a person"
-# Without an original image, larger steps leave the distribution of faces.
-AVATARS_GENERATE_CONFIG = OptimizeConfig(mode="generate", steps=60, learning_rate=0.02)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EditResult:

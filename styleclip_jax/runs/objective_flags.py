@@ -7,11 +7,11 @@ import jax
 from absl import flags
 from jaxtyping import Array, Float
 
+from styleclip_jax.avatars import AVATARS_NEUTRAL
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_clip
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
-from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.models import CLIP
 from styleclip_jax.runs import command_line
 from styleclip_jax.views import VIEWS

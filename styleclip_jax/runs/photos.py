@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from styleclip_jax.avatars import AVATARS_INVERT_CONFIG
 from styleclip_jax.errors import InputError
 from styleclip_jax.faces import FaceTransform, NoFaceError, align_face, find_faces, paste_back
 from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_encoder, load_lpips
@@ -24,7 +25,6 @@ from styleclip_jax.io.photos import find_images, read_photo, upright_rgb, write_
 from styleclip_jax.latents import Latents
 from styleclip_jax.losses import Perceptual
 from styleclip_jax.methods.inversion import (
-    AVATARS_INVERT_CONFIG,
     Inversion,
     InvertConfig,
     check_encoder,

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from styleclip_jax.avatars import AVATARS_NEUTRAL
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import (
     load_clip,
@@ -46,7 +47,6 @@ from styleclip_jax.methods.delta_editing import (
 )
 from styleclip_jax.methods.directions import check_fingerprints, text_direction
 from styleclip_jax.methods.mapper_editing import edit_with_mappers, foreign_generator
-from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.models import DeltaMapper, Generator
 from styleclip_jax.models.mapper import Mapper
 from styleclip_jax.runs import (

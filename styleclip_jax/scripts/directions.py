@@ -28,13 +28,13 @@ import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
+from styleclip_jax.avatars import AVATARS_DIRECTIONS, AVATARS_NEUTRAL, AVATARS_STYLEMC_CONFIG
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_directions, load_generator
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents
 from styleclip_jax.methods.directions import (
-    AVATARS_DIRECTIONS,
     DirectionDefaults,
     automatic_threshold,
     best_strengths,
@@ -43,7 +43,6 @@ from styleclip_jax.methods.directions import (
     edit_with_direction,
     text_direction,
 )
-from styleclip_jax.methods.optimization import AVATARS_NEUTRAL
 from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 from styleclip_jax.models import CLIP, Generator
@@ -65,12 +64,12 @@ FLAGS = flags.FLAGS
 STYLEMC: Any = StyleMCConfig()
 DEFAULTS = DirectionDefaults()
 
-# Defaults for the small generator that ships with the package; flags on the command line prevail.
+# Defaults without --generator; flags on the command line prevail.
 AVATARS: dict[str, Any] = {
     "threshold": AVATARS_DIRECTIONS.threshold,
     "neutral": AVATARS_NEUTRAL,
 }
-AVATARS_STYLEMC: dict[str, Any] = {"guide_resolution": 64, "preprocess": "styleclip"}
+AVATARS_STYLEMC = command_line.differences(AVATARS_STYLEMC_CONFIG, STYLEMC)
 
 flags.DEFINE_multi_string(
     "description",

@@ -18,13 +18,14 @@ import os
 import time
 import zipfile
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from absl import flags
 from etils import epath
 from tqdm import tqdm
 
+from styleclip_jax.avatars import AVATARS_RELEVANCE_CONFIG
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_clip, load_generator, save_model, to_path
 from styleclip_jax.methods.relevance import (
@@ -44,14 +45,8 @@ FLAGS = flags.FLAGS
 DEFAULTS = RelevanceConfig()
 SECONDS_BETWEEN_SAVES = 60.0
 
-# Defaults for the small generator that ships with the package; flags on the command line prevail.
-AVATARS: dict[str, Any] = {
-    "space": "w",
-    "range": 2.0,
-    "num_images": 48,
-    "preprocess": "styleclip",
-    "guide_resolution": 64,
-}
+# Defaults without --generator; flags on the command line prevail.
+AVATARS = command_line.differences(AVATARS_RELEVANCE_CONFIG, DEFAULTS)
 
 flags.DEFINE_string("directions", None, "New directory for the result.", required=True)
 network_flags.define_flags(command_line.describe_flags(AVATARS))

@@ -30,6 +30,7 @@ from absl import flags
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_GENERATE_CONFIG
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_generator
 from styleclip_jax.io.images import read_image, sheet, write_gif, write_image
@@ -37,8 +38,6 @@ from styleclip_jax.latents import Latents, sample_latents, squared_distance, syn
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.optimization import (
-    AVATARS_CONFIG,
-    AVATARS_GENERATE_CONFIG,
     SPACES,
     EditResult,
     OptimizeConfig,
@@ -70,7 +69,7 @@ from styleclip_jax.sharding import replicate
 FLAGS = flags.FLAGS
 DEFAULTS: Any = OptimizeConfig()
 
-# Defaults for the small generator that ships with the package; flags on the command line prevail.
+# Defaults without --generator; flags on the command line prevail.
 AVATARS = {
     "edit": command_line.differences(AVATARS_CONFIG, DEFAULTS),
     "generate": {"samples": 64}

@@ -36,6 +36,12 @@ from jaxtyping import Int
 from PIL import Image
 from tqdm import tqdm
 
+from styleclip_jax.avatars import (
+    AVATARS_DELTA_CONFIG,
+    AVATARS_DELTA_RUN,
+    AVATARS_MAPPER_CONFIG,
+    AVATARS_MAPPER_RUN,
+)
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import (
     MAPPER,
@@ -63,7 +69,6 @@ from styleclip_jax.methods.delta_training import (
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
-    AVATARS_MAPPER_CONFIG,
     MapperTrainConfig,
     batch_indices,
     init_mapper_state,
@@ -91,31 +96,12 @@ FLAGS = flags.FLAGS
 DEFAULTS = MapperTrainConfig()
 DELTA_DEFAULTS = DeltaTrainConfig()
 
-# Defaults for the small generator that ships with the package; flags on the command line prevail.
-AVATARS = {
-    "batch_size": 8,
-    "max_steps": 1000,
-    "val_interval": 200,
-    "save_interval": 200,
-    "start_samples": 512,
-    **command_line.differences(AVATARS_MAPPER_CONFIG, DEFAULTS),
-}
+# Defaults without --generator; flags on the command line prevail.
+AVATARS = AVATARS_MAPPER_RUN | command_line.differences(AVATARS_MAPPER_CONFIG, DEFAULTS)
 
 # Defaults of a mapper for any text, the official ones.
 DELTA = {"optimizer": "adam", "learning_rate": 0.5, "batch_size": 64, "space": "stylespace"}
-DELTA_AVATARS = {
-    "rgb": True,
-    "width": 128,
-    "train_dataset_size": 20000,
-    "test_dataset_size": 512,
-    "pair_redraw": 0.1,
-    "pair_reach": 4,
-    "direction_noise": 0.5,
-    "max_steps": 20000,
-    "val_interval": 2000,
-    "save_interval": 2000,
-    "image_interval": 2000,
-}
+DELTA_AVATARS = AVATARS_DELTA_RUN | command_line.differences(AVATARS_DELTA_CONFIG, DELTA_DEFAULTS)
 TYPES = MAPPER_TYPES | {DeltaMapper.__name__: DeltaMapper}
 # Flags without effect on a mapper for any text, and flags without effect on others.
 TEXT_FLAGS = (
