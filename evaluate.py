@@ -68,7 +68,7 @@ from styleclip_jax.methods.optimization import (
 )
 from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.models import CLIP, ArcFace, DeltaMapper, Generator
-from styleclip_jax.runs import command_line
+from styleclip_jax.runs import command_line, network_flags
 from styleclip_jax.runs.objective_flags import NEUTRAL
 from styleclip_jax.runs.results import run_directory, write_metrics
 from styleclip_jax.runs.table import Column, print_headings, print_row
@@ -151,7 +151,7 @@ flags.DEFINE_multi_string(
     " Default: for --texts, texts about other attributes; for --description, a list about faces.",
 )
 
-flags.DEFINE_string("generator", None, "Checkpoint directory of a StyleGAN2. Default: avatars.")
+network_flags.define_flags()
 flags.DEFINE_multi_string(
     "clip",
     [],
@@ -162,9 +162,7 @@ flags.DEFINE_bool("templates", False, "Average text features over templates, as 
 flags.DEFINE_string(
     "judge_clip", None, "Checkpoint directory of another CLIP, which measures but does not guide."
 )
-flags.DEFINE_string(
-    "arcface", None, "Checkpoint directory of an ArcFace, which measures the identity."
-)
+network_flags.define_arcface("that measures the identity")
 flags.DEFINE_bool(
     "face_descriptors",
     False,
@@ -193,12 +191,6 @@ flags.DEFINE_string(
     None,
     "For --method=directions: a directory written by make_directions.py. Default: the avatars'"
     " directions.",
-)
-flags.DEFINE_enum(
-    "dtype",
-    "float32",
-    ["float32", "bfloat16"],
-    "Precision of the networks: bfloat16 is faster on GPUs and TPUs, float32 is more exact.",
 )
 
 flags.DEFINE_string("latents", None, "Latents of the faces, .npy. Default: random faces.")

@@ -1,5 +1,7 @@
 """Errors that scripts report in one line: mistakes of the user, and insufficient memory."""
 
+from typing import Any, get_args
+
 # JAX's messages on devices and on CPUs.
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 
@@ -10,6 +12,19 @@ class InputError(ValueError):
     Scripts print the message as one line and exit with code 1. In a library call it is an ordinary
     ``ValueError``.
     """
+
+
+def check_choices(config: Any, **choices: Any) -> None:
+    """Raises InputError if a field of a configuration has a value that does not exist.
+
+    Args:
+        config: A dataclass.
+        **choices: The ``Literal`` type of every field that is a choice.
+    """
+    for name, choice in choices.items():
+        value, allowed = getattr(config, name), get_args(choice)
+        if value not in allowed:
+            raise InputError(f"{name} is {value!r}, expected {' or '.join(allowed)}")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -5,7 +5,7 @@ Losses are functions of features, so that features of an original image are comp
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,11 @@ from jaxtyping import Array, Float
 from styleclip_jax.errors import InputError
 from styleclip_jax.models import lpips
 from styleclip_jax.models.arcface import ArcFace
-from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.clip import CLIP, Preprocess
 from styleclip_jax.models.lpips import LPIPS
 
 # Networks for a perceptual distance.
 Perceptual = LPIPS | CLIP
-Preprocess = Literal["styleclip", "clip", "bicubic"]
 
 # Mean and standard deviation per channel, for images in [0, 1], from OpenAI's CLIP.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)

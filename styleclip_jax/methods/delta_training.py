@@ -8,19 +8,20 @@ styles between two images from the direction between their CLIP features.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.latents import Latents, to_styles
 from styleclip_jax.losses import Preprocess, image_features
 from styleclip_jax.methods.mapper_training import (
     MapperState,
     Metrics,
+    OptimizerName,
     pmapped_evaluation,
     pmapped_train_step,
 )
@@ -44,15 +45,14 @@ class DeltaTrainConfig:
             noise makes the mapper robust to the difference. The official code adds none.
     """
 
-    optimizer: Literal["ranger", "adam"] = "adam"
+    optimizer: OptimizerName = "adam"
     learning_rate: float = 0.5
     l2_lambda: float = 1.0
     cosine_lambda: float = 1.0
     direction_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("ranger", "adam"):
-            raise InputError(f"optimizer is {self.optimizer!r}, expected ranger or adam")
+        check_choices(self, optimizer=OptimizerName)
         for field in ("learning_rate", "l2_lambda", "cosine_lambda", "direction_noise"):
             if not getattr(self, field) >= 0:
                 raise InputError(f"{field} is {getattr(self, field)}, expected at least 0")

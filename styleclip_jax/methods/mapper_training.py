@@ -16,19 +16,19 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.latents import Latents, synthesize
-from styleclip_jax.losses import Preprocess
 from styleclip_jax.methods.linear_start import START_STEPS, style_change
 from styleclip_jax.methods.mapper_editing import check_space
 from styleclip_jax.methods.objective import (
+    AreaPreprocess,
     ExtraLoss,
     Guidance,
     Objective,
     Texts,
     Tokenizers,
-    check_choices,
+    check_objective,
     describe_originals,
     image_losses,
     make_objective,
@@ -44,6 +44,7 @@ from styleclip_jax.sharding import DEVICES, replicate, shard
 from styleclip_jax.versions import library_versions
 
 Metrics = dict[str, Float[Array, ""]]
+OptimizerName = Literal["ranger", "adam"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class MapperTrainConfig:
         preprocess: Preprocessing for CLIP; see :func:`styleclip_jax.losses.clip_pixels`.
     """
 
-    optimizer: Literal["ranger", "adam"] | optax.GradientTransformation = "ranger"
+    optimizer: OptimizerName | optax.GradientTransformation = "ranger"
     learning_rate: float = 0.5
     clip_lambda: float = 1.0
     id_lambda: float = 0.1
@@ -79,11 +80,12 @@ class MapperTrainConfig:
     views: int = 0
     view_kinds: tuple[str, ...] = ("shift", "noise")
     strength: float = 0.1
-    preprocess: Preprocess = "styleclip"
+    preprocess: AreaPreprocess = "styleclip"
 
     def __post_init__(self) -> None:
-        given = isinstance(self.optimizer, optax.GradientTransformation)
-        check_choices(self, **({} if given else {"optimizer": ("ranger", "adam")}))
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            check_choices(self, optimizer=OptimizerName)
+        check_objective(self)
         for field in (
             "learning_rate",
             "clip_lambda",

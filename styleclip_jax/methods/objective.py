@@ -15,11 +15,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.io.text import Tokenizer, encode_texts
 from styleclip_jax.latents import Latents
 from styleclip_jax.losses import (
-    Preprocess,
     clip_normalize,
     clip_resize,
     direction_loss,
@@ -33,6 +32,8 @@ from styleclip_jax.models.clip import CLIP
 from styleclip_jax.views import VIEWS, random_views
 
 Guidance = Literal["similarity", "direction"]
+# Random views are applied to images that were resized by averaging over areas.
+AreaPreprocess = Literal["styleclip", "clip"]
 # (texts, embed) of one CLIP, or a sequence with one array per CLIP.
 TextFeatures = Float[Array, "_ _"] | Sequence[Float[Array, "_ _"]]
 # The same, or the texts themselves, which need a tokenizer.
@@ -106,7 +107,7 @@ class Objective:
     weights: dict[str, Array]
     orthogonal_lambda: Array
     extra_loss: jax.tree_util.Partial | None
-    preprocess: Preprocess
+    preprocess: AreaPreprocess
     views: int
     view_kinds: tuple[str, ...]
 
@@ -357,22 +358,13 @@ TERMS = {
 }
 
 
-def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
-    """Raises InputError if a choice of the settings does not exist.
+def check_objective(config: Any) -> None:
+    """Raises InputError if a choice of the objective does not exist.
 
     Args:
         config: An ``OptimizeConfig`` or a ``MapperTrainConfig``.
-        **choices: Allowed values of fields that are not part of the objective.
     """
-    for field, allowed in {
-        **choices,
-        "guidance": ("similarity", "direction"),
-        "preprocess": ("styleclip", "clip"),
-    }.items():
-        if getattr(config, field) not in allowed:
-            raise InputError(
-                f"{field} is {getattr(config, field)!r}, expected {' or '.join(allowed)}"
-            )
+    check_choices(config, guidance=Guidance, preprocess=AreaPreprocess)
     if config.views < 0:
         raise InputError(f"views is {config.views}, expected a number of at least 0")
     unknown = [kind for kind in config.view_kinds if kind not in VIEWS]

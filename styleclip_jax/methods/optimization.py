@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styles
 from styleclip_jax.losses import Preprocess, clip_pixels, similarity_loss
 from styleclip_jax.methods.linear_start import (
@@ -24,6 +24,7 @@ from styleclip_jax.methods.linear_start import (
     style_change,
 )
 from styleclip_jax.methods.objective import (
+    AreaPreprocess,
     ExtraLoss,
     Guidance,
     Objective,
@@ -32,7 +33,7 @@ from styleclip_jax.methods.objective import (
     Texts,
     Tokenizers,
     as_number,
-    check_choices,
+    check_objective,
     describe_originals,
     image_losses,
     is_zero,
@@ -43,7 +44,7 @@ from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
 
 Space = Literal["w_plus", "w", "stylespace"]
-SPACES: tuple[Space, ...] = ("w_plus", "w", "stylespace")
+Mode = Literal["edit", "generate"]
 
 _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
@@ -122,7 +123,7 @@ class OptimizeConfig:
     l2_lambda: Number = 0.008
     id_lambda: Number = 0.0
     space: Space = "w_plus"
-    mode: Literal["edit", "generate"] = "edit"
+    mode: Mode = "edit"
     guidance: Guidance = "similarity"
     orthogonal_lambda: Number = 0.25
     keep_lambda: Number = 100.0
@@ -132,11 +133,12 @@ class OptimizeConfig:
     patience: Number = 0
     min_improvement: Number = 1e-3
     guide_resolution: int | None = None
-    preprocess: Preprocess = "styleclip"
+    preprocess: AreaPreprocess = "styleclip"
     start_samples: int = 0
 
     def __post_init__(self) -> None:
-        check_choices(self, space=SPACES, mode=("edit", "generate"))
+        check_choices(self, space=Space, mode=Mode)
+        check_objective(self)
         if self.mode == "generate" and self.guidance == "direction":
             raise InputError(
                 "guidance 'direction' needs an original image, but mode is 'generate'; use guidance"

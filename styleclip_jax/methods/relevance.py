@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.losses import Preprocess, image_features
 from styleclip_jax.models.clip import CLIP
@@ -37,6 +37,7 @@ from styleclip_jax.sharding import replicate, spread
 # Official: code_mean and code_std of manipulate.py, GetCode.py.
 NUM_SAMPLES, SAMPLES_SEED, TRUNCATION = 100_000, 5, 0.7
 _CHUNK = 1000
+Method = Literal["differences", "jacobian"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RelevanceConfig:
             then have no relevance. None: full resolution.
     """
 
-    method: Literal["differences", "jacobian"] = "differences"
+    method: Method = "differences"
     space: Space = "stylespace"
     num_images: int = 100
     range: float = 5.0
@@ -62,15 +63,7 @@ class RelevanceConfig:
     guide_resolution: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in {
-            "method": ("differences", "jacobian"),
-            "space": ("stylespace", "w"),
-            "preprocess": ("styleclip", "clip", "bicubic"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}, expected {' or '.join(allowed)}"
-                )
+        check_choices(self, method=Method, space=Space, preprocess=Preprocess)
         if self.num_images < 1:
             raise InputError(f"num_images is {self.num_images}, expected at least 1")
         if not self.range > 0:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.latents import Latents, sample_latents, to_styles
 from styleclip_jax.losses import (
     Preprocess,
@@ -56,10 +56,7 @@ class StyleMCConfig:
         for name in ("steps", "images_per_step"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.preprocess not in ("styleclip", "clip", "bicubic"):
-            raise InputError(
-                f"preprocess is {self.preprocess!r}, expected styleclip, clip or bicubic"
-            )
+        check_choices(self, preprocess=Preprocess)
 
 
 def learn_style_change(

@@ -1,6 +1,7 @@
 """CLIP with a vision transformer (Radford et al. 2021, arXiv 2103.00020; openai/CLIP model.py)."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from styleclip_jax.errors import InputError
 
+# How images are prepared for a CLIP; see :func:`styleclip_jax.losses.clip_pixels`.
+Preprocess = Literal["styleclip", "clip", "bicubic"]
 # A limit, so that a damaged configuration does not allocate modules without end.
 MAX_LAYERS = 256
 

@@ -19,15 +19,16 @@ Parameter tree; every ``Network`` is as in ``models/mapper.py``::
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.models.card import MapperCard
+from styleclip_jax.models.clip import Preprocess
 from styleclip_jax.models.mapper import MAX_LAYERS, Network, check_styles
 from styleclip_jax.models.stylegan2 import StyleSpace, conv_entries
 
@@ -54,7 +55,7 @@ class DeltaMapperConfig:
     style_dims: Sequence[int]
     embed_dim: int = 512
     rgb: bool = False
-    preprocess: Literal["styleclip", "clip", "bicubic"] = "styleclip"
+    preprocess: Preprocess = "styleclip"
     width: int | None = None
     depth: int = 4
     lr_multiplier: float = 0.01
@@ -75,10 +76,7 @@ class DeltaMapperConfig:
             )
         if min(self.style_dims, default=0) < 1:
             raise ValueError(f"style_dims are {self.style_dims}, expected at least 1 each")
-        if self.preprocess not in ("styleclip", "clip", "bicubic"):
-            raise ValueError(
-                f"preprocess is {self.preprocess!r}, expected styleclip, clip or bicubic"
-            )
+        check_choices(self, preprocess=Preprocess)
         if not 0 < self.lr_multiplier < math.inf:
             raise ValueError(f"lr_multiplier is {self.lr_multiplier}, expected a positive number")
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from styleclip_jax.errors import InputError
+from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.models.mapper import MAX_LAYERS
 from styleclip_jax.models.stylegan2 import Generator, GeneratorConfig, conv_entries
 from styleclip_jax.models.variables import Buffer
@@ -56,8 +56,7 @@ class DirectionsConfig:
             )
         if self.embed_dim < 1:
             raise ValueError(f"embed_dim is {self.embed_dim}, expected at least 1")
-        if self.space not in ("stylespace", "w"):
-            raise ValueError(f"space is {self.space!r}, expected stylespace or w")
+        check_choices(self, space=Space)
 
     @property
     def channels(self) -> int:

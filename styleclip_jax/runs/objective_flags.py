@@ -1,7 +1,7 @@
 """Flags of the objective, shared by optimize.py and train_mapper.py."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, NamedTuple, get_args, no_type_check
 
 import jax
 from absl import flags
@@ -12,6 +12,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_clip
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
+from styleclip_jax.methods.objective import AreaPreprocess, Guidance
 from styleclip_jax.models import CLIP
 from styleclip_jax.runs import command_line
 from styleclip_jax.views import VIEWS
@@ -57,14 +58,14 @@ def define_flags(defaults: Any) -> None:
     flags.DEFINE_enum(
         "preprocess",
         defaults.preprocess,
-        ["styleclip", "clip"],
+        get_args(AreaPreprocess),
         "Preprocessing for CLIP: styleclip only resizes, as the official StyleCLIP does; clip also"
         " normalizes as in CLIP's training.",
     )
     flags.DEFINE_enum(
         "guidance",
         defaults.guidance,
-        ["similarity", "direction"],
+        get_args(Guidance),
         "similarity: maximize the similarity of image and text, as the official StyleCLIP does."
         " This also removes what the text does not mention. direction: change the image in the"
         " direction from --neutral to the text and in nothing else.",

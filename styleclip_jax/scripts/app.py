@@ -17,24 +17,14 @@ from absl import flags
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import AVATARS, pretrained_mappers
-from styleclip_jax.runs import command_line
+from styleclip_jax.runs import command_line, network_flags
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all networks.")
 flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
-flags.DEFINE_string(
-    "generator",
-    None,
-    "StyleGAN2 that synthesizes the images: a directory written by python -m ckpt_convert"
-    " stylegan2. Default: the avatars that ship with the package.",
-)
-flags.DEFINE_string(
-    "clip",
-    None,
-    "CLIP that scores the images: a directory written by python -m ckpt_convert clip. Default: a"
-    " CLIP that only knows avatars.",
-)
+network_flags.define_generator()
+network_flags.define_clip("CLIP that scores the images")
 flags.DEFINE_string(
     "encoder",
     None,

@@ -79,12 +79,7 @@ flags.DEFINE_string(
     "With --description: a text for what all images show before and after the edit. Default:"
     f" {NEUTRAL!r}, for the avatars {AVATARS_NEUTRAL!r}.",
 )
-flags.DEFINE_string(
-    "clip",
-    None,
-    "With --description: the CLIP that the mapper was trained with, a directory written by python"
-    " -m ckpt_convert clip. Default: the one that ships with the package.",
-)
+network_flags.define_clip("With --description, the CLIP that the mapper was trained with")
 flags.DEFINE_bool(
     "templates",
     None,

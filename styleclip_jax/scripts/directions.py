@@ -21,7 +21,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ from styleclip_jax.methods.directions import (
 from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 from styleclip_jax.models import CLIP, Generator
+from styleclip_jax.models.clip import Preprocess
 from styleclip_jax.runs import (
     command_line,
     edits,
@@ -146,25 +147,15 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "preprocess",
     STYLEMC.preprocess,
-    ["styleclip", "clip", "bicubic"],
+    get_args(Preprocess),
     "With --method=stylemc: preprocessing for CLIP; see make_directions.py.",
 )
-flags.DEFINE_string(
-    "arcface",
-    None,
-    "Face recognition network for --id_lambda: a directory written by python -m ckpt_convert"
-    " arcface.",
-)
+network_flags.define_arcface("for --id_lambda")
 edits.define_flags()
 
 settings.define_flag()
 network_flags.define_flags(command_line.describe_flags(AVATARS))
-flags.DEFINE_string(
-    "clip",
-    None,
-    "CLIP that encodes the texts: a directory written by python -m ckpt_convert clip. Default: a"
-    " CLIP that only knows avatars.",
-)
+network_flags.define_clip("CLIP that encodes the texts")
 flags.DEFINE_string(
     "directions",
     None,

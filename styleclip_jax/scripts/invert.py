@@ -45,12 +45,7 @@ flags.DEFINE_string(
     "New directory for the results. If it exists, results-2, results-3 and so on is used.",
 )
 network_flags.define_flags()
-flags.DEFINE_string(
-    "arcface",
-    None,
-    "Face recognition network, for a better likeness of faces: a directory written by python -m"
-    " ckpt_convert arcface.",
-)
+network_flags.define_arcface("for a better likeness of faces")
 flags.DEFINE_integer(
     "seed", 0, "Seed of inversion without an encoder.", lower_bound=0, upper_bound=2**32 - 1
 )

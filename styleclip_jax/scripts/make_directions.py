@@ -18,7 +18,7 @@ import os
 import time
 import zipfile
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import numpy as np
 from absl import flags
@@ -29,6 +29,7 @@ from styleclip_jax.avatars import AVATARS_RELEVANCE_CONFIG
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_clip, load_generator, save_model, to_path
 from styleclip_jax.methods.relevance import (
+    Method,
     Progress,
     RelevanceConfig,
     build_directions,
@@ -38,7 +39,8 @@ from styleclip_jax.methods.relevance import (
     relevance_steps,
     unit_rows,
 )
-from styleclip_jax.models.directions import DirectionsConfig
+from styleclip_jax.models.clip import Preprocess
+from styleclip_jax.models.directions import DirectionsConfig, Space
 from styleclip_jax.runs import command_line, network_flags
 
 FLAGS = flags.FLAGS
@@ -50,23 +52,18 @@ AVATARS = command_line.differences(AVATARS_RELEVANCE_CONFIG, DEFAULTS)
 
 flags.DEFINE_string("directions", None, "New directory for the result.", required=True)
 network_flags.define_flags(command_line.describe_flags(AVATARS))
-flags.DEFINE_string(
-    "clip",
-    None,
-    "CLIP that encodes the images: a directory written by python -m ckpt_convert clip. Default: a"
-    " CLIP that only knows avatars.",
-)
+network_flags.define_clip("CLIP that encodes the images")
 flags.DEFINE_enum(
     "method",
     DEFAULTS.method,
-    ["differences", "jacobian"],
+    get_args(Method),
     "differences: synthesize every image with every channel at both ends of its range, as"
     " published. jacobian: differentiate CLIP's features of every image.",
 )
 flags.DEFINE_enum(
     "space",
     DEFAULTS.space,
-    ["stylespace", "w"],
+    get_args(Space),
     "The channels: the entries of the convolutions' styles, as published, or the entries of w,"
     " which are fewer and change all layers.",
 )
@@ -81,7 +78,7 @@ flags.DEFINE_float(
 flags.DEFINE_enum(
     "preprocess",
     DEFAULTS.preprocess,
-    ["styleclip", "clip", "bicubic"],
+    get_args(Preprocess),
     "Preprocessing for CLIP: bicubic resizes as CLIP's own preprocessing does; clip averages over"
     " areas; styleclip averages over areas and does not normalize.",
 )

@@ -22,7 +22,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import jax
 import numpy as np
@@ -38,9 +38,10 @@ from styleclip_jax.latents import Latents, sample_latents, squared_distance, syn
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.optimization import (
-    SPACES,
     EditResult,
+    Mode,
     OptimizeConfig,
+    Space,
     best_fits,
     edit_latents,
 )
@@ -92,19 +93,14 @@ network_flags.define_flags(
     )
 )
 objective_flags.define_flags(DEFAULTS)
-flags.DEFINE_string(
-    "arcface",
-    None,
-    "Face recognition network for --id_lambda: a directory written by python -m ckpt_convert"
-    " arcface.",
-)
+network_flags.define_arcface("for --id_lambda")
 
 image_flags.define_flags("the random images and of the random views")
 
 flags.DEFINE_enum(
     "mode",
     DEFAULTS.mode,
-    ["edit", "generate"],
+    get_args(Mode),
     "Edit images, or generate one from the text alone.",
 )
 flags.DEFINE_integer(
@@ -117,7 +113,7 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "space",
     DEFAULTS.space,
-    list(SPACES),
+    get_args(Space),
     "Latent space of the edit: w_plus changes the latent of every layer; w adds the same change to"
     " all layers, which preserves more of the image; stylespace changes the style channels.",
 )

@@ -25,7 +25,7 @@ import operator
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast, get_args
 
 import jax
 import numpy as np
@@ -70,6 +70,7 @@ from styleclip_jax.methods.linear_start import latent_directions, sample_feature
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.mapper_training import (
     MapperTrainConfig,
+    OptimizerName,
     batch_indices,
     init_mapper_state,
     make_mapper_evaluation,
@@ -134,12 +135,7 @@ flags.DEFINE_string(
 
 network_flags.define_flags(command_line.describe_flags(AVATARS))
 objective_flags.define_flags(DEFAULTS)
-flags.DEFINE_string(
-    "arcface",
-    None,
-    "Face recognition network for the identity loss: a directory written by python -m ckpt_convert"
-    " arcface. Default: no identity loss.",
-)
+network_flags.define_arcface("for the identity loss", "no identity loss")
 
 flags.DEFINE_string(
     "latents_train", None, "Latents to train on, .npy or .npz. Default: random images."
@@ -217,7 +213,7 @@ flags.DEFINE_bool("no_fine_mapper", False, "Leave layers 8 and up (colors) uncha
 flags.DEFINE_integer(
     "batch_size", 2, "Images per step, over all devices of all machines.", lower_bound=1
 )
-flags.DEFINE_enum("optimizer", "ranger", ["ranger", "adam"], "Optimizer.")
+flags.DEFINE_enum("optimizer", "ranger", get_args(OptimizerName), "Optimizer.")
 flags.DEFINE_float("learning_rate", DEFAULTS.learning_rate, "Step size.")
 flags.DEFINE_float("clip_lambda", DEFAULTS.clip_lambda, "Weight of the CLIP loss.")
 flags.DEFINE_float(
