@@ -1,0 +1,81 @@
+"""Times one edit with the models that ship, a new text and a new image every time.
+
+Run it with nothing else running: python benchmarks/avatars.py
+
+Every time is from the text and W+ latents to the edited image, on the device, after compilation;
+the text is tokenized and encoded anew. The first row is a synthesis alone, of which the others are
+multiples.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+
+import styleclip_jax as sc
+from styleclip_jax.avatars import AVATARS_DIRECTIONS
+
+REPEATS = 30
+# Combined, so that every text is new.
+WHO = ("a person", "somebody", "someone", "a woman", "a man", "a face")
+WHAT = ("with sunglasses", "with purple hair", "with a beard", "in a hoodie", "with a hat")
+
+
+def main() -> None:
+    """Prints a table."""
+    generator, clip, tokenizer = sc.load_generator(), sc.load_clip(), sc.load_tokenizer()
+    directions, any_text = sc.load_directions(), sc.load_mapper("any_text")
+    sunglasses = sc.load_mapper("sunglasses")
+    synthesize = jax.jit(lambda generator, latents: generator(latents))
+
+    def direction(text: str) -> jax.Array:
+        return sc.text_direction(clip, tokenizer, text, sc.AVATARS_NEUTRAL)
+
+    def edit_along(text: str, latents: jax.Array, automatic: bool) -> object:
+        models, dt = (generator, directions), direction(text)
+        threshold = AVATARS_DIRECTIONS.threshold
+        strength = 4.0
+        if automatic:
+            strength = sc.best_strengths(*models, clip, latents, dt, threshold)
+        return sc.edit_with_direction(*models, latents, dt, strength, threshold).images
+
+    def edit_by_any(text: str, latents: jax.Array, automatic: bool) -> object:
+        arguments = (generator, any_text, clip, latents, direction(text))
+        strength = sc.best_delta_strengths(*arguments) if automatic else 1.0
+        return sc.edit_with_delta_mapper(*arguments, strength).images
+
+    methods: dict[str, Callable[[str, jax.Array], object]] = {
+        "synthesis alone": lambda text, latents: synthesize(generator, latents),
+        "directions": lambda text, latents: edit_along(text, latents, False),
+        "directions, the best of six strengths": lambda text, latents: edit_along(
+            text, latents, True
+        ),
+        "mapper for any text": lambda text, latents: edit_by_any(text, latents, False),
+        "mapper for any text, the best of seven strengths": lambda text, latents: edit_by_any(
+            text, latents, True
+        ),
+        "mapper of one text": lambda text, latents: sc.apply_mapper(
+            generator, sunglasses, latents, 0.1
+        ),
+    }
+    texts = [f"{who} {what}" for who, what in itertools.product(WHO, WHAT)][:REPEATS]
+    latents = sc.sample_latents(generator, REPEATS, seed=0)
+    print(f"One image on {jax.devices()[0].device_kind}, median of {REPEATS} edits.\n")
+    print("| method | ms | synthesis |\n| --- | --- | --- |")
+    alone = None
+    for name, method in methods.items():
+        jax.block_until_ready(method("a person with a smile", latents[:1]))
+        seconds = []
+        for i, text in enumerate(texts):
+            begun = time.perf_counter()
+            jax.block_until_ready(method(text, latents[i : i + 1]))
+            seconds.append(time.perf_counter() - begun)
+        median = statistics.median(seconds)
+        alone = alone or median
+        print(f"| {name} | {1000 * median:.1f} | {median / alone:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
