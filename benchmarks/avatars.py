@@ -16,6 +16,7 @@ import jax
 
 import styleclip_jax as sc
 from styleclip_jax.avatars import AVATARS_DIRECTIONS
+from styleclip_jax.models import DeltaMapper
 
 REPEATS = 30
 # Combined, so that every text is new.
@@ -27,6 +28,7 @@ def main() -> None:
     """Prints a table."""
     generator, clip, tokenizer = sc.load_generator(), sc.load_clip(), sc.load_tokenizer()
     directions, any_text = sc.load_directions(), sc.load_mapper("any_text")
+    assert isinstance(any_text, DeltaMapper)
     sunglasses = sc.load_mapper("sunglasses")
     synthesize = jax.jit(lambda generator, latents: generator(latents))
 

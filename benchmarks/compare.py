@@ -1,7 +1,7 @@
-"""Times our code and the official PyTorch code in turns on one machine; prints a Markdown table.
+"""Times our code and the official PyTorch code in turn on one machine; prints a Markdown table.
 
-Every measurement has a process of its own, and each of ours is followed by its official
-counterpart, so that both run under the same conditions. Each row is the median of the rounds.
+Each measurement has its own process, and each of ours is followed by its official counterpart, so
+that both run under the same conditions. Each row is the median of the rounds.
 
 Examples:
   python benchmarks/compare.py --styleclip=PATH --clip=PATH
@@ -9,8 +9,8 @@ Examples:
       --cases=mapper_step_256,mapper_apply_256 --repeats=1 --rounds=3
 
 The paths are checkouts of orpatashnik/StyleCLIP and openai/CLIP. PyTorch is required
-(pip install -e '.[test]'); on a GPU it may be in another environment, whose interpreter is
---official_python.
+(pip install -e '.[test]'); for a GPU it may be in another environment, whose interpreter is given
+by --official_python.
 """
 
 import json
@@ -56,12 +56,12 @@ flags.DEFINE_string("clip", None, "Checkout of openai/CLIP.", required=True)
 flags.DEFINE_list("cases", list(COUNTERPARTS), "Measurements to compare; default: all.")
 flags.DEFINE_integer("rounds", 1, "Number of rounds.", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "Timed repetitions in a turn after one that is not timed.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Arithmetic of our networks.")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of our networks.")
 flags.DEFINE_string("official_python", sys.executable, "Interpreter that has PyTorch.")
 
 
 def run(python: str, script: str, *arguments: str) -> dict[str, Any]:
-    """Runs one measurement in a process of its own, and returns what it printed."""
+    """Runs one measurement in its own process and returns its JSON output."""
     command = [python, str(HERE / script), f"--repeats={FLAGS.repeats}", *arguments]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
@@ -97,9 +97,9 @@ def row(name: str, ours: Sequence[dict[str, Any]], official: Sequence[dict[str, 
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints the table, row by row, and below it what was measured on what."""
+    """Prints the table row by row, and then the versions and devices."""
     if not FLAGS.cases:
-        raise app.UsageError("--cases names nothing to compare")
+        raise app.UsageError("--cases is empty")
     if unknown := set(FLAGS.cases) - set(COUNTERPARTS):
         raise app.UsageError(f"there is no case {', '.join(sorted(unknown))}")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)

@@ -1,13 +1,12 @@
-"""Times the official PyTorch code with random weights, to compare ours with on the same machine.
+"""Times the official PyTorch code with random weights, for a comparison on the same machine.
 
     python benchmarks/official_pytorch.py --styleclip=PATH --clip=PATH
     python benchmarks/official_pytorch.py --styleclip=PATH --clip=PATH \
         --resolution=1024 --cases=optimization_step --repeats=3
 
 The paths are checkouts of orpatashnik/StyleCLIP and openai/CLIP; PyTorch is needed, CUDA and
-torchvision are not. What runs are the official loops themselves, so that a step takes as long as
-it takes there: on a GPU CLIP is in float16, as the official loader makes it. Prints one line of
-JSON for each case: the median of the runs that follow the first.
+torchvision are not. The official loops run unchanged; on a GPU, CLIP is in float16, as with the
+official loader. Prints one line of JSON per case: the median of all runs but the first.
 """
 
 import importlib
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from absl import app, flags
 
-# The stand-ins for what the official code imports are those of the golden scripts.
+# Substitutes for imports of the official code, shared with the scripts in tests/golden.
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "golden"))
 official: Any = importlib.import_module("official")
 
@@ -44,14 +43,14 @@ VIT_B32 = {
 
 _STYLECLIP = flags.DEFINE_string("styleclip", None, "Checkout of StyleCLIP.", required=True)
 _CLIP = flags.DEFINE_string("clip", None, "Checkout of openai/CLIP.", required=True)
-_RESOLUTION = flags.DEFINE_multi_integer("resolution", [256, 1024], "Sizes of the generator.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs, after a first one.")
+_RESOLUTION = flags.DEFINE_multi_integer("resolution", [256, 1024], "Resolutions of the generator.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs after one that is not timed.")
 _BATCH = flags.DEFINE_integer("mapper_batch", 2, "Batch size of the mapper's training.")
 _IDENTITY = flags.DEFINE_bool("identity_loss", True, "Train the mapper with the identity loss.")
 
 
 class Networks:
-    """The official networks with their own random initialization."""
+    """The official networks with their random initialization."""
 
     def __init__(self, resolution: int) -> None:
         """Builds them; the checkpoints that the official scripts load are in ``files``."""

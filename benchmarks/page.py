@@ -1,6 +1,6 @@
-"""How fast the served page answers: python benchmarks/page.py, with nothing else running.
+"""Times the served page: python benchmarks/page.py, with nothing else running.
 
-Starts app.py with the embedded models, and asks over HTTP as the page does.
+Starts app.py with the models that ship and sends the requests that the page sends.
 """
 
 import json
@@ -21,7 +21,7 @@ TEXT = "a person with sunglasses"
 
 
 def main() -> None:
-    """Prints one measurement in a line."""
+    """Prints one line per measurement."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,7 +32,7 @@ def main() -> None:
         while not answers(url):
             time.sleep(0.05)
         print(f"usable after {time.perf_counter() - begun:.1f} s")
-        # Until what is compiled in the background is compiled.
+        # Waits for the compilations in the background.
         optimize(url, steps=1)
         print(f"an optimization of one step: {seconds(lambda: optimize(url, steps=1)):.2f} s")
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether the page is there."""
+    """Whether the page responds."""
     try:
         urllib.request.urlopen(url, timeout=5).read()
     except OSError:
@@ -60,17 +60,17 @@ def answers(url: str) -> bool:
 
 
 def instant(url: str, seed: int, strength: float) -> None:
-    """An instant edit."""
+    """Requests an instant edit."""
     call(url, "instant", TEXT, seed, strength, "a person", "", None)
 
 
 def optimize(url: str, steps: int) -> None:
-    """An optimization."""
+    """Requests an optimization."""
     call(url, "optimize", TEXT, 0, steps, 0.35, "a person", [], "")
 
 
 def call(url: str, name: str, *data: object) -> None:
-    """Calls a function of the API, and waits for its answer."""
+    """Calls a function of the API and waits for the result."""
     body = json.dumps({"data": data}).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/gradio_api/call/{name}", body, headers)
@@ -82,7 +82,7 @@ def call(url: str, name: str, *data: object) -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long a function takes."""
+    """Time that a function takes."""
     begun = time.perf_counter()
     run()
     return time.perf_counter() - begun

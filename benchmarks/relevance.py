@@ -1,8 +1,9 @@
-"""Counts what the directions of FFHQ cost, and estimates the time on an accelerator.
+"""Counts the operations for the directions of FFHQ and estimates the time on an accelerator.
 
-Nothing is computed: XLA counts the floating point operations of one synthesis with CLIP and of one
-product with the Jacobian. The time is that of as many operations in large matrix products, times
-the ratio that benchmarks/speed.py measures for such programs (ratio_to_matrix_product).
+Nothing is computed: XLA counts the floating-point operations of one synthesis with CLIP and of one
+product with the Jacobian. The estimate is the time of the same number of operations in large matrix
+products, times the ratio that benchmarks/speed.py measures for such programs
+(ratio_to_matrix_product).
 
 Examples:
   python benchmarks/relevance.py
@@ -25,12 +26,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_float(
     "matrix_tflops",
     400.0,
-    "Operations per second, in 10^12, of large matrix products: 400 is what an H100 reaches of its"
-    " 495 in TF32.",
+    "TFLOP/s of large matrix products; an H100 reaches about 400 of its 495 in TF32.",
 )
-flags.DEFINE_float("ratio", 4.0, "Time of the program over that of such a product.")
-flags.DEFINE_integer("images", 100, "Over how many images the relevance is averaged.")
-flags.DEFINE_integer("guide_resolution", 256, "Of the Jacobian.")
+flags.DEFINE_float("ratio", 4.0, "Time of the program relative to such a product.")
+flags.DEFINE_integer("images", 100, "Number of images to average over.")
+flags.DEFINE_integer("guide_resolution", 256, "Resolution of the images for the Jacobian.")
 
 
 def features(models: tuple[Generator, CLIP], styles: tuple, resolution: int) -> jax.Array:
@@ -56,7 +56,7 @@ def tflop(function, *arguments) -> float:
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints both ways."""
+    """Prints an estimate for each method."""
     config, clip_config = GeneratorConfig(), CLIPConfig.vit_b32()
     models = nnx.eval_shape(
         lambda: (Generator(config, rngs=nnx.Rngs(0)), CLIP(clip_config, rngs=nnx.Rngs(1)))
@@ -67,13 +67,13 @@ def main(_: Sequence[str]) -> None:
     guide = tflop(functools.partial(features, resolution=FLAGS.guide_resolution), models, styles)
     pullback = tflop(product, models, styles, cotangent) - guide
     channels = sum(channel_widths(config, "stylespace"))
-    ways = {
+    methods = {
         "differences": 2 * channels * forward,
         "jacobian": clip_config.embed_dim * pullback + guide,
     }
     print(f"one image: {1000 * forward:.0f} GFLOP at {config.resolution} px")
     print(f"one product: {1000 * pullback:.0f} GFLOP at {FLAGS.guide_resolution} px")
-    for name, per_image in ways.items():
+    for name, per_image in methods.items():
         work = FLAGS.images * per_image
         seconds = work / FLAGS.matrix_tflops * FLAGS.ratio
         print(f"{name}: {work / 1000:.1f} PFLOP, estimated {seconds / 60:.1f} minutes")

@@ -1,11 +1,11 @@
-"""Measures speed and memory with random weights, each measurement in a process of its own.
+"""Measures speed and memory with random weights, each measurement in its own process.
 
 Each time is compared with that of a large float32 matrix product with the same number of
 floating-point operations, in the same process, because times depend on the machine. The number of
 operations is XLA's and includes the multiplications by zero in the four phases of an up-convolution
 (7 in 16).
 
-forward_R             images from W+ latents, R pixels high and wide
+forward_R             synthesis of images from W+ latents, R pixels high and wide
 step_R                a step of latent optimization, with CLIP ViT-B/32
 step_R_guide_S        the same, with guide_resolution=S
 mapper_step_R         a step of a LevelsMapper's training: Ranger, CLIP ViT-B/32, identity loss
@@ -89,13 +89,13 @@ flags.DEFINE_list(
 flags.DEFINE_integer("repeats", 5, "Timed repetitions after one that is not timed.")
 flags.DEFINE_integer("batch_size", 1, "Images at once, except in mapper training.")
 flags.DEFINE_integer("mapper_batch", 2, "Images at once in mapper training.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the networks.")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the networks.")
 
 MATRIX_SIZE = 4096
 
 
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, until its results are there; the first call is not counted."""
+    """Median time of a call until its results are ready; the first call does not count."""
     jax.block_until_ready(run())
     seconds = []
     for _ in range(repeats):
@@ -106,14 +106,14 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def matrix_product_seconds(flops: float) -> float:
-    """Time that as many operations take in products of large float32 matrices."""
+    """Time of the same number of operations in products of large float32 matrices."""
     a, b = (jax.random.normal(jax.random.key(i), (MATRIX_SIZE, MATRIX_SIZE)) for i in range(2))
     product = jax.jit(jnp.matmul)
     return median_seconds(lambda: product(a, b), 3) * flops / (2 * MATRIX_SIZE**3)
 
 
 def peak_memory_gb() -> float:
-    """Most memory in use so far: the accelerator's, or on a CPU the process's."""
+    """Peak memory so far: of the accelerator, or on a CPU of the process."""
     stats = jax.devices()[0].memory_stats()
     if stats:
         return stats["peak_bytes_in_use"] / 1e9
@@ -122,11 +122,11 @@ def peak_memory_gb() -> float:
 
 
 class Measured(NamedTuple):
-    """A time, and what took it.
+    """A time and the program that was timed.
 
     Attributes:
         seconds: Median time.
-        program: What was timed, before XLA optimizes it: what it has to compute is counted in it.
+        program: The program before XLA optimizes it, to count its operations.
     """
 
     seconds: float
@@ -134,7 +134,7 @@ class Measured(NamedTuple):
 
 
 def forward(resolution: int) -> Measured:
-    """Draws images."""
+    """Synthesizes images."""
     generator, latents = random_generator(resolution, FLAGS.batch_size)
     synthesize = jax.jit(lambda generator, latents: generator(latents))
     seconds = median_seconds(lambda: synthesize(generator, latents), FLAGS.repeats)
@@ -179,7 +179,7 @@ def mapper_step(resolution: int) -> Measured:
 
     train_step = make_step(*networks)
     state = init_mapper_state(random_mapper(generator), config)
-    # In the host's memory, as where training reads its batches.
+    # In host memory, as in training.
     latents = jax.device_get(latents)
     every = steps_between_reports()
 
@@ -190,7 +190,7 @@ def mapper_step(resolution: int) -> Measured:
         return metrics
 
     seconds = median_seconds(run, FLAGS.repeats) / every
-    # The networks as arguments: as constants they would become part of the program's text.
+    # The networks are arguments, because constants would be written into the program.
     whole = jax.jit(lambda networks, state, latents: make_step(*networks)(state, latents))
     return Measured(seconds, whole.lower(networks, state, latents))
 
@@ -205,7 +205,7 @@ def mapper_apply(resolution: int) -> Measured:
 
 
 def encode(resolution: int) -> Measured:
-    """Finds latents of images by an encoder alone."""
+    """Encodes images as latents."""
     generator, _ = random_generator(resolution, 1)
     config = E4EConfig(num_layers=generator.num_layers)
     encoder = E4E(config, rngs=nnx.Rngs(5), dtype=jnp.dtype(FLAGS.dtype))
@@ -216,7 +216,7 @@ def encode(resolution: int) -> Measured:
 
 
 def refine_step(resolution: int) -> Measured:
-    """Takes one step that refines an inversion."""
+    """Takes one refinement step of an inversion."""
     generator, latents = random_generator(resolution, FLAGS.batch_size)
     lpips = random_lpips()
     images = jnp.zeros((FLAGS.batch_size, resolution, resolution, 3))
@@ -227,7 +227,7 @@ def refine_step(resolution: int) -> Measured:
         invert(generator, images, config=config, perceptual=lpips, on_progress=note)
         seconds = statistics.median(b - a for a, b in itertools.pairwise(times))
     else:
-        # A whole run is one program, with little beside its steps.
+        # A whole run is one program, which does little else.
         config = InvertConfig(steps=200)
         run = functools.partial(invert, generator, images, config=config, perceptual=lpips)
         seconds = median_seconds(run, FLAGS.repeats) / config.steps
@@ -252,7 +252,7 @@ def tune_step(resolution: int) -> Measured:
 
 
 def reconstruction_loss(latents, generator, lpips, images) -> jax.Array:
-    """What an inversion makes smaller."""
+    """The loss of an inversion."""
     found = generator(latents)
     features = (perceptual_features(lpips, x) for x in (found, images))
     return jnp.square(found - images).mean() + perceptual_distance(lpips, *features).sum()
@@ -264,7 +264,7 @@ def random_lpips() -> LPIPS:
 
 
 def directions(resolution: int) -> Measured:
-    """Edits images along a direction, every time another one."""
+    """Edits images, each time along another direction."""
     generator, latents = random_generator(resolution, FLAGS.batch_size)
     config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 512)
     relevance = np.random.default_rng(0).normal(size=(config.channels, 512)).astype(np.float32)
@@ -279,7 +279,7 @@ def directions(resolution: int) -> Measured:
 
 
 def text_direction() -> Measured:
-    """Encodes two texts; the tokenizer, which takes less than a millisecond, is left out."""
+    """Encodes two texts, without the tokenizer, which takes less than a millisecond."""
     clip, _ = random_clip()
     tokens = jnp.zeros((2, clip.config.context_length), jnp.int32).at[:, 5].set(49407)
     encode = jax.jit(CLIP.encode_text)
@@ -288,7 +288,7 @@ def text_direction() -> Measured:
 
 
 def steps_between_reports() -> int:
-    """An accelerator is asked rarely, as in a real run."""
+    """Number of steps between progress reports: few reports on an accelerator, as in a real run."""
     return 1 if jax.default_backend() == "cpu" else 20
 
 
@@ -314,7 +314,7 @@ def random_mapper(generator: Generator) -> LevelsMapper:
 
 
 def measurement(name: str) -> Callable[[], Measured]:
-    """What is behind a name, for example ``step_1024_guide_256``."""
+    """Returns the measurement of a name such as ``step_1024_guide_256``."""
     if name == "text_direction":
         return text_direction
     guide = None
@@ -359,7 +359,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs one measurement here, or several in processes of their own."""
+    """Runs one measurement in this process, or several in their own processes."""
     if len(FLAGS.measure) == 1:
         print(json.dumps(measure(FLAGS.measure[0])), flush=True)
         return

@@ -1,4 +1,4 @@
-"""What is where on the page."""
+"""Layout of the page."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from styleclip_jax.methods.directions import STRENGTH, THRESHOLD
 
 METHODS = ("instant", "mapper", "optimize")
 
-# Texts with enough contrast, and no fonts from other hosts.
+# Sufficient contrast, and no fonts from other hosts.
 THEME = Default(
     primary_hue="indigo",
     font=["system-ui", "sans-serif"],
@@ -53,7 +53,7 @@ Texts = Mapping[str, str | tuple[str, ...]]
 
 
 class Words:
-    """Makes components with texts of the table, and translates them later."""
+    """Makes components with texts from the table of strings and translates them."""
 
     def __init__(self) -> None:
         self._texts: list[tuple[Any, Texts]] = []
@@ -63,7 +63,8 @@ class Words:
 
         Args:
             component: Its class.
-            texts: Keys of the table by argument, such as ``label``; a tuple of them are choices.
+            texts: Key of the text for each argument, such as ``label``; a tuple of keys for
+                choices.
             args: Further arguments.
             others: Further arguments.
         """
@@ -73,11 +74,11 @@ class Words:
 
     @property
     def components(self) -> list[Any]:
-        """All components, in the order of ``translate``."""
+        """All components, in the order of :meth:`translate`."""
         return [component for component, _ in self._texts]
 
     def translate(self, language: str) -> list[Any]:
-        """Updates of all components."""
+        """Returns an update for every component."""
         return [gr.update(**_say_all(language, texts)) for _, texts in self._texts]
 
 
@@ -98,7 +99,7 @@ class Heading(NamedTuple):
 
 
 class View(NamedTuple):
-    """The picture, and what can be done with it."""
+    """The image and the buttons below it."""
 
     picture: gr.HTML
     status: gr.HTML
@@ -115,7 +116,7 @@ class View(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The choice of a picture."""
+    """The components that choose an image."""
 
     heading: gr.HTML
     seed: gr.Number
@@ -126,7 +127,7 @@ class Choice(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """The components that say how to edit, in the order in which a function gets their values."""
+    """The components with the settings of an edit, in the order of the arguments of callbacks."""
 
     method: gr.Radio
     text: gr.Textbox
@@ -146,13 +147,13 @@ class Form(NamedTuple):
     """The text, the method and the buttons.
 
     Attributes:
-        controls: Say how to edit.
-        headings: Of the text and of the method.
-        examples: Buttons that write a text.
-        groups: What belongs to each of ``METHODS``.
-        text_group: What belongs to those that take a text.
+        controls: The settings.
+        headings: Headings of the text and of the method.
+        examples: Buttons that fill in a text.
+        groups: The settings of each of ``METHODS``.
+        text_group: The settings of methods that need a text.
         go: Starts the edit.
-        cancel: Ends it.
+        cancel: Stops the edit.
     """
 
     controls: Controls
@@ -165,13 +166,13 @@ class Form(NamedTuple):
 
 
 def heading(words: Words) -> Heading:
-    """The title and the switch of the language."""
+    """The title and the language switch."""
     with gr.Row():
         with gr.Column(min_width=290):
             title = gr.HTML()
         switch = gr.Radio(
             list(LANGUAGES.items()),
-            # In both languages: whoever needs it reads the other one.
+            # In both languages, because its reader may know only one.
             label="Language / Мова",
             value="en",
             min_width=290,
@@ -182,7 +183,7 @@ def heading(words: Words) -> Heading:
 
 
 def view(words: Words) -> View:
-    """The column of the picture."""
+    """The column with the image."""
 
     def button(key: str) -> gr.Button:
         return words(gr.Button, {"value": key}, size="sm", min_width=120, elem_id=key)
@@ -218,7 +219,7 @@ def view(words: Words) -> View:
 
 
 def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
-    """Step one: the picture."""
+    """Step one: the image."""
     title = gr.HTML()
     with gr.Row(elem_classes="bottom"):
         seed = words(
@@ -245,7 +246,7 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
         align = words(
             gr.Checkbox,
             {"label": "align", "info": "align_info"},
-            # Avatars are nothing but faces.
+            # Avatars are aligned already.
             value=engine.paths["generator"] is not None,
             min_width=120,
             elem_id="align",
@@ -319,7 +320,7 @@ def _text(words: Words, engine: Engine) -> tuple[gr.HTML, gr.Textbox, gr.Textbox
         gr.Textbox,
         {"label": "text", "placeholder": "text_placeholder"},
         value="",
-        # One that is a little too long gets a message.
+        # A text slightly above the limit gets an error message instead of being cut.
         max_length=10 * engine.limits.text_length,
         elem_id="text",
     )
