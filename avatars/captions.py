@@ -34,15 +34,15 @@ T = TypeVar("T")
 LANGUAGES = ("en", "uk")
 MAX_WORDS = 22  # Maximum length of a caption, including punctuation marks.
 KINDS = ("adjectives", "people", "nouns", "worn", "clauses", "sentences")
-# Slots that a color can be stated together with.
+# Slots whose phrases can include a color.
 CARRIERS = {"hair_color": ("hair", "facial_hair"), "clothes_color": ("clothes", "headwear")}
 
-# Names in templates of the forms that " / " separates: nominative, instrumental,
-# accusative, locative for things; nominative, genitive, accusative for people.
+# Names in templates of the forms separated by " / ": nominative, instrumental, accusative and
+# locative for things; nominative, genitive and accusative for people.
 _THING = ("what", "with_what", "get_what", "in_what")
 _PERSON = ("who", "of_whom", "whom")
 _PRONOUN = ("he", "him", "his", "to_him")
-# The endings of a soft stem, such as "синій", for those of a hard one.
+# Endings of a soft stem, such as "синій", by those of a hard stem.
 _SOFT = {"а": "я", "у": "ю", "е": "є", "ою": "ьою", "ої": "ьої", "ого": "ього", "ому": "ьому"}
 _COUNT_WEIGHTS = (0.28, 0.28, 0.2, 0.12, 0.07, 0.05)
 
@@ -128,7 +128,7 @@ def _phrases(contents: dict[str, Any], slot: str, value: str) -> dict[str, list[
                 (common if group.get("common") else typical).extend(found)
             elif "typical" not in group and value in values:
                 shared += [Phrase(text, Truth(values)) for text in texts]
-        # Both begin with what is common.
+        # In both lists, common phrases come first.
         turns = [x for pair in itertools.zip_longest(own, typical) for x in pair if x]
         found = common + turns + shared
         if found:
@@ -174,7 +174,7 @@ def _pick_phrase(
     phrases: Mapping[str, Sequence[Phrase]], rng: np.random.Generator
 ) -> tuple[str, Phrase]:
     """Picks a kind and one of its phrases."""
-    # Between every kind as often and every phrase as often.
+    # Halfway between equally frequent kinds and equally frequent phrases.
     weights = np.sqrt([len(found) for found in phrases.values()])
     kind = list(phrases)[rng.choice(len(phrases), p=weights / weights.sum())]
     return kind, _pick(phrases[kind], rng)
@@ -246,7 +246,7 @@ def _statements(
     carried = {slot for slot in CARRIERS if colored.keys() & {*CARRIERS[slot]}}
     rest = [slot for slot in chosen if slot not in carried | colored.keys()]
     statements = list(colored.values())
-    # Sentences stand alone, and nobody is two persons.
+    # Sentences stand alone, and a caption has one subject.
     but = {"sentences"} if len(statements) + len(rest) > 1 else set()
     for slot in rest:
         statements.append(_statement(slot, facts[slot], language, rng, but))
@@ -263,7 +263,7 @@ def _things(
     statements: list[Statement], language: Language, rng: np.random.Generator
 ) -> dict[str, str]:
     """The forms of several things together."""
-    # "No hat and glasses" would be something else.
+    # "No hat and glasses" would be ambiguous.
     texts = sorted((x.text for x in statements), key=lambda text: text.startswith("no "))
     conjunction = _pick(language.conjunctions, rng)
     every = [_forms(text, _THING) for text in texts]
@@ -329,7 +329,7 @@ def _readable(text: str, pronouns: str) -> str:
     cases = _forms(pronouns, _PRONOUN)
     text = re.sub(r"<(\w+)>", lambda place: cases[place[1]], text)
     text = re.sub(r"[ ,]*, *", ", ", text).strip(" ,")
-    # What Ukrainians find easier to say.
+    # More usual in Ukrainian.
     text = re.sub(r"\bз (?=[зсцчшщж])", "із ", re.sub(r"\bв (?=[вф])", "у ", text))
     return re.sub(r"\ba (?=[aeiou])", "an ", re.sub(r"\ban (?=[^aeiou])", "a ", text))
 
@@ -414,7 +414,7 @@ def captions(
 
 
 def truths(meanings: Sequence[Meaning]) -> Float[np.ndarray, "texts slots labels"]:
-    """Of which labels texts are true: 1, false: 0, or neither: NaN.
+    """Truth of texts for every label: 1 true, 0 false, NaN neither.
 
     All slots have as many entries as the one with most labels, and one more, the last: UNKNOWN,
     which is neither true nor false of a text that tells the slot.

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from absl import app, flags
 
-# Shapes in the package's signatures are checked wherever a test comes by; ints are floats too.
+# Checks the shapes in the package's signatures at run time; ints count as floats.
 jaxtyping.install_import_hook(
     "styleclip_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
@@ -29,11 +29,11 @@ from styleclip_jax.models import CLIP, CLIPConfig, Generator, GeneratorConfig  #
 
 ROOT = Path(__file__).parents[1]
 
-# Tracing makes many objects, which hardly ever are garbage; looking for it took 7 % of the time.
+# Tracing makes many objects that are rarely garbage; collecting it took 7 % of the time.
 gc.set_threshold(100_000, 20, 20)
-# Several processes that run tests share an accelerator.
+# Several test processes share an accelerator.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-# Tests, and the scripts that they start, share a cache of compiled programs, but not the user's.
+# Tests and the scripts that they start share a compilation cache, separate from the user's.
 _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 for _option, _value in {
     "jax_compilation_cache_dir": _COMPILED.name,
@@ -41,7 +41,7 @@ for _option, _value in {
 }.items():
     jax.config.update(_option, _value)
     os.environ[_option.upper()] = str(_value)
-# Parity is a matter of float32, which accelerators multiply in shorter formats by default.
+# Parity needs float32 products; accelerators use shorter formats by default.
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GENERATOR = GeneratorConfig(
@@ -198,7 +198,7 @@ def run_script(monkeypatch, capsys):
             with pytest.raises(SystemExit) as stopped:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
         finally:
-            # Scripts have flags in common, and define them when they are imported.
+            # Scripts define their flags on import, and several share names.
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
             for name in [name for name in sys.modules if name.startswith("styleclip_jax.scripts.")]:

@@ -244,7 +244,7 @@ def test_mappers_that_come_with_the_package_are_found_by_name(
 ):
     monkeypatch.setattr(checkpoints, "AVATARS", checkpoints.epath.Path(tmp_path))
     save_model(tmp_path / "mappers" / "sunglasses", make_mapper(generator))
-    # Also beside a directory of the same name that is no mapper.
+    # Even if there is a directory of the same name that is not a mapper.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sunglasses").mkdir()
     assert apply(mapper="sunglasses").code == 0

@@ -76,7 +76,7 @@ def share_of_purple(run_script, results, *arguments):
         images = [np.asarray(Image.open(path), int) for path in sorted(directory.glob("0*.png"))]
         return np.array(
             [
-                # The purple of hair, not of backgrounds, which are pale.
+                # The purple of hair; backgrounds are paler.
                 np.mean((i[..., 2] > i[..., 1] + 60) & (i[..., 0] > i[..., 1] + 30))
                 for i in images
             ]
@@ -111,7 +111,7 @@ def test_a_face_with_purple_hair_is_made_from_the_text_alone(run_script, tmp_pat
     results = tmp_path / "results"
     _, after = share_of_purple(run_script, results, "--mode=generate")
     assert after > 0.03
-    # A face, not whatever else CLIP might like: its background is one bright colour.
+    # A face, and not an adversarial image: its background is one bright color.
     with Image.open(results / EDITED / "000.png") as image:
         corners = np.asarray(image)[4:28, [*range(4, 28), *range(100, 124)]]
     assert corners.mean() > 150 and corners.std(axis=(0, 1)).max() < 35

@@ -82,7 +82,7 @@ def test_any_texts_go_through_several_methods_with_settings_of_their_own(
     outcome = evaluate(
         f"--method={OPTIMIZATION}",
         "--method=stylespace,steps=2",
-        # The default CLIP twice: once more to guide, and to measure.
+        # The default CLIP twice: to guide and to measure.
         f"--clip={long_text_clip_path}",
         f"--judge_clip={long_text_clip_path}",
         "--keep=a hat",

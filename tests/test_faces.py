@@ -74,7 +74,7 @@ def test_an_unedited_crop_gives_the_photo_back(name):
 
 @pytest.mark.parametrize("size", [64, 65, 96])
 def test_shrinking_moves_nothing(size):
-    # The recipe shrinks such a large face by a whole number first; to 96 pixels, by three.
+    # The recipe first shrinks large faces by an integer: for 96 pixels, by 3.
     y, x = np.mgrid[:600, :601]
     waves = 127.5 + 60 * np.sin(x / 30) + 60 * np.cos(y / 40)
     photo = Image.fromarray(np.rint(waves).astype(np.uint8)).convert("RGB")
@@ -172,7 +172,7 @@ def test_an_edited_crop_may_be_an_array_of_any_size(pasted):
 
 def test_pixels_that_the_edit_hardly_moved_stay_the_photos(pasted):
     photo, transform = pasted
-    # The generator's colours are a little off, and the edit changes one corner.
+    # The reconstruction has slightly different colors; the edit changes one corner.
     unedited = Image.new("RGB", (256, 256), (120, 90, 100))
     edited = Image.new("RGB", (256, 256), (122, 91, 99))
     edited.paste("white", (64, 64, 128, 128))

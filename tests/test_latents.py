@@ -25,7 +25,7 @@ def test_images_of_a_walk_change_little_by_little(generator):
     np.testing.assert_allclose(walk[:1], single[:1], atol=1e-6)
     steps, jumps = (np.abs(np.diff(w[:, 0], axis=0)).mean() for w in (walk, single))
     assert 0 < steps < 0.5 * jumps
-    # The walk leads as far as independent images are from each other.
+    # The ends of the walk are as far apart as independent images.
     np.testing.assert_allclose(np.std(walk, axis=0).mean(), np.std(single, axis=0).mean(), rtol=0.5)
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_it_runs_and_shows_images(path):
     notebook = nbformat.read(path, as_version=4)
-    # It imports the package of this checkout.
+    # The notebook imports the package of this checkout.
     resources = {"metadata": {"path": str(ROOT)}}
     NotebookClient(notebook, timeout=600, resources=resources).execute()
     shown = [

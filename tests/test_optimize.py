@@ -75,7 +75,7 @@ def test_metrics_tell_what_was_done_and_how_it_went(optimize, tmp_path):
     assert edit["description"] == "a hat" and edit["seconds"] > 0 and edit["steps"] == 30
     for image in edit["images"]:
         assert len(image["losses"]) == 30
-        # Without other terms the loss is one minus the similarity.
+        # Without other terms, the loss is 1 - similarity.
         assert image["losses"][0] == pytest.approx(1 - image["clip_similarity_before"], abs=1e-4)
         assert image["clip_similarity_after"] > image["clip_similarity_before"]
         assert image["latent_distance"] > 0
@@ -170,7 +170,7 @@ def test_generate_starts_from_the_sample_that_fits_best(
     assert all((np.abs(samples - latents).max(axis=(1, 2)) < 1e-6).any() for latents in start)
     for edit in ("1-a-hat", "2-a-bow"):
         assert np.load(tmp_path / "results" / edit / "latents.npy").shape == (1, 8, 16)
-    # Start and result of both texts.
+    # The start and the result for both texts.
     with Image.open(tmp_path / "results/before_after.png") as sheet:
         assert sheet.width > 4 * 256
 
@@ -198,7 +198,7 @@ def test_edits_by_direction_with_several_clips_views_and_texts_to_keep(
     assert first["flags"]["neutral"] == "a man" and len(first["flags"]["clip"]) == 2
     losses = [[x["losses"] for x in m["descriptions"][0]["images"]] for m in (first, same)]
     assert losses[0] == losses[1]
-    # Nothing has changed yet but the views.
+    # Only the views differ so far.
     np.testing.assert_allclose([image[0] for image in losses[0]], 1, atol=0.2)
 
 
@@ -228,7 +228,7 @@ def test_the_identity_can_be_held_with_an_arcface(optimize, tmp_path, random_mod
         assert optimize(*given).code == 0
         (edit,) = json.loads((tmp_path / name / "metrics.json").read_text())["descriptions"]
         losses.append([image["losses"] for image in edit["images"]])
-    # The first image is the one whose identity is held.
+    # The identity loss applies to the first image.
     np.testing.assert_allclose(losses[0][0][0], losses[1][0][0], atol=1e-5)
     assert not np.allclose(losses[0], losses[1], atol=1e-5)
 
@@ -366,7 +366,7 @@ def test_latents_of_another_generator_end_in_one_line(optimize, tmp_path):
 
 def test_an_unwritable_results_directory_ends_in_one_line_before_any_work(optimize, tmp_path):
     (tmp_path / "file").write_text("")
-    # The generator does not exist either, but would be looked for later.
+    # The generator is missing too, but is checked later.
     outcome = optimize(f"--results_dir={tmp_path / 'file' / 'results'}", "--generator=nowhere")
     assert_refused(outcome, tmp_path, str(tmp_path / "file" / "results"), "cannot be written")
 

@@ -20,7 +20,7 @@ COLLECTIVES = (
     r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+|ragged\S*|send|recv)"
     r"(-start)?\("
 )
-# Seven images in batches of four, of which the last is not full, and an early end for some.
+# Seven images in batches of four: the last batch is not full, and some images stop early.
 OPTIMIZE = (
     "optimize.py",
     "--description=a hat",
@@ -69,7 +69,7 @@ def start(devices: int, directory: Path, name: str, *command: str) -> subprocess
     return subprocess.Popen(
         [sys.executable, *command, f"--results_dir={directory / name}"],
         cwd=ROOT,
-        # Programs from the cache would not be dumped.
+        # XLA does not dump programs from the cache.
         env={**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_ENABLE_COMPILATION_CACHE": "false"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -109,7 +109,7 @@ def test_edits_do_not_depend_on_the_number_of_devices_and_hosts(edited, script, 
         )
         steps = [[len(image["losses"]) for image in edit["images"]] for edit in expected]
         assert steps == [[len(image["losses"]) for image in edit["images"]] for edit in edits]
-        # Not all images are finished at the same step.
+        # The images stop at different steps.
         assert len({count for text in steps for count in text}) > 1
 
 
@@ -118,7 +118,7 @@ def test_edits_do_not_depend_on_the_number_of_devices_and_hosts(edited, script, 
 def test_devices_exchange_nothing(edited, script, devices):
     programs = (edited / "programs" / f"{script}-{devices}").glob("*after_optimizations.txt")
     texts = [path.read_text() for path in programs]
-    # Compiled once; two hosts may write over each other's.
+    # Compiled once; two hosts may overwrite each other's dump.
     assert len(texts) == 1 if devices == "4" else texts
     for text in texts:
         assert f"num_partitions={devices[0]}" in text

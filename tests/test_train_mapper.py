@@ -34,7 +34,7 @@ from styleclip_jax.runs.experiment import claim
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
-# Ranger's steps are tiny where gradients are, as with these random networks.
+# These random networks have small gradients, with which Ranger takes tiny steps.
 FLAGS = {
     "description": "a person with a beard",
     "batch_size": 4,
@@ -243,7 +243,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, resume, uninte
     assert ours == theirs
     steps = [path.name for path in sorted(images.iterdir())]
     assert steps == [f"validation_{step:06}.png" for step in (10, 20, 30, 40)]
-    # A run that has ended stays as it is.
+    # Resuming a finished run changes nothing.
     assert f"resuming after step {STEPS}" in resume(directory)
     assert measurements(directory) == measurements(uninterrupted)
 
@@ -285,7 +285,7 @@ def test_two_hosts_train_as_one_even_if_one_of_them_is_preempted(start, uninterr
         return [start(directory, 2, **joining, process_id=i) for i in range(2)]
 
     processes = start_both()
-    # By then both are about to take the first step.
+    # Both processes are now about to take the first step.
     wait_for_lines(directory, 1, *processes)
     processes[1].send_signal(signal.SIGTERM)
     errors = [finish(process, 128 + signal.SIGTERM) for process in processes]
@@ -506,7 +506,7 @@ def test_training_stops_when_the_validation_says_so(train, tmp_path):
     assert [line["step"] for line in measurements(tmp_path / "run")][-1] == 1
     changes = {"max_steps": 30, "val_interval": 1, "learning_rate": 0.0, "patience": 2}
     assert train(**changes, exp_dir=tmp_path / "patient").code == 0
-    # The first validation is the best of equal ones.
+    # Of equal validation losses, the first is the best.
     assert [line["step"] for line in measurements(tmp_path / "patient")][-1] == 3
 
 
@@ -609,7 +609,7 @@ def test_a_mapper_for_any_text_is_trained_on_pairs_and_goes_on_where_it_was(resu
     validation = [line["loss"] for line in lines if line["split"] == "validation"]
     assert min(validation[1:]) < validation[0]
     assert {"l2_loss", "cosine_loss"} <= set(lines[0])
-    # As after a crash: the last checkpoint is gone.
+    # Simulates a crash before the last checkpoint.
     shutil.rmtree(run / "checkpoints" / "20")
     assert "resuming after step 16" in resume(run, **PAIRS, max_steps=20)
     assert measurements(run) == lines

@@ -31,7 +31,7 @@ def test_views_do_not_depend_on_the_other_images(images):
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_kind_draws_the_same_whichever_others_there_are(images, kind):
     grey = jnp.full_like(images, 0.1)
-    # On an image of one colour, shifts and zooms show nothing.
+    # Shifts and zooms do not change an image of one color.
     others = [other for other in ("shift", "resize") if other != kind]
     one, several = (views(grey, kinds=kinds) for kinds in ([kind], [*others, kind]))
     np.testing.assert_allclose(one, several, atol=1e-5)

@@ -16,8 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
-# Tests wait for states; this only ends those that hang. Other programs may take most of the
-# processor.
+# Only ends tests that hang, even if other programs use most of the processor.
 TIMEOUT = 300
 
 

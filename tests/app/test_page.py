@@ -72,7 +72,7 @@ def test_the_picture_follows_the_slider_and_zero_changes_nothing(open_page):
         )
         distances.append(np.abs(picture(page, ".after") - before).mean())
     assert distances[0] < 0.5 < distances[1] < distances[2]
-    # Whoever chooses a strength wants no other one.
+    # Choosing a strength disables the automatic strength.
     assert not page.locator("#automatic input").is_checked()
 
 
@@ -157,7 +157,7 @@ def test_nothing_sticks_out_and_everybody_can_use_it(open_page, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = open_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    # A heading in one column with the switch of the language would be a word wide.
+    # Beside the language switch, the heading would be one word wide.
     heading = page.get_by_role("heading", level=1).bounding_box()
     assert heading and heading["width"] > 200
     write(page, "a person with sunglasses")
@@ -217,7 +217,7 @@ def upload(page, name, content):
 
 def test_an_upload_shows_what_the_generator_makes_of_it_and_can_be_edited(open_page):
     page = open_page()
-    # An image that the generator knows: one of its own.
+    # An image of the generator, which it can reconstruct.
     known = save(page, "#download_image")
     page.locator("#gallery button").nth(3).click()
     page.wait_for_function("() => document.querySelectorAll('#history button').length === 2")

@@ -23,7 +23,7 @@ from PIL import Image
 from styleclip_jax.app.passwords import hash_password
 
 ROOT = Path(__file__).parents[2]
-# Tests wait for states; this only ends those that hang.
+# Only ends tests that hang.
 TIMEOUT = 600
 BEARD = ("a person with a beard", 7, 4.0, "a person", "", None)
 
@@ -131,7 +131,7 @@ def test_twenty_clients_at_once_all_get_their_own_answers_and_no_memory_stays(se
     alone = {request: ask(request) for request in sorted(set(requests))}
 
     def vanish(listen):
-        # Asks, and never comes for the answer, or leaves before it is there.
+        # Sends a request and never fetches the answer, or leaves before it is ready.
         event = post(service.url, "instant", (texts[0], 3, 4.0, "a person", "", None))
         if listen:
             urllib.request.urlopen(f"{service.url}/gradio_api/call/instant/{event}").close()
@@ -151,14 +151,13 @@ def test_twenty_clients_at_once_all_get_their_own_answers_and_no_memory_stays(se
         with pytest.raises(RuntimeError):
             rubbish.result()
         for request, answer in zip(requests, answers, strict=True):
-            # A batch may round otherwise.
+            # Rounding depends on the batch.
             assert np.abs(answer - alone[request]).max() <= 1
-        # What is compiled stays, and the state of 200 visits.
+        # Compiled programs and the state of 200 visits stay in memory.
         while not service.health()["warm"]:
             time.sleep(0.1)
         list(pool.map(lambda _: call(service.url, "mappers"), range(200)))
-        # The allocator takes memory in leaps at any time; what is kept of requests adds to every
-        # round.
+        # The allocator may take a lot of memory at any time; a leak would show in every round.
         memory = [service.memory]
         for _ in range(3):
             list(pool.map(ask, (2 * requests)[:70]))
@@ -208,7 +207,7 @@ def test_an_edit_ends_after_the_most_seconds_and_says_so(strict):
 
 def test_a_full_queue_refuses_at_once_and_serves_again_later(strict):
     service, cookie = strict
-    # Two run and two wait.
+    # Two requests run and two wait.
     with pytest.raises(urllib.error.HTTPError, match="503"):
         for _ in range(50):
             post(service.url, "optimize", OPTIMIZE, cookie)

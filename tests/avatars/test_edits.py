@@ -11,7 +11,7 @@ from avatars.scores import edit_score, read_labels
 from avatars.texts import select
 
 FACES = 16
-# Of those that no training and no tuning saw.
+# Texts that were not used in training or tuning.
 TEXTS = ("hair=curly afro", "headwear=winter hat", "skin=dark", "mouth=sad")
 MAPPERS = {
     "afro": ("hair", "curly afro"),

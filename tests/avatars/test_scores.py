@@ -36,7 +36,7 @@ def test_a_half_done_edit_and_other_changes_are_counted(labels):
     after[:, NAMES.index("background")] += 1
     score = edit_score(labels, after, "glasses", "sunglasses")
     assert score["target"] == 0.5
-    # One of the eight to ten other slots that can be seen.
+    # One of the eight to ten other visible slots.
     assert 1 - 1 / 8 < score["others"] + 0.02 < 1 - 1 / 10 + 0.04
     assert edit_score(after, after, "glasses", "sunglasses")["before"] == 0.5
 
@@ -56,7 +56,7 @@ def test_shares_of_single_slots_tell_which_one_did_not_stay(labels):
     shares = kept_by_slot(labels, after, "glasses", "sunglasses")
     assert shares.pop("background") == 0.75
     assert shares and set(shares.values()) == {1.0}
-    # The eyes, which the sunglasses hide, need not stay.
+    # Sunglasses hide the eyes, which may change.
     assert "glasses" not in shares and "eyes" not in shares
 
 

@@ -33,7 +33,7 @@ def test_latents_of_attributes_are_those_of_the_mapping_network():
     mean = latent_scale() * mean_indicators()
     mapped = mean + TRUNCATION * (np.asarray(mapping(jnp.asarray(z))) - mean)
     made = latents_of(attributes_of(mapped[:, None]), TRUNCATION, 1)[:, 0]
-    # In between two values, which the steps of the mapping hardly ever are, they differ.
+    # They differ between two values, where latents rarely are.
     assert (np.abs(made - mapped).max(-1) < 0.02).mean() > 0.9
 
 

@@ -110,9 +110,9 @@ def tokenizer():
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_caption_fits_the_context_and_its_tokens_are_known(tokenizer, language):
     texts = captions(sample(3000, seed=11), np.random.default_rng(12), language)
-    tokens = tokenizer(texts)  # Raises where a text is too long.
+    tokens = tokenizer(texts)  # Raises if a text is too long.
     end = tokens.max()
-    assert ((tokens == end).sum(1) == 1).all()  # The end also stands for what is unknown.
+    assert ((tokens == end).sum(1) == 1).all()  # The end token also stands for unknown words.
     lengths, words = (tokens != 0).sum(1), np.array([len(text.split()) for text in texts])
     assert (lengths / (words + 2)).mean() < {"en": 1.5, "uk": 2.0}[language]
 

@@ -166,7 +166,7 @@ def test_an_interruption_waits_for_the_threads_that_write(
     fails, rosinality, tmp_path, monkeypatch, number
 ):
     written = []
-    # A program that runs in the background begins with interruptions ignored.
+    # Shells start background programs with interruptions ignored.
     before = signal.signal(number, signal.default_int_handler)
 
     def save(path, *_):

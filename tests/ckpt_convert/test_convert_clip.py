@@ -107,7 +107,7 @@ class OpenAI(nn.Module):
 def openai():
     torch.manual_seed(0)
     model = OpenAI()
-    # As in OpenAI's files; every weight has to matter, fresh biases are zero.
+    # As in OpenAI's files; random, because initial biases are zero and would not matter.
     for parameter in model.parameters():
         parameter.data = (parameter.data + 0.1 * torch.randn_like(parameter)).half().float()
     return model.eval()
@@ -195,7 +195,7 @@ def test_hugging_faces_directory_gives_the_same_features(hugging_face):
     images = torch.from_numpy(IMAGES).movedim(3, 1)
     tokens = torch.from_numpy(TOKENS).long()
     output = reference(input_ids=tokens, pixel_values=images)
-    # The output's embeddings are of unit length; these are not.
+    # Unlike the embeddings of the output, these are not of unit length.
     features = output.vision_model_output.pooler_output, output.text_model_output.pooler_output
     assert_same_features(model, *features)
 
@@ -234,7 +234,7 @@ def test_every_key_of_the_official_files_has_its_place(name, config, manifest):
     layout = clip.OPENAI if "openai" in name else clip.HUGGING_FACE
     table = clip.make_table(source, layout)
     assert clip.infer_config(source, layout, table) == config
-    # A shallow model has the shapes of all blocks, and is made in a tenth of the time.
+    # A shallow model has all shapes of blocks and takes a tenth of the time.
     shallow = dataclasses.replace(config, vision_layers=1, text_layers=1)
     shapes = seeded.parameter_shapes(CLIP, shallow)
     for tower, layers in (("vision", config.vision_layers), ("text", config.text_layers)):
@@ -386,7 +386,7 @@ def test_a_tokenizer_of_another_clip_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("tokens", "merges"),
     [
-        # A line break within a merge; half a character; a merge of three; another sum.
+        # A line break within a merge, half a character, a merge of three, and another checksum.
         (["a", "b", "ab"], ["a\nb"]),
         (["a", "b", "ab", "\ud800"], ["a b"]),
         (["a", "b", "ab"], ["a b c"]),

@@ -8,7 +8,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import flatten, load_lpips
 
 WHOLE = seeded.load("lpips").weights("lpips")
-# Where the official slices begin in torchvision's network, in which layers are numbered through.
+# Positions of the official slices in torchvision's network, which numbers all layers.
 LINEAR = {key: value for key, value in WHOLE.items() if key.startswith("lin")}
 VGG16 = {
     f"features.{key.split('.', 2)[2]}": value

@@ -30,7 +30,7 @@ def assert_same_arrays(model, other):
 
 def assert_golden_config(model, name):
     config = GeneratorConfig(**GOLDEN.settings["configs"][name])
-    # Several bases may give the same channels.
+    # Different bases may give the same channels.
     assert model.config == dataclasses.replace(config, channel_base=model.config.channel_base)
     assert model.config.style_dims == config.style_dims
 
@@ -44,7 +44,7 @@ def test_rosinalitys_file_is_converted(zipped, source, tmp_path):
     conversion = stylegan2.convert(formats.read(path))
     assert not conversion.notes
     assert_golden_config(conversion.model, SMALL)
-    # That these weights draw the official images is a test of the model.
+    # The tests of the model check the images.
     from_memory = stylegan2.convert(source(weights | {"latent_avg": mean.numpy()})).model
     assert_same_arrays(conversion.model, from_memory)
 

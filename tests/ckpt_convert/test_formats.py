@@ -160,7 +160,7 @@ def test_a_bare_tensor_and_a_list_are_read(written):
 
 @pytest.mark.filterwarnings("ignore:TypedStorage")
 def test_a_legacy_stream_with_views_of_storages_is_read(tmp_path):
-    # Written by PyTorch before 0.4: the persistent id names a part of a storage.
+    # PyTorch before 0.4: the persistent id refers to a part of a storage.
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):
             if isinstance(obj, torch.storage.TypedStorage):

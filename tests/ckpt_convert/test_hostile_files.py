@@ -24,7 +24,7 @@ import json, pathlib, resource, sys, time
 from ckpt_convert import formats, tokenizers
 from styleclip_jax.errors import InputError
 
-# Enough for the test, and too little for an old reader to harm the machine.
+# Enough for the test, too little to harm the machine.
 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**32,) * 2)
 for path in map(pathlib.Path, sys.argv[1:]):
@@ -62,7 +62,7 @@ def program(body):
     return b"\x80\x02" + body + b"."
 
 
-# A tuple of two times the same tuple, and so on: 2^60 entries when written out.
+# A tuple of twice the same tuple, and so on: 2^60 entries when printed.
 DOUBLING = b")" + b"".join(put(i) + get(i) + b"\x86" for i in range(60))
 NESTED = b")" + b"\x85" * 100_000
 MEGABYTES = text(b"x" * 2**21)
@@ -214,7 +214,7 @@ def outcomes(tmp_path_factory):
     return {name: outcome for name, *outcome in map(json.loads, done.stdout.splitlines())}
 
 
-# What an object holds beside names and numbers is not looked at.
+# Only names and numbers of an object are read.
 HARMLESS = {
     *("tuples as a key", "nested tuples as a key", "keys that collide", "lists of a text"),
     *("tuples as a device", "texts of devices", "tuples of a list", "encoded texts"),

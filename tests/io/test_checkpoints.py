@@ -235,7 +235,7 @@ def test_a_damaged_configuration_is_refused(damaged, content):
     ],
 )
 def test_a_configuration_of_no_architecture_is_refused(damaged, config, monkeypatch):
-    # Users run without the type checks of the tests.
+    # Users have no run-time type checks.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     (damaged / "config.json").write_text(json.dumps({"model": "Generator", "config": config}))
     write_checksums(epath.Path(damaged))
@@ -266,7 +266,7 @@ def test_zeroed_parameters_are_refused_before_orbax_reads_them(damaged):
     with pytest.raises(InputError, match=r"cannot be read: parameters/.* is damaged") as error:
         load_generator(damaged)
     assert "\n" not in str(error.value)
-    # Orbax would close its event loop while it still reads; "Event loop is closed" comes later.
+    # Orbax would close its event loop while it is still reading, hence "Event loop is closed".
     time.sleep(0.5)
 
 
@@ -378,7 +378,7 @@ def test_a_run_without_a_validation_has_no_mapper_yet(tmp_path):
         load_mapper(tmp_path)
 
 
-# Tensorstore's threads may complain about the event loop that Orbax has closed.
+# Tensorstore's threads may report the event loop that Orbax has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_model_that_does_not_fit_on_the_disk_leaves_no_part(random_model, tmp_path, full_disk):
     config = ArcFaceConfig(image_size=16, stem_width=64, stages=((64, 1),))

@@ -37,7 +37,7 @@ def test_a_jpeg_is_read_back_nearly(tmp_path):
 def test_photos_are_turned_upright(tmp_path):
     picture = images.to_pil(random_image(48, 64))
     exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: turn by 90 degrees.
+    exif[0x0112] = 6  # Orientation: rotated by 90 degrees.
     picture.save(tmp_path / "photo.png", exif=exif)
     assert images.read_image(tmp_path / "photo.png").shape == (64, 48, 3)
 

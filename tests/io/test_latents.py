@@ -59,7 +59,7 @@ def test_a_large_file_of_another_shape_is_refused_without_being_read(generator, 
     with path.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        # A terabyte, none of it on the disk.
+        # A sparse file of a terabyte.
         file.truncate(file.tell() + 4 * math.prod(shape))
     with pytest.raises(InputError, match="for this generator"):
         load_latents(path, generator)
@@ -186,7 +186,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(generator, tmp_path
     with pytest.raises(InputError, match="damaged"):
         load_latents(path, generator)
     assert not canary.exists()
-    # An ordinary reader would have run it.
+    # An ordinary reader would have run the code.
     with path.open("rb") as file:
         content = np.load(file, allow_pickle=True)
         if kind == "npz":

@@ -33,7 +33,7 @@ def exif(orientation: int = 1) -> Image.Exif:
     tags = Image.Exif()
     tags[0x0112] = orientation
     tags[0x010F] = "camera"
-    tags.get_ifd(0x8825)[1] = "N"  # A place, in a directory of its own.
+    tags.get_ifd(0x8825)[1] = "N"  # A GPS position, in its own directory.
     return tags
 
 
@@ -52,7 +52,7 @@ def outside_spot(image: Image.Image) -> np.ndarray:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photos_are_edited_upright_and_stored_as_they_were(tmp_path, orientation):
-    # Red is up left in the upright photo, whichever way it is stored.
+    # Red is at the top left of the upright photo, in whatever orientation it is stored.
     upright = Image.new("RGB", (60, 40), "blue")
     upright.paste("red", (0, 0, 20, 10))
     path = tmp_path / "photo.png"
@@ -175,7 +175,7 @@ def test_floats_and_other_files_are_refused(tmp_path):
     Image.new("F", (8, 8)).save(tmp_path / "floats.tif")
     with pytest.raises(InputError, match=r"floats\.tif has pixels of mode F"):
         read_photo(tmp_path / "floats.tif")
-    # Pillow would start a program to show PostScript.
+    # Pillow would start another program for PostScript.
     Image.new("RGB", (8, 8)).save(tmp_path / "script.eps")
     (tmp_path / "script.eps").rename(tmp_path / "script.png")
     with pytest.raises(InputError, match=r"script\.png cannot be read .*unknown format"):

@@ -98,7 +98,7 @@ def test_a_vocabulary_of_another_clip_is_refused(clip_path, tmp_path, change):
 
 @pytest.mark.parametrize("size", [{"vocab_size": "many"}, {"vocab_size": None}, {"colour": 3}])
 def test_a_damaged_configuration_is_refused(clip_path, tmp_path, monkeypatch, size):
-    # Users run without the type checks of the tests.
+    # Users have no run-time type checks.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     shutil.copytree(clip_path, tmp_path / "clip")
     file = tmp_path / "clip" / "config.json"

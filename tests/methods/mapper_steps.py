@@ -57,7 +57,7 @@ def main(output: str, *address: str) -> None:
     losses = []
     for i in range(STEPS):
         batch = latents[host_share(batch_indices(0, i, len(latents), BATCH_SIZE))]
-        # Everything but the batch, which is put there explicitly, is on all devices already.
+        # Everything but the batch is already on all devices.
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, batch)
         losses.append(metrics["loss"])

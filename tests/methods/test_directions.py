@@ -130,7 +130,7 @@ def test_the_automatic_strength_has_the_lowest_direction_loss(generator, clip, w
     monkeypatch.setattr(module, "_AUTOMATIC_STRENGTHS", tried)
     for seed in range(3):
         dt = direction(seed)
-        # Texts of unit length whose difference has the direction.
+        # Unit text features whose difference has this direction.
         across = jnp.asarray(np.eye(EMBED)[0], jnp.float32)
         across = (across - jnp.dot(across, dt) * dt) / jnp.linalg.norm(across - across @ dt * dt)
         text, neutral = (0.8 * across + 0.6 * sign * dt for sign in (1, -1))

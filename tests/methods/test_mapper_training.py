@@ -150,7 +150,7 @@ def steps_by_devices(tmp_path_factory) -> dict[str, dict]:
             [sys.executable, TESTS / "methods" / "mapper_steps.py", *map(str, arguments)],
             env={
                 **os.environ,
-                # A program from the cache is not dumped.
+                # XLA does not dump programs from the cache.
                 "JAX_ENABLE_COMPILATION_CACHE": "false",
                 "XLA_FLAGS": " ".join(flags),
                 "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
@@ -168,7 +168,7 @@ def steps_by_devices(tmp_path_factory) -> dict[str, dict]:
             results[name] = dict(archive)
         files = (directory / name).glob("*after_optimizations.txt")
         programs = [file.read_text() for file in files]
-        # XLA calls all pmapped programs the same: another is that by which processes meet.
+        # XLA gives all pmapped programs one name, including the one that synchronizes processes.
         results[name]["programs"] = [
             program for program in programs if pmapped_train_step.__name__ in program
         ]
@@ -194,7 +194,7 @@ def test_devices_exchange_one_message_per_step(steps_by_devices):
         (program,) = steps_by_devices[name]["programs"]
         assert [match[1] for match in re.finditer(collectives, program)] == ["all-reduce"]
         parameters = sum(x.size for key, x in steps_by_devices[name].items() if "layers" in key)
-        # Gradients, and three losses.
+        # Gradients and three losses.
         assert f"f32[{parameters + 3}]" in program
 
 
@@ -404,7 +404,7 @@ def test_a_mapper_of_another_generator_is_warned_of(generator):
     other = jax.tree.map(lambda x: 2 * x, generator)
     with pytest.warns(match="the mapper of 'a hat' was trained with another generator"):
         apply_mapper(other, mapper, w_plus(2))
-    # Where the generator is unknown, nothing is said.
+    # No warning if the generator is unknown.
     jax.jit(apply_mapper)(other, mapper, w_plus(2))
 
 
@@ -498,7 +498,7 @@ def test_a_training_that_does_nothing_is_warned_of_by_name():
     assert flat.startswith("clip-loss-flat:")
     (still,) = training_warnings(first, {"clip_loss": 0.7, "latent_l2": 6e-5}, latents)
     assert still.startswith("residual-near-zero:") and "0.0077" in still
-    # In StyleSpace the same change of every entry counts once for each.
+    # In StyleSpace, the distance is a sum over entries.
     styles = (latents[:, 0],) * 4
     assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 4 * 2e-4}, styles) == []
     assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 4 * 6e-5}, styles) == [still]

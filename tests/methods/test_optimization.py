@@ -266,7 +266,7 @@ def test_a_larger_orthogonal_lambda_keeps_what_the_text_does_not_name(
 
 def test_texts_to_keep_fit_as_before(generator, clip, latents, texts):
     config = OptimizeConfig(steps=30, l2_lambda=0)
-    # Half of what the text asks for is the text to keep.
+    # The wanted text is the sum of another text and the text to keep.
     anchor = jax.random.normal(jax.random.key(7), (1, 16))
     wanted = texts[:1] + anchor
     before = jax.jit(synthesize)(generator, latents)
@@ -360,7 +360,7 @@ def test_generating_is_not_held_back(generator, clip, texts):
         for mode in ("generate", "edit")
     )
     final = clip_loss(clip, free.images, texts[:1])
-    # No distance enters the loss, so it is CLIP's alone.
+    # Without a distance term, the loss is CLIP's alone.
     assert final < free.losses[0] - 0.01
     assert jnp.abs(held.latents - start).max() < jnp.abs(free.latents - start).max()
 
@@ -380,7 +380,7 @@ def test_an_image_whose_loss_is_low_enough_stays_as_it_is(
     if path == "in one loop":
         request.getfixturevalue("in_one_loop")
     free = edit_latents(generator, clip, latents, texts, OptimizeConfig(steps=30, l2_lambda=0.0))
-    # A little more than a loss, that rounding decides nothing.
+    # Slightly above a loss, so that rounding does not decide.
     threshold = float(jnp.max(free.losses[15])) + 1e-4
     below = np.asarray(free.losses) < threshold
     expected = 1 + below.argmax(axis=0)
@@ -429,7 +429,7 @@ def test_a_loss_that_is_not_finite_names_the_step(generator, clip, latents, text
     if path == "in one loop":
         request.getfixturevalue("in_one_loop")
     config = dataclasses.replace(CONFIG, learning_rate=1e38)
-    # The first step has rate zero, the second one jumps.
+    # The learning rate of the first step is zero.
     with pytest.raises(FloatingPointError, match="step 3 of 8; try a lower learning_rate"):
         edit_latents(generator, clip, latents, texts, config)
     damaged = texts.at[:, 0].set(jnp.nan)
@@ -711,7 +711,7 @@ def test_the_learning_rate_ramps_up_and_down_as_officially():
     ],
 )
 def test_settings_that_make_no_sense_are_refused(monkeypatch, changes, message):
-    # Users run without the type checks of the tests.
+    # Users have no run-time type checks.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(InputError, match=message):
         OptimizeConfig(**changes)

@@ -79,7 +79,7 @@ def test_differences_are_those_of_an_obvious_loop(generator, clip, features):
 def test_the_jacobian_is_jaxs(generator, clip, space):
     config = dataclasses.replace(CONFIG, method="jacobian", space=space)
     described, statistics = setup(generator, clip, config)
-    # 16 cotangents do not divide by 5.
+    # 16 cotangents are not a multiple of 5.
     total = run(generator, clip, config, statistics, batch_size=5)
     latents = official_latents(generator)
 

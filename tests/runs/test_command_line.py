@@ -36,7 +36,7 @@ def main(_):
     if flags.FLAGS.fail == "long":
         raise InputError(f"shorten {'word ' * 6000!r}, please")
     if flags.FLAGS.fail == "swallowed":
-        # As in JAX's callback, whose exceptions Python only reports.
+        # As in JAX's callback, whose exceptions Python reports but does not raise.
         callback = lambda *_: os.kill(os.getpid(), signal.SIGINT)
         gc.callbacks.append(callback)
         gc.collect()

@@ -22,7 +22,7 @@ def test_compiled_programs_are_kept_below_the_users_home(changes, monkeypatch):
 
 
 def test_a_cache_that_jax_already_has_stays(changes):
-    # That of the tests.
+    # The tests' cache.
     enable_compilation_cache()
     assert not changes
 

@@ -70,7 +70,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused(tmp_path):
         assert saved.restore(1, state)[1].best_loss == 0.5
 
 
-# Tensorstore's threads may complain about the event loop that Orbax has closed.
+# Tensorstore's threads may report the event loop that Orbax has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named_and_removed(tmp_path, full_disk):
     small, random = {"weights": jnp.ones(3)}, np.random.default_rng(0)
