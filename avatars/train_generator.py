@@ -74,37 +74,6 @@ PLATEAU = 0.6
 WAY_NOISE = 0.15
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(x: Array, kernel: Array, padding: int) -> Array:
-    """`stylegan2.convolve` with a weight gradient that is several times faster on a CPU.
-
-    It is one matrix product per tap instead of a convolution with an image-sized kernel.
-    """
-    return stylegan2.convolve(x, kernel, padding)
-
-
-def _convolve_forward(x, kernel, padding):
-    return stylegan2.convolve(x, kernel, padding), (x, kernel)
-
-
-def _convolve_backward(padding, residuals, gradient):
-    x, kernel = residuals
-    _, pullback = jax.vjp(lambda x: stylegan2.convolve(x, kernel, padding), x)
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    _, height, width, _ = gradient.shape
-    taps = [
-        [
-            jnp.einsum("bhwi,bhwo->io", padded[:, u : u + height, v : v + width], gradient)
-            for v in range(kernel.shape[1])
-        ]
-        for u in range(kernel.shape[0])
-    ]
-    return pullback(gradient)[0], jnp.stack([jnp.stack(row) for row in taps])
-
-
-convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
 def indicators(attributes: Int[Array, "batch slots"]) -> Float[Array, "batch w_dim"]:
     """The `w` of images: 1 - OFFSET at their values, -OFFSET at other values, 0 where unused."""
     columns = [jax.nn.one_hot(attributes[:, i], n) for i, n in enumerate(CARDINALITIES)]
@@ -340,7 +309,7 @@ def main(_: Sequence[str]) -> None:
     with np.load(FLAGS.data) as data:
         names = ("images", "attributes", "other_images", "other_attributes")
         arrays = tuple(data[name] for name in names)
-    fast = cast(stylegan2.Convolve, convolve)
+    fast = cast(stylegan2.Convolve, stylegan2.trainable_convolve)
     network = stylegan2.Generator(CONFIG, rngs=nnx.Rngs(FLAGS.seed), convolve=fast)
     if FLAGS.init:
         first = checkpoints.load_generator(FLAGS.init)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.losses import Perceptual, perceptual_distance, perceptual_features
-from styleclip_jax.models.stylegan2 import Generator
+from styleclip_jax.models.stylegan2 import Generator, trainable_convolve
 
 # The mapping network is no longer used.
 _TRAINABLE = nnx.All(nnx.PathContains("synthesis"), nnx.Param)
@@ -124,7 +124,10 @@ def tune_step(generator, state, latents, images, perceptual, config: TuneConfig)
     wanted = perceptual_features(perceptual, images)
 
     def loss_fn(trainable):
-        found = nnx.merge(graph, trainable, rest)(latents)
+        network = nnx.merge(graph, trainable, rest)
+        for layer in network.synthesis.convs:
+            layer.convolve = trainable_convolve
+        found = network(latents)
         distances = perceptual_distance(perceptual, perceptual_features(perceptual, found), wanted)
         loss = config.pixel_lambda * jnp.square(found - images).mean()
         return loss + config.perceptual_lambda * distances.mean(), distances

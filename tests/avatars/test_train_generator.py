@@ -1,5 +1,3 @@
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +16,6 @@ from avatars.train_generator import (
     mean_indicators,
 )
 from styleclip_jax.io.checkpoints import load_generator
-from styleclip_jax.models import stylegan2
 from styleclip_jax.models.stylegan2 import Mapping
 
 
@@ -58,39 +55,6 @@ def test_signs_tell_values_apart_even_where_latents_are_truncated(w):
     truncated = np.asarray(mean_indicators()) + 0.7 * (w - np.asarray(mean_indicators()))
     clear = (np.abs(w + OFFSET) < 0.01) | (np.abs(w - 1 + OFFSET) < 0.01)
     assert (np.sign(truncated) == np.sign(w))[clear].all()
-
-
-@pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 2), (1, 0)])
-def test_the_fast_gradient_of_a_convolution_is_the_gradient(size, padding):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, 6, 5, 4))
-    kernel = jax.random.normal(keys[1], (size, size, 4, 3))
-
-    def value_and_gradients(convolve):
-        y, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, padding), x, kernel)
-        return y, *pullback(jax.random.normal(keys[2], y.shape))
-
-    results = map(value_and_gradients, (train_generator.convolve, stylegan2.convolve))
-    for fast, plain in zip(*results, strict=True):
-        np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
-
-
-def test_a_generator_computes_all_its_convolutions_with_the_given_function():
-    kernels = []
-
-    def convolve(x, kernel, padding):
-        kernels.append(kernel.shape)
-        return train_generator.convolve(x, kernel, padding)
-
-    config = stylegan2.GeneratorConfig(resolution=32, w_dim=8, channel_base=64, channel_max=4)
-    fast: Any = {"convolve": convolve}
-    given, plain = (
-        stylegan2.Generator(config, rngs=nnx.Rngs(0), **options) for options in (fast, {})
-    )
-    latents = jax.random.normal(jax.random.key(0), (2, config.num_layers, 8))
-    images = given(latents)
-    assert len(kernels) == len(given.synthesis.convs)
-    np.testing.assert_allclose(images, plain(latents), atol=1e-5)
 
 
 def test_the_height_of_the_indicators_is_read_off_a_finished_generator():

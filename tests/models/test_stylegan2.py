@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 import seeded
 import torch
 import torch.nn.functional as F
+from flax import nnx
 
 from ckpt_convert import mapping, stylegan2
 from ckpt_convert.formats import SourceFile
@@ -15,6 +17,8 @@ from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.models.stylegan2 import (
     Generator,
     GeneratorConfig,
+    convolve,
+    trainable_convolve,
     upsample_image,
     upsampling_convolve,
 )
@@ -219,3 +223,34 @@ def test_layers_without_channels_are_refused():
 def test_a_clamp_that_leaves_nothing_is_refused(clamp):
     with pytest.raises(ValueError, match="conv_clamp"):
         GeneratorConfig(conv_clamp=clamp)
+
+
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 2), (1, 0)])
+def test_the_fast_gradient_of_a_convolution_is_the_gradient(size, padding):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 6, 5, 4))
+    kernel = jax.random.normal(keys[1], (size, size, 4, 3))
+
+    def value_and_gradients(convolve):
+        y, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, padding), x, kernel)
+        return y, *pullback(jax.random.normal(keys[2], y.shape))
+
+    results = map(value_and_gradients, (trainable_convolve, convolve))
+    for fast, plain in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_generator_computes_all_its_convolutions_with_the_given_function():
+    kernels = []
+
+    def noted(x, kernel, padding):
+        kernels.append(kernel.shape)
+        return trainable_convolve(x, kernel, padding)
+
+    config = GeneratorConfig(resolution=32, w_dim=8, channel_base=64, channel_max=4)
+    fast: Any = {"convolve": noted}
+    given, plain = (Generator(config, rngs=nnx.Rngs(0), **options) for options in (fast, {}))
+    latents = jax.random.normal(jax.random.key(0), (2, config.num_layers, 8))
+    images = given(latents)
+    assert len(kernels) == len(given.synthesis.convs)
+    np.testing.assert_allclose(images, plain(latents), atol=1e-5)
