@@ -32,12 +32,14 @@ def main() -> None:
     sunglasses = sc.load_mapper("sunglasses")
     synthesize = jax.jit(lambda generator, latents: generator(latents))
 
+    threshold = AVATARS_DIRECTIONS.threshold
+    assert threshold is not None
+
     def direction(text: str) -> jax.Array:
         return sc.text_direction(clip, tokenizer, text, sc.AVATARS_NEUTRAL)
 
     def edit_along(text: str, latents: jax.Array, automatic: bool) -> object:
         models, dt = (generator, directions), direction(text)
-        threshold = AVATARS_DIRECTIONS.threshold
         strength = 4.0
         if automatic:
             strength = sc.best_strengths(*models, clip, latents, dt, threshold)

@@ -96,7 +96,8 @@ def tune_generator(
         )
     batch = min(config.batch_size, len(latents))
     optimizer = optax.adam(config.learning_rate)
-    tuned = jax.tree.map(jnp.copy, generator)
+    # A copy without weak types, which the first step would lose and thereby compile anew.
+    tuned = jax.tree.map(lambda x: jnp.array(x, x.dtype), generator)
     state = optimizer.init(nnx.state(tuned, _TRAINABLE))
     rounds = -(-len(latents) // batch)
     distances = []

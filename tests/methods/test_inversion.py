@@ -15,8 +15,16 @@ from styleclip_jax.methods.inversion import (
     invert,
     reconstruction_errors,
 )
-from styleclip_jax.methods.tuning import TuneConfig, tune_generator
-from styleclip_jax.models import E4E, LPIPS, ArcFace, ArcFaceConfig, E4EConfig, LPIPSConfig
+from styleclip_jax.methods.tuning import TuneConfig, tune_generator, tune_step
+from styleclip_jax.models import (
+    E4E,
+    LPIPS,
+    ArcFace,
+    ArcFaceConfig,
+    E4EConfig,
+    Generator,
+    LPIPSConfig,
+)
 
 ENCODER = E4EConfig(
     image_height=32,
@@ -202,3 +210,12 @@ def test_tuning_stops_when_the_images_are_close(generator, w_plus, lpips):
     images = generator(w_plus)
     result = tune_generator(generator, w_plus, images, lpips, TuneConfig(batch_size=2))
     assert len(result.distances) == 2  # as many as it takes to see all three images
+
+
+def test_a_tuning_step_is_compiled_once(generator, w_plus, images, lpips):
+    # Fresh parameters have weak types.
+    fresh = Generator(generator.config, rngs=nnx.Rngs(0))
+    assert any(x.weak_type for x in jax.tree.leaves(fresh))
+    before = tune_step._cache_size()
+    tune_generator(fresh, w_plus[:1], images[:1], lpips, TuneConfig(steps=3, stop_distance=0.0))
+    assert tune_step._cache_size() == before + 1
