@@ -62,10 +62,7 @@ from styleclip_jax.methods.linear_start import (
     sample_features,
 )
 from styleclip_jax.methods.mapper_editing import apply_mapper
-from styleclip_jax.methods.optimization import (
-    OptimizeConfig,
-    edit_latents,
-)
+from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
 from styleclip_jax.methods.relevance import with_scales
 from styleclip_jax.models import CLIP, ArcFace, DeltaMapper, Generator
 from styleclip_jax.runs import command_line, network_flags

@@ -27,10 +27,7 @@ from styleclip_jax.io.checkpoints import load_clip, load_generator
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
-from styleclip_jax.methods.optimization import (
-    best_fits,
-    edit_latents,
-)
+from styleclip_jax.methods.optimization import best_fits, edit_latents
 from styleclip_jax.models import CLIP, Generator
 from styleclip_jax.runs.command_line import run
 

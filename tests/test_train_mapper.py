@@ -164,11 +164,7 @@ def train(run_script, generator_path, clip_path, tmp_path):
     def train(**changes):
         flags = {"generator": generator_path, "clip": clip_path, "exp_dir": tmp_path / "run"}
         flags |= FLAGS | changes
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            return run_script("train_mapper.py", *arguments(flags))
-        finally:
-            signal.signal(signal.SIGTERM, handler)
+        return run_script("train_mapper.py", *arguments(flags))
 
     return train
 
@@ -537,7 +533,6 @@ def test_every_kind_of_mapper_is_trained(train, tmp_path, monkeypatch, generator
 
 
 def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
-    handler = signal.getsignal(signal.SIGTERM)
     outcome = run_script(
         "train_mapper.py",
         "--description=a person with a beard",
@@ -546,7 +541,6 @@ def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
         "--train_dataset_size=16",
         "--test_dataset_size=8",
     )
-    signal.signal(signal.SIGTERM, handler)
     assert outcome.code == 0, outcome.err
     validations = [x for x in measurements(tmp_path / "run") if x["split"] == "validation"]
     # The direction of the text is better than no change.
