@@ -6,9 +6,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from styleclip_jax.losses import change_loss
+from styleclip_jax.models.clip import CLIP
+from styleclip_jax.models.stylegan2 import Generator
 
 # The weight of what the text does not mention; as in optimization.
 _ORTHOGONAL_LAMBDA = 0.35
+
+
+def comparison_resolution(generator: Generator, clip: CLIP) -> int:
+    """The lowest resolution of the generator with all the detail that CLIP sees.
+
+    Candidates are compared there: at 1024 px with a CLIP for 224 px, a quarter of each side.
+    """
+    enough = (r for r in generator.config.resolutions if r >= clip.config.image_size)
+    return min(enough, default=generator.config.resolution)
 
 
 def lowest_loss(

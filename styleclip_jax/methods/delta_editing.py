@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, to_styles
 from styleclip_jax.losses import image_features, unit
-from styleclip_jax.methods.automatic_strength import lowest_loss
+from styleclip_jax.methods.automatic_strength import comparison_resolution, lowest_loss
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.delta_mapper import DeltaMapper
 from styleclip_jax.models.directions import Directions
@@ -66,7 +66,7 @@ def edit_with_delta_mapper(
     Raises:
         InputError: The models and the latents do not fit each other.
     """
-    styles, _, residual = _residual(generator, mapper, clip, latents, dt, directions, threshold)
+    styles, residual = _residual(generator, mapper, clip, latents, dt, directions, threshold)
     return _edit(generator, styles, residual, strength)
 
 
@@ -85,17 +85,14 @@ def best_delta_strengths(
 
     Of 0 and some strengths from 0.75 to 2.5, the one with the lowest
     :func:`styleclip_jax.losses.direction_loss`; an image that already shows what the text says may
-    stay as it is. Arguments as for :func:`edit_with_delta_mapper`. Takes a forward pass of
-    generator and CLIP for each strength.
+    stay as it is. Arguments as for :func:`edit_with_delta_mapper`. Takes a forward pass of CLIP for
+    each strength, and of the generator up to the resolution that CLIP sees.
     """
-    styles, before, residual = _residual(
-        generator, mapper, clip, latents, dt, directions, threshold
-    )
+    styles, residual = _residual(generator, mapper, clip, latents, dt, directions, threshold)
+    resolution = comparison_resolution(generator, clip)
 
     def features(strength: float) -> Float[Array, "batch embed"]:
-        if not strength:
-            return before
-        images = _edit(generator, styles, residual, strength).images
+        images = generator.synthesize(_move(styles, residual, strength), resolution)
         return image_features(clip, images, mapper.config.preprocess)
 
     return lowest_loss(features, unit(dt), _AUTOMATIC_STRENGTHS)
@@ -109,8 +106,8 @@ def _residual(
     dt: Float[Array, " embed"],
     directions: Directions | None,
     threshold: float | Float[Array, ""],
-) -> tuple[StyleSpace, Float[Array, "batch embed"], StyleSpace]:
-    """Styles and features of the images, and the mapper's change of the styles."""
+) -> tuple[StyleSpace, StyleSpace]:
+    """Styles of the images, and the mapper's change of them."""
     styles = to_styles(generator, latents)
     features = image_features(clip, generator.synthesize(styles), mapper.config.preprocess)
     if dt.shape != features.shape[1:]:
@@ -120,7 +117,7 @@ def _residual(
         residual = jax.tree.map(
             jnp.multiply, residual, _relevant(generator, directions, dt, threshold)
         )
-    return styles, features, residual
+    return styles, residual
 
 
 def _relevant(
@@ -153,6 +150,10 @@ def apply_delta_mapper(
 def _edit(
     generator: Generator, styles: StyleSpace, residual: StyleSpace, strength: float | Array
 ) -> DeltaEdit:
-    strength = jnp.reshape(jnp.asarray(strength, jnp.float32), (-1, 1))
-    edited = jax.tree.map(lambda s, r: s + strength * r, styles, residual)
+    edited = _move(styles, residual, strength)
     return DeltaEdit(generator.synthesize(edited), edited)
+
+
+def _move(styles: StyleSpace, residual: StyleSpace, strength: float | Array) -> StyleSpace:
+    strength = jnp.reshape(jnp.asarray(strength, jnp.float32), (-1, 1))
+    return jax.tree.map(lambda s, r: s + strength * r, styles, residual)

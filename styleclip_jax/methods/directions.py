@@ -19,7 +19,7 @@ from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.io.text import Tokenizer, encode_texts
 from styleclip_jax.latents import Latents, synthesize, to_styles
 from styleclip_jax.losses import Preprocess, image_features, unit
-from styleclip_jax.methods.automatic_strength import lowest_loss
+from styleclip_jax.methods.automatic_strength import comparison_resolution, lowest_loss
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.directions import Directions
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
@@ -167,7 +167,7 @@ def best_strengths(
 
     Compares 0, 2, 3, 4, 5 and 6 and takes the strength with the lowest
     :func:`styleclip_jax.losses.direction_loss`. An image that already fits the text may get 0. Each
-    strength costs one forward pass of generator and CLIP.
+    strength costs a forward pass of CLIP, and of the generator up to the resolution that CLIP sees.
 
     Args:
         generator: The generator.
@@ -254,9 +254,11 @@ def _move(generator, directions, latents, dt, strength, threshold) -> tuple[Late
 def _best_strengths(
     generator, directions, clip, latents, dt, threshold, *, preprocess
 ) -> Float[Array, " batch"]:
+    resolution = comparison_resolution(generator, clip)
+
     def features(strength: float) -> Float[Array, "batch embed"]:
         moved, _ = _move(generator, directions, latents, dt, strength, threshold)
-        return image_features(clip, synthesize(generator, moved), preprocess)
+        return image_features(clip, synthesize(generator, moved, resolution), preprocess)
 
     return lowest_loss(features, unit(dt.sum(axis=0)), _AUTOMATIC_STRENGTHS)
 
