@@ -3,16 +3,14 @@
 import dataclasses
 
 import pytest
-from conftest import CLIP_CONFIG, GENERATOR, make_random_model
 
 from styleclip_jax.methods.automatic_strength import comparison_resolution
-from styleclip_jax.models import CLIP, Generator
+from styleclip_jax.models import CLIP
 
 
 @pytest.mark.parametrize(("image_size", "resolution"), [(16, 16), (24, 32), (48, 32)])
 def test_candidates_are_compared_at_the_lowest_resolution_with_all_that_clip_sees(
-    image_size, resolution
+    generator, clip, random_model, image_size, resolution
 ):
-    generator = make_random_model(Generator, GENERATOR, 0)
-    config = dataclasses.replace(CLIP_CONFIG, image_size=image_size, patch_size=8)
-    assert comparison_resolution(generator, make_random_model(CLIP, config, 1)) == resolution
+    config = dataclasses.replace(clip.config, image_size=image_size, patch_size=8)
+    assert comparison_resolution(generator, random_model(CLIP, config, 1)) == resolution
