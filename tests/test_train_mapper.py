@@ -401,7 +401,7 @@ def test_useless_latents_are_refused(train, tmp_path, name, flag):
         ({"id_lambda": 0.1}, ["--arcface"]),
         ({"mapper_type": "FullStyleSpaceMapper"}, ["--space=stylespace"]),
         ({"mapper_type": "SingleMapper", "no_fine_mapper": True}, ["--mapper_type=LevelsMapper"]),
-        ({"no_coarse_mapper": True, "no_medium_mapper": True}, ["nothing to learn"]),
+        ({"no_coarse_mapper": True, "no_medium_mapper": True}, ["no coarse, medium or fine group"]),
         ({"description": "a person with a very long beard"}, ["tokens", "shorten"]),
         ({"coordinator_address": "127.0.0.1:1"}, ["--num_processes"]),
         (
@@ -468,7 +468,7 @@ def test_a_run_that_is_running_is_left_alone(train, tmp_path):
     assert train(max_steps=1).code == 0
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     with claim(epath.Path(tmp_path / "run"), flags):
-        assert_refused(train(max_steps=1), "holds a run that is running; wait for it")
+        assert_refused(train(max_steps=1), "is still running; wait for it")
     assert train(max_steps=1).code == 0
 
 

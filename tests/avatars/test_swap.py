@@ -7,8 +7,8 @@ from avatars.attributes import NAMES, SLOTS, index, observe, sample
 from avatars.scores import edit_score
 from avatars.swap import attributes_of, latents_of, swap
 from avatars.texts import EDITS
-from avatars.train_generator import CONFIG, choosing_mapping, latent_scale, mean_indicators
-from styleclip_jax.models.stylegan2 import Mapping
+from avatars.train_generator import CONFIG, construct_mapping, latent_scale, mean_indicators
+from styleclip_jax.models.stylegan2 import MappingNetwork
 
 TRUNCATION = 0.7
 
@@ -27,8 +27,8 @@ def test_attributes_are_read_off_the_latents_that_they_make():
 
 
 def test_latents_of_attributes_are_those_of_the_mapping_network():
-    mapping = Mapping(CONFIG, rngs=nnx.Rngs(0))
-    choosing_mapping(mapping)
+    mapping = MappingNetwork(CONFIG, rngs=nnx.Rngs(0))
+    construct_mapping(mapping)
     z = np.random.default_rng(0).normal(size=(200, CONFIG.z_dim)).astype(np.float32)
     mean = latent_scale() * mean_indicators()
     mapped = mean + TRUNCATION * (np.asarray(mapping(jnp.asarray(z))) - mean)

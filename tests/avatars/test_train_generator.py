@@ -9,21 +9,21 @@ from avatars.attributes import NAMES, SLOTS
 from avatars.train_generator import (
     CARDINALITIES,
     OFFSET,
-    choosing_mapping,
+    construct_mapping,
     indicators,
     latent_scale,
     latent_scale_of,
     mean_indicators,
 )
 from styleclip_jax.io.checkpoints import load_generator
-from styleclip_jax.models.stylegan2 import Mapping
+from styleclip_jax.models.stylegan2 import MappingNetwork
 
 
 @pytest.fixture(scope="module")
 def w():
     """What the mapping network makes of many latents, with weights as they come from a file."""
-    mapping = Mapping(train_generator.CONFIG, rngs=nnx.Rngs(0))
-    choosing_mapping(mapping)
+    mapping = MappingNetwork(train_generator.CONFIG, rngs=nnx.Rngs(0))
+    construct_mapping(mapping)
     mapping = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), mapping)
     z = jax.random.normal(jax.random.key(0), (20_000, train_generator.CONFIG.z_dim))
     return np.asarray(mapping(z)) / latent_scale()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import seeded
 
-from ckpt_convert import e4e, formats, mapping, stylegan2
+from ckpt_convert import e4e, formats, stylegan2, tables
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.e4e import E4E, E4EConfig
 
@@ -42,7 +42,7 @@ def test_every_key_of_the_official_file_has_its_place(manifest):
     assert config == E4EConfig()
     shapes = seeded.parameter_shapes(E4E, config)
     table = e4e.make_table(config, "state_dict.encoder.")
-    assert set(mapping.apply_table(encoder, table, e4e.IGNORED, shapes)) == set(shapes)
+    assert set(tables.apply_table(encoder, table, e4e.IGNORED, shapes)) == set(shapes)
 
 
 def test_one_file_gives_the_encoder_and_its_generator(source):

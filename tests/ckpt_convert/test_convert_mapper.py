@@ -5,7 +5,7 @@ import pytest
 import seeded
 import torch
 
-from ckpt_convert import formats, mapper, mapping
+from ckpt_convert import formats, mapper, tables
 from styleclip_jax.errors import InputError
 from styleclip_jax.models import DeltaMapperConfig, GeneratorConfig, MapperCard
 from styleclip_jax.models.mapper import MAPPER_TYPES, MapperConfig
@@ -107,7 +107,7 @@ def test_every_key_of_the_official_mappers_has_its_place(name, manifest):
         assert config.style_dims == OFFICIAL_STYLE_DIMS
     shapes = seeded.parameter_shapes(MAPPER_TYPES[name], config)
     table = mapper.make_table(name, config, prefix)
-    assert set(mapping.apply_table(source, table, mapper.IGNORED, shapes)) == set(shapes)
+    assert set(tables.apply_table(source, table, mapper.IGNORED, shapes)) == set(shapes)
 
 
 def delta_tensors(width=4, fine=14, embed_dim=3):

@@ -8,7 +8,7 @@ import pytest
 import seeded
 import torch
 
-from ckpt_convert import formats, mapping, stylegan2
+from ckpt_convert import formats, stylegan2, tables
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.stylegan2 import GeneratorConfig
 
@@ -102,7 +102,7 @@ def test_every_key_of_the_official_files_has_its_place(name, layout, prefix, res
     config = stylegan2.infer_config(source, table, prefix)
     assert config == GeneratorConfig(resolution=resolution)
     shapes = seeded.parameter_shapes(stylegan2.Generator, config)
-    assert set(mapping.apply_table(source, table, layout.ignored, shapes)) == set(shapes)
+    assert set(tables.apply_table(source, table, layout.ignored, shapes)) == set(shapes)
 
 
 def test_all_missing_unexpected_and_misshapen_keys_are_listed(source):

@@ -346,13 +346,15 @@ def test_an_empty_path_is_not_the_default(load):
     ("path", "package"),
     [("gs://bucket", "styleclip-jax[gcs]"), ("s3://bucket", "etils[epath-s3]")],
 )
-def test_a_path_whose_file_system_needs_a_package_says_which(generator, monkeypatch, path, package):
+def test_a_path_whose_file_system_needs_a_package_names_it(generator, monkeypatch, path, package):
     def missing(*_):
         raise ImportError("Please install gcsfs")
 
     monkeypatch.setattr(type(epath.Path(path)), "exists", missing)
     for use in (load_generator, load_mapper, load_tokenizer, lambda p: save_model(p, generator)):
-        with pytest.raises(InputError, match=re.escape(f"pip install '{package}' (Please")):
+        with pytest.raises(
+            InputError, match=re.escape(f"(Please install gcsfs); run pip install '{package}'")
+        ):
             use(path)
 
 

@@ -20,7 +20,7 @@ from flax import nnx
 from ckpt_convert import arcface as arcface_conversion
 from ckpt_convert import clip as clip_conversion
 from ckpt_convert import mapper as mapper_conversion
-from ckpt_convert import mapping, stylegan2
+from ckpt_convert import stylegan2, tables
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import build, flatten
@@ -75,7 +75,7 @@ def official_networks() -> Any:
     file = source("generator")
     file.tensors["latent_avg"] = np.zeros(config.w_dim, np.float32)
     table = stylegan2.make_table(file, stylegan2.ROSINALITY, "")
-    generator = mapping.fill(Generator, config, file, table, stylegan2.ROSINALITY.ignored)
+    generator = tables.fill(Generator, config, file, table, stylegan2.ROSINALITY.ignored)
     clip = clip_conversion.convert(source("clip")).model
     return generator, clip, arcface_conversion.convert(source("arcface")).model
 

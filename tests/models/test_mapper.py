@@ -92,7 +92,7 @@ def test_a_generator_without_fine_layers_has_no_fine_network():
 
 def test_a_mapper_with_nothing_to_learn_is_refused():
     config = MapperConfig(num_layers=8, coarse=False, medium=False)
-    with pytest.raises(InputError, match="nothing to learn"):
+    with pytest.raises(InputError, match="no coarse, medium or fine group"):
         LevelsMapper(config, rngs=nnx.Rngs(0))
 
 

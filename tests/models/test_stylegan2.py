@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from ckpt_convert import mapping, stylegan2
+from ckpt_convert import stylegan2, tables
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import build, flatten
@@ -40,7 +40,7 @@ def official_generator(name, dtype=jnp.float32):
     source = SourceFile(name, "pytorch", weights, {}, {})
     table = stylegan2.make_table(source, layout, "")
     config = GeneratorConfig(**GOLDEN.settings["configs"][name])
-    model = mapping.fill(Generator, config, source, table, layout.ignored)
+    model = tables.fill(Generator, config, source, table, layout.ignored)
     return build(Generator, config, lambda _: flatten(model), dtype)
 
 
