@@ -11,8 +11,8 @@ the phrases of a `common` group come before those of the value.
 In these files, "~" marks the place of adjectives in people, and of a color elsewhere. A color is
 stated together with its carrier ("long *purple* hair", "a *red* hat") or by its own phrase
 ("dressed in *red*"). Letters after "~" are the ending of the grammatical case; " / " separates the
-cases of people and things, and languages may lack the last ones. "<his>" and similar words are pronouns.
-Avataaars have no gender, so captions use all pronouns.
+cases of people and things, and languages may lack the last ones. "<his>" and similar words are
+pronouns. Avataaars have no gender, so captions use all pronouns.
 """
 
 import dataclasses

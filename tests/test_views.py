@@ -29,7 +29,7 @@ def test_views_do_not_depend_on_the_other_images(images):
 
 
 @pytest.mark.parametrize("kind", VIEWS)
-def test_a_kind_draws_the_same_whichever_others_there_are(images, kind):
+def test_a_kind_of_view_does_not_depend_on_the_other_kinds(images, kind):
     grey = jnp.full_like(images, 0.1)
     # Shifts and zooms do not change an image of one color.
     others = [other for other in ("shift", "resize") if other != kind]
@@ -77,7 +77,7 @@ def test_color_changes_are_those_of_diffaugment(images):
         assert abs(brightness) <= 0.5 and 0.5 <= contrast <= 1.5 and 0 <= both / contrast <= 2
 
 
-def test_a_cutout_is_grey_and_covers_at_most_a_quarter(images):
+def test_a_cutout_is_gray_and_covers_at_most_a_quarter(images):
     cut = (views(images, kinds=["cutout"]) == 0).all(axis=-1)
     shares = cut.mean(axis=(1, 2, 3))
     # Its center may be in a corner.

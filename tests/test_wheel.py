@@ -28,7 +28,7 @@ def wheel(tmp_path_factory) -> Path:
     return directory / "installed"
 
 
-def test_it_brings_the_models_along(wheel):
+def test_it_contains_the_models(wheel):
     packed = {
         str(file.relative_to(wheel)): file.stat().st_size
         for file in wheel.rglob("*")
@@ -85,7 +85,7 @@ def test_the_lines_of_the_readme_pass_pyright_in_a_project_that_installs_it(whee
         ("styleclip-convert", "Converts official PyTorch weights"),
     ],
 )
-def test_its_commands_explain_themselves(wheel, tmp_path, command, title):
+def test_its_commands_have_help(wheel, tmp_path, command, title):
     (found,) = importlib.metadata.distributions(path=[str(wheel)])
     (entry,) = found.entry_points.select(group="console_scripts", name=command)
     # What pip writes to the command's file.

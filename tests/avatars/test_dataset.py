@@ -48,12 +48,12 @@ def test_sampling_follows_the_weights_and_repeats_by_seed():
 
 
 @pytest.mark.parametrize("slot", SLOTS)
-def test_every_value_changes_the_picture(slot):
+def test_every_value_changes_the_image(slot):
     pictures = [render(picture(**{slot: value})).tobytes() for value in SLOTS[slot]]
     assert len(set(pictures)) == len(SLOTS[slot])
 
 
-def test_rendering_is_deterministic_and_full_of_colour():
+def test_rendering_is_deterministic_and_colorful():
     first = render(picture(headwear="hat", clothes_color="red", background="blue"))
     assert first.shape == (128, 128, 3)
     assert first.dtype == np.uint8
@@ -116,7 +116,7 @@ def test_implied_slots_are_those_that_an_edit_may_change_somewhere():
     assert implied("background", "blue") == ()
 
 
-def test_command_line_writes_images_beside_their_attributes(tmp_path):
+def test_the_command_line_writes_images_and_attributes(tmp_path):
     out = tmp_path / "new" / "avatars.npz"
     command = [sys.executable, "-m", "avatars.dataset", "--count=3", "--seed=7", f"--out={out}"]
     subprocess.run(command, check=True)
@@ -136,7 +136,7 @@ def test_command_line_writes_images_beside_their_attributes(tmp_path):
         ({"headwear": "hijab"}, "clothes", "hoodie", {"headwear": "none"}),
     ],
 )
-def test_a_new_value_is_seen_and_only_what_covers_it_gives_way(before, slot, value, others):
+def test_a_new_value_is_visible_and_only_its_covers_change(before, slot, value, others):
     changed = with_value(picture(**before)[None], slot, value)[0]
     np.testing.assert_array_equal(changed, picture(**{**before, **others, slot: value}))
     assert label(changed, slot) == value

@@ -12,7 +12,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 
 
-def test_every_key_of_the_official_file_has_its_place(manifest):
+def test_every_key_of_the_official_file_is_converted(manifest):
     config = ArcFaceConfig()
     source = manifest("arcface_ir_se50")
     shapes = seeded.parameter_shapes(ArcFace, config)

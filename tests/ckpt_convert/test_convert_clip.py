@@ -229,7 +229,7 @@ def test_bare_safetensors_have_as_many_heads_as_official_models(hugging_face):
         ("clip_huggingface_ViT-B-32", CLIPConfig.vit_b32()),
     ],
 )
-def test_every_key_of_the_official_files_has_its_place(name, config, manifest):
+def test_every_key_of_the_official_files_is_converted(name, config, manifest):
     source = manifest(name)
     layout = clip.OPENAI if "openai" in name else clip.HUGGING_FACE
     table = clip.make_table(source, layout)

@@ -34,7 +34,7 @@ def values(**options):
     return {f"opts.{name}": value for name, value in options.items()}
 
 
-def test_every_key_of_the_official_file_has_its_place(manifest):
+def test_every_key_of_the_official_file_is_converted(manifest):
     encoder = manifest("e4e_encoder_1024", "state_dict.encoder.")
     encoder.tensors["latent_avg"] = np.broadcast_to(np.float32(0), (18, 512))
     encoder.values.update(values(stylegan_size=1024, encoder_type="Encoder4Editing"))
@@ -61,7 +61,7 @@ def test_one_file_gives_the_encoder_and_its_generator(source):
     assert conversion.model.config.resolution == 64
 
 
-def test_restyle_is_told_by_its_keys_and_options(source):
+def test_restyle_is_detected_by_its_keys_and_options(source):
     config = E4EConfig.restyle(LAYERS)
     options = values(encoder_type="ProgressiveBackboneEncoder", n_iters_per_batch=3, output_size=64)
     file = source(names(config, "state_dict.encoder."))._replace(values=options)

@@ -50,7 +50,7 @@ def test_rosinalitys_file_is_converted(zipped, source, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nvidia_clamped", "nvidia_unclamped"])
-def test_nvidias_pickle_draws_the_official_images(name, nvidia_pickle):
+def test_nvidias_pickle_gives_the_official_images(name, nvidia_pickle):
     weights = GOLDEN.weights(name)
     clamp = GOLDEN.settings["configs"][name]["conv_clamp"]
     layers = {key.rpartition(".")[0] for key in weights}
@@ -94,7 +94,7 @@ def test_without_latent_avg_the_mean_of_mapped_samples_is_taken(source, monkeypa
         ("stylegan2_nvidia_1024", stylegan2.NVIDIA, "G_ema.", 1024),
     ],
 )
-def test_every_key_of_the_official_files_has_its_place(name, layout, prefix, resolution, manifest):
+def test_every_key_of_the_official_files_is_converted(name, layout, prefix, resolution, manifest):
     source = manifest(name, prefix)
     if layout is stylegan2.ROSINALITY:
         source.tensors["latent_avg"] = np.broadcast_to(np.float32(0), 512)

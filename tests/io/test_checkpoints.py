@@ -139,7 +139,7 @@ def test_an_existing_directory_is_not_overwritten(generator, generator_path):
     assert sorted(generator_path.rglob("*")) == before
 
 
-def test_a_full_disk_is_told_in_one_line(generator, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(generator, tmp_path, monkeypatch):
     def full(*_):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand so on")
 
@@ -149,7 +149,7 @@ def test_a_full_disk_is_told_in_one_line(generator, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["parameters", "tokenizer", "configuration"])
-def test_what_a_crash_left_unfinished_does_not_load(clip, tmp_path, monkeypatch, where):
+def test_an_unfinished_checkpoint_does_not_load(clip, tmp_path, monkeypatch, where):
     def crash(*_, **__):
         raise KeyboardInterrupt
 
@@ -174,12 +174,12 @@ def test_what_a_crash_left_unfinished_does_not_load(clip, tmp_path, monkeypatch,
         load_clip(tmp_path / "clip")
 
 
-def test_a_missing_directory_is_refused_with_the_way_out(tmp_path):
+def test_a_missing_directory_is_refused_with_advice(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.*ckpt_convert"):
         load_generator(tmp_path / "nowhere")
 
 
-def test_a_file_is_refused_with_the_way_out(tmp_path):
+def test_a_file_is_refused_with_advice(tmp_path):
     (tmp_path / "ffhq.pkl").write_bytes(b"")
     with pytest.raises(InputError, match=r"is a file.*ckpt_convert"):
         load_generator(tmp_path / "ffhq.pkl")
@@ -329,7 +329,7 @@ def test_missing_parameters_are_refused(damaged):
         load_generator(damaged)
 
 
-def test_files_that_others_put_there_do_no_harm(generator, generator_path, tmp_path):
+def test_unknown_files_are_ignored(generator, generator_path, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(generator_path, copy)
     (copy / "parameters" / ".DS_Store").write_bytes(b"x")
@@ -359,12 +359,12 @@ def test_a_path_whose_file_system_needs_a_package_names_it(generator, monkeypatc
 
 
 @pytest.mark.parametrize("path", ["https://example.com/ffhq", "no-such-scheme://ffhq"])
-def test_a_url_is_refused_with_the_way_out(path):
+def test_a_url_is_refused_with_advice(path):
     with pytest.raises(InputError, match="download it first"):
         load_generator(path)
 
 
-def test_a_user_that_does_not_exist_and_a_circle_of_links_are_refused(generator, tmp_path):
+def test_unknown_users_and_cycles_of_links_are_refused(generator, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "link")
     for use in (load_generator, load_mapper, load_tokenizer, lambda p: save_model(p, generator)):
         with pytest.raises(InputError, match="no such user"):

@@ -397,7 +397,7 @@ def test_a_mapper_is_applied_with_the_strength_on_its_card(generator):
     np.testing.assert_allclose(edited, w_plus(2) + 0.5 * residual, atol=1e-5)
 
 
-def test_a_mapper_of_another_generator_is_warned_of(generator):
+def test_a_mapper_of_another_generator_gives_a_warning(generator):
     card = mapper_card("a hat", MapperTrainConfig(), generator)
     mapper = small_mapper(card=card)
     apply_mapper(generator, mapper, w_plus(2))
@@ -438,7 +438,7 @@ def test_two_texts_are_refused(generator, clip):
         make_mapper_train_step(generator, clip, two, MapperTrainConfig())
 
 
-def test_a_batch_that_does_not_divide_by_the_devices_is_refused(monkeypatch):
+def test_a_batch_that_is_not_divisible_by_the_devices_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     with pytest.raises(InputError, match=r"batch of 6 is not divisible by 4 devices; .* of 8"):
@@ -447,7 +447,7 @@ def test_a_batch_that_does_not_divide_by_the_devices_is_refused(monkeypatch):
         shard(w_plus(6))
 
 
-def test_an_epoch_deals_every_latent_once_in_an_order_of_its_own():
+def test_an_epoch_uses_every_latent_once_in_its_own_order():
     epochs = [
         [i for step in range(4 * n, 4 * n + 4) for i in batch_indices(3, step, 9, 2)]
         for n in range(3)
@@ -490,7 +490,7 @@ def test_shares_name_texts_to_keep_and_losses_below_zero():
     )
 
 
-def test_a_training_that_does_nothing_is_warned_of_by_name():
+def test_a_training_without_effect_gives_named_warnings():
     first = {"clip_loss": 0.8, "latent_l2": 0.01}
     latents = np.random.default_rng(0).normal(size=(200, 3, 4))
     assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 0.01}, latents) == []

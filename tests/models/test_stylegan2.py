@@ -89,7 +89,7 @@ def test_images_of_styles_are_the_official_ones(name):
     assert_close(images, GOLDEN[f"{name}.image_from_styles"])
 
 
-def test_bfloat16_draws_nearly_the_same_image_in_float32():
+def test_bfloat16_gives_nearly_the_same_image_in_float32():
     w_plus = jnp.asarray(GOLDEN.input("nvidia_64.w_plus"))
     images = jax.jit(Generator.__call__)(official_generator("nvidia_64", jnp.bfloat16), w_plus)
     assert images.dtype == jnp.float32
@@ -98,7 +98,7 @@ def test_bfloat16_draws_nearly_the_same_image_in_float32():
     assert 1e-4 < error < 2e-2
 
 
-def test_a_lower_resolution_is_the_picture_of_the_smaller_generator(generator):
+def test_a_lower_resolution_is_the_image_of_the_smaller_generator(generator):
     config = GeneratorConfig(
         resolution=16, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8
     )
