@@ -39,9 +39,9 @@ def evaluate(run_script, generator_path, long_text_clip_path, tmp_path):
 
 @pytest.fixture
 def classifier(monkeypatch):
-    """In place of a trained one: what it reads is the first value of every slot.
+    """A stand-in that predicts the first value of every slot.
 
-    Every second image has another background.
+    It predicts another background for every second image.
     """
 
     def read_labels(_, images):

@@ -106,8 +106,8 @@ def test_faces_of_rotated_gray_and_16_bit_photos_are_found(landmarks):
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6
     turned.info["exif"] = turned.getexif().tobytes()
-    grey = Image.fromarray(np.asarray(upright.convert("L")).astype(np.uint16) * 257)
-    for photo in (turned, grey):
+    gray = Image.fromarray(np.asarray(upright.convert("L")).astype(np.uint16) * 257)
+    for photo in (turned, gray):
         (face,) = find_faces(photo)
         np.testing.assert_allclose(face, landmarks["hopper"], atol=8)
 
@@ -138,7 +138,7 @@ def test_another_detector_can_take_dlibs_place(monkeypatch):
 
 def test_without_a_face_the_error_gives_advice():
     with pytest.raises(InputError, match=r"no face was found.*leave out the alignment"):
-        align_face(Image.new("RGB", (300, 300), "grey"))
+        align_face(Image.new("RGB", (300, 300), "gray"))
 
 
 def test_without_dlib_the_extra_is_named(monkeypatch):
@@ -150,7 +150,7 @@ def test_without_dlib_the_extra_is_named(monkeypatch):
 
 @pytest.fixture
 def pasted():
-    """A grey photo, and where a crop of it lies."""
+    """A gray photo, and where a crop of it lies."""
     photo = Image.new("RGB", (200, 160), (100, 100, 100))
     return photo, align_face(photo, 64, landmarks=face_in_square(80, 60, 40)).transform
 

@@ -1,4 +1,4 @@
-"""The package as a program of somebody else sees it."""
+"""The package as another program uses it."""
 
 import subprocess
 import sys

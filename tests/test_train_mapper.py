@@ -104,7 +104,7 @@ def measurements(directory: Path) -> list[dict]:
 
 
 def tensorboard(directory: Path) -> dict[tuple[str, int], float | None]:
-    """What TensorBoard shows, by name and step: numbers, and None for pictures."""
+    """What TensorBoard shows, by name and step: numbers, and None for images."""
     event_class = importlib.import_module("tensorboardX.proto.event_pb2").Event
     shown = {}
     for path in (directory / "tensorboard").iterdir():
@@ -115,8 +115,8 @@ def tensorboard(directory: Path) -> dict[tuple[str, int], float | None]:
             event = event_class.FromString(content[12 : 12 + length])
             content = content[16 + length :]
             for value in event.summary.value:
-                is_picture = value.HasField("image")
-                shown[value.tag, event.step] = None if is_picture else value.simple_value
+                is_image = value.HasField("image")
+                shown[value.tag, event.step] = None if is_image else value.simple_value
     return shown
 
 
@@ -192,8 +192,8 @@ def test_a_run_writes_mapper_measurements_images_and_flags(uninterrupted):
     assert all(array.any() for array in mapper_parameters(uninterrupted).values())
     record = json.loads((uninterrupted / "config" / "flags.json").read_text())
     assert record["flags"]["description"] == FLAGS["description"] and "jax" in record["versions"]
-    with Image.open(uninterrupted / "images" / "validation_000040.png") as picture:
-        assert picture.width > picture.height / 8 * 2
+    with Image.open(uninterrupted / "images" / "validation_000040.png") as image:
+        assert image.width > image.height / 8 * 2
     saved = sorted(int(path.name) for path in (uninterrupted / "checkpoints").iterdir())
     best = 10 * min(range(1, 5), key=validation.__getitem__)
     assert saved == sorted({32, 36, 40, best})
@@ -201,8 +201,8 @@ def test_a_run_writes_mapper_measurements_images_and_flags(uninterrupted):
 
 def test_tensorboard_shows_the_same_numbers_and_images(uninterrupted):
     shown = tensorboard(uninterrupted)
-    pictures = {name for name, value in shown.items() if value is None}
-    assert pictures == {("train", 20), ("train", 40)} | {
+    shown_images = {name for name, value in shown.items() if value is None}
+    assert shown_images == {("train", 20), ("train", 40)} | {
         ("validation", step) for step in (10, 20, 30, 40)
     }
     numbers = {
@@ -212,7 +212,7 @@ def test_tensorboard_shows_the_same_numbers_and_images(uninterrupted):
         if name not in ("step", "split")
     }
     assert {"train/loss", "train/id_loss", "validation/clip_loss"} <= {name for name, _ in numbers}
-    assert {name: shown[name] for name in shown.keys() - pictures} == pytest.approx(numbers)
+    assert {name: shown[name] for name in shown.keys() - shown_images} == pytest.approx(numbers)
 
 
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(start, resume, uninterrupted, tmp_path):
@@ -335,7 +335,7 @@ def test_defaults_are_the_official_ones(run_script):
 
 @pytest.fixture
 def without_networks(monkeypatch):
-    """Lets training change nothing, and compile nothing."""
+    """Replaces training steps and edits, so that nothing changes and nothing is compiled."""
     losses = {"loss": 0.8, "clip_loss": 0.75, "latent_l2": 1e-12}
     stand_ins = {
         "make_mapper_train_step": lambda *_, **__: lambda state, _: (state, losses),

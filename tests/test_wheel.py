@@ -1,4 +1,4 @@
-"""What an installed wheel has."""
+"""The contents of an installed wheel."""
 
 import importlib.metadata
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A directory with the wheel's content, as ``pip install`` leaves it in ``site-packages``."""
+    """A directory with the wheel's content, as ``pip install`` writes it to ``site-packages``."""
     directory = tmp_path_factory.mktemp("wheel")
     (file,) = WheelBuilder(str(ROOT)).build(directory=str(directory), versions=["standard"])
     with zipfile.ZipFile(file) as archive:

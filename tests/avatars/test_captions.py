@@ -28,9 +28,9 @@ COUNT = 6000
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text, and commas; articles, hyphens and the full stop are left out.
+    """The words of a text, and commas, without articles, hyphens and the period.
 
-    Of prepositions that differ only in sound, all are the same.
+    Variants of a preposition are equal.
     """
     text = re.sub(r"[-.]", " ", text).strip(" ,").replace(",", " , ")
     text = re.sub(r"\bв ", "у ", re.sub(r"\bіз ", "з ", text))
@@ -38,7 +38,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def spellings(text: str, language: str) -> set[tuple[str, ...]]:
-    """A phrase in every case, with every pronoun and, of adjectives, every ending."""
+    """A phrase in every case, with every pronoun and every ending of adjectives."""
     spoken = load_language(language)
     templates = [
         *spoken.people,
@@ -100,7 +100,7 @@ def every_value() -> list[tuple[str, str]]:
 
 
 def parse(text: str, language: str = "en") -> set[tuple[str, Truth]]:
-    """Everything that a text states; of phrases that overlap, the longest one, or the first."""
+    """Everything that a text states. Of overlapping phrases, the longest or first one counts."""
     facts, left, found = stated_facts(language), ["|", *words(text), "|"], set()
     for length in range(len(left), 0, -1):
         for start in range(len(left) - length + 1):

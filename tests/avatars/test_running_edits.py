@@ -7,13 +7,13 @@ from avatars.running_edits import Targets, choose_targets, merge_labels
 
 
 @pytest.fixture
-def random():
+def rng():
     return np.random.default_rng(0)
 
 
-def test_targets_change_one_attribute_and_its_covers(random):
+def test_targets_change_one_attribute_and_its_covers(rng):
     attributes = sample(300, seed=1)
-    targets = choose_targets(attributes, random, 0.2)
+    targets = choose_targets(attributes, rng, 0.2)
     for i, (text, slot, value) in enumerate(
         zip(targets.texts, targets.slots, targets.values, strict=True)
     ):

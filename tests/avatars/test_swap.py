@@ -15,7 +15,7 @@ TRUNCATION = 0.7
 
 @pytest.fixture(scope="module")
 def latents():
-    """Of 300 random avatars, not all of which would look the same without truncation."""
+    """Latents of 300 random avatars."""
     return latents_of(sample(300, seed=3), TRUNCATION, 4)
 
 

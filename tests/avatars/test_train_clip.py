@@ -33,12 +33,12 @@ from styleclip_jax.models.clip import CLIP, CLIPConfig
 
 
 @pytest.fixture
-def generator():
+def rng():
     return np.random.default_rng(0)
 
 
 class ShortTexts(Tokenizer):
-    """Stands for a tokenizer with a context that some captions do not fit."""
+    """A tokenizer whose context is too short for some captions."""
 
     def __init__(self):
         """Needs no vocabulary."""
@@ -47,19 +47,19 @@ class ShortTexts(Tokenizer):
         return len(text) < 60
 
 
-def test_captions_fit_their_own_images(generator):
+def test_captions_fit_their_own_images(rng):
     labels = observe(sample(50, seed=0))
-    texts, meanings = describe_batch(labels, ShortTexts(), generator, 0.3)
+    texts, meanings = describe_batch(labels, ShortTexts(), rng, 0.3)
     fit = fits(truths(meanings), labels)
     assert len(texts) == 50 and max(map(len, texts)) < 60
     assert (fit.diagonal() == 1).all() and 0 < np.nanmean(fit) < 1
 
 
-def test_the_share_of_ukrainian_captions_is_as_requested(generator):
+def test_the_share_of_ukrainian_captions_is_as_requested(rng):
     labels = observe(sample(200, seed=0))
     cyrillic = re.compile("[\u0400-\u04ff]")
     for share in (0, 0.2, 1):
-        texts, _ = describe_batch(labels, ShortTexts(), generator, share)
+        texts, _ = describe_batch(labels, ShortTexts(), rng, share)
         assert np.mean([bool(cyrillic.search(x)) for x in texts]) == pytest.approx(share, abs=0.1)
 
 

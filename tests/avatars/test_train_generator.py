@@ -21,7 +21,7 @@ from styleclip_jax.models.stylegan2 import MappingNetwork
 
 @pytest.fixture(scope="module")
 def w():
-    """What the mapping network makes of many latents, with weights as they come from a file."""
+    """Outputs of the mapping network for many latents, with weights in a file's precision."""
     mapping = MappingNetwork(train_generator.CONFIG, rngs=nnx.Rngs(0))
     construct_mapping(mapping)
     mapping = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), mapping)

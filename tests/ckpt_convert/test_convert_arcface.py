@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Two stages with the official names; the last one as the official code has it."""
+    """Two stages with the official names; the last one as in the official code."""
 
     def __init__(self, config):
         super().__init__()

@@ -23,15 +23,15 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """A server on the loopback; tests change how it answers.
+    """A server on the loopback interface; tests change its responses.
 
     Attributes:
         files: Contents by path.
-        cuts: After how many bytes the next connections end.
-        ranges: Whether parts of files can be had.
+        cuts: Number of bytes after which each of the next connections ends.
+        ranges: Whether parts of files can be requested.
         etag: Identifies the files' version.
-        status: What all requests are answered with instead of files.
-        content_type: Of all files.
+        status: HTTP status of all responses, instead of files.
+        content_type: Content type of all files.
         requests: The path and the range of each request.
     """
 
@@ -105,7 +105,7 @@ class Fetched(NamedTuple):
 
 @pytest.fixture
 def fetch(tmp_path):
-    """Downloads, and expects the right file and nothing beside it."""
+    """Downloads, and expects the right file and no other files."""
     return Fetched(tmp_path / "cache" / "a.pkl")
 
 

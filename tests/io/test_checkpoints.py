@@ -164,7 +164,7 @@ def test_an_unfinished_checkpoint_does_not_load(clip, tmp_path, monkeypatch, whe
     elif where == "tokenizer":
         tokenizer_files = Unfinished(tokenizer_files)
     else:
-        # Ours alone: Orbax writes JSON too, and earlier.
+        # Only our config.json: Orbax also writes JSON, and earlier.
         broken = types.SimpleNamespace(dumps=crash, loads=json.loads)
         monkeypatch.setattr(checkpoints, "json", broken)
     with pytest.raises(KeyboardInterrupt):
@@ -266,7 +266,7 @@ def test_zeroed_parameters_are_refused_before_orbax_reads_them(damaged):
     with pytest.raises(InputError, match=r"cannot be read: parameters/.* is damaged") as error:
         load_generator(damaged)
     assert "\n" not in str(error.value)
-    # Orbax would close its event loop while it is still reading, hence "Event loop is closed".
+    # Orbax would close its event loop while reading, which raises "Event loop is closed".
     time.sleep(0.5)
 
 

@@ -35,10 +35,10 @@ def test_a_jpeg_is_read_back_nearly(tmp_path):
 
 
 def test_photos_are_turned_upright(tmp_path):
-    picture = images.to_pil(random_image(48, 64))
+    image = images.to_pil(random_image(48, 64))
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: rotated by 90 degrees.
-    picture.save(tmp_path / "photo.png", exif=exif)
+    image.save(tmp_path / "photo.png", exif=exif)
     assert images.read_image(tmp_path / "photo.png").shape == (64, 48, 3)
 
 
@@ -100,13 +100,13 @@ def test_resizing_preserves_colors():
         )
 
 
-def colour(value, size):
+def color(value, size):
     return np.full((2, size, size, 3), value, np.float32)
 
 
 @pytest.mark.parametrize(("size", "shown"), [(16, 256), (64, 256), (300, 300), (1024, 512)])
 def test_sheets_show_images_at_a_visible_size(size, shown):
-    sheet = images.before_after_sheet(colour(-1, size), colour(1, size), "a hat")
+    sheet = images.before_after_sheet(color(-1, size), color(1, size), "a hat")
     pixels = np.asarray(sheet)
     black = (pixels == 0).all(axis=2)
     # A row of the first image, and the caption's letters above are thinner than an image.
@@ -115,7 +115,7 @@ def test_sheets_show_images_at_a_visible_size(size, shown):
 
 
 def test_sheets_have_a_column_for_every_label_in_order():
-    columns = [colour(value, 256) for value in (-1, 0, 1)]
+    columns = [color(value, 256) for value in (-1, 0, 1)]
     pixels = np.asarray(images.sheet(columns, ["none", "half", "full"]))
     row = pixels[pixels.shape[0] // 2 + 60, :, 0].astype(int)
     middle = [row[12 + 268 * i + 128] for i in range(3)]
@@ -123,7 +123,7 @@ def test_sheets_have_a_column_for_every_label_in_order():
 
 
 def test_captions_are_written_and_long_ones_wrapped():
-    columns = [colour(1, 64)] * 2
+    columns = [color(1, 64)] * 2
     plain = images.sheet(columns, ["", ""])
     short = images.sheet(columns, ["before", "a hat"])
     long = images.sheet(columns, ["before", "a person with a hat and " * 3])

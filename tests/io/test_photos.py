@@ -141,7 +141,7 @@ def test_transparent_parts_are_white():
 
 
 def test_the_first_frame_of_an_animation_is_read(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     for ending in ("gif", "webp", "png"):
         path = tmp_path / f"animation.{ending}"
         frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)

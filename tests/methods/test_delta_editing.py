@@ -31,7 +31,7 @@ def dt(clip):
 
 @pytest.fixture
 def directions(generator, clip):
-    """The first channel of every second row has to do with nothing."""
+    """Directions with random relevance."""
     dims = generator.config.style_dims
     widths = [dim for i, dim in enumerate(dims) if i % 3 != 1]
     directions = Directions(DirectionsConfig(widths, clip.config.embed_dim), rngs=nnx.Rngs(0))

@@ -40,7 +40,7 @@ ENCODER = E4EConfig(
 
 @pytest.fixture(scope="module")
 def generator(generator):
-    """The random generator with weaker colours, so that images lie in [-1, 1]."""
+    """The random generator with weaker colors, so that images lie in [-1, 1]."""
     generator = jax.tree.map(jnp.copy, generator)
     for rgb in generator.synthesis.rgbs:
         rgb.kernel[...] *= 0.1

@@ -247,7 +247,7 @@ def test_training_lowers_the_loss(generator, clip):
 
 @pytest.mark.parametrize("space", ["w_plus", "stylespace"])
 def test_a_mapper_starts_with_the_best_step_along_the_direction(generator, clip, space):
-    """The best of the steps; that a step is 3 is what the latents say."""
+    """The best step is 3, by construction of the loss."""
     config = MapperTrainConfig()
     architecture = generator.config
     kind = LevelsMapper if space == "w_plus" else FullStyleSpaceMapper
@@ -326,7 +326,7 @@ def test_the_terms_of_a_step_are_weighted(generator, clip):
 
 
 def make_strong(mapper):
-    """A mapper whose edits are seen."""
+    """A mapper whose edits are visible."""
     return jax.tree.map(lambda x: 3 * x, mapper)
 
 

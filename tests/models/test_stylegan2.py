@@ -161,7 +161,7 @@ def test_image_upsampling_is_zero_insertion_and_a_blur():
 
 
 @pytest.mark.parametrize("what", ["mapping", "styles", "demodulation"])
-def test_what_everything_depends_on_is_exact_float32_on_accelerators(generator, what):
+def test_mapping_styles_and_demodulation_are_exact_float32_on_accelerators(generator, what):
     w_plus = generator.mean_latents(2)
     conv = generator.synthesis.convs[0]
     with jax.default_matmul_precision("default"):
@@ -220,7 +220,7 @@ def test_layers_without_channels_are_refused():
 
 
 @pytest.mark.parametrize("clamp", [0.0, -256.0, float("nan")])
-def test_a_clamp_that_leaves_nothing_is_refused(clamp):
+def test_a_clamp_that_is_not_positive_is_refused(clamp):
     with pytest.raises(ValueError, match="conv_clamp"):
         GeneratorConfig(conv_clamp=clamp)
 

@@ -21,7 +21,7 @@ print(jax.process_count())
 
 @pytest.fixture
 def joined(monkeypatch) -> list[dict]:
-    """What JAX was asked to join; it joins nothing."""
+    """Records the arguments with which JAX joins processes, without joining."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: calls.append(options))
     return calls
