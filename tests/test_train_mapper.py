@@ -215,7 +215,9 @@ def test_tensorboard_shows_the_same_numbers_and_images(uninterrupted):
     assert {name: shown[name] for name in shown.keys() - shown_images} == pytest.approx(numbers)
 
 
-def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(start, resume, uninterrupted, tmp_path):
+def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
+    start, resume, uninterrupted, tmp_path
+):
     directory = tmp_path / "run"
     process = start(directory)
     wait_for_step(directory, 15, process)

@@ -91,9 +91,7 @@ def test_a_clip_without_tokenizer_is_converted_with_a_note(
     checkpoints.load_clip(tmp_path / "clip")
 
 
-def test_a_tokenizer_that_does_not_match_leaves_no_files(
-    write_hugging_face_clip, fails, tmp_path
-):
+def test_a_tokenizer_that_does_not_match_leaves_no_files(write_hugging_face_clip, fails, tmp_path):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=4)
     other = write_tokenizer(tmp_path / "other", ["a"] * 5 + list("bcdefg"))
     assert "expected 4" in fails("clip", source, tmp_path / "clip", "--tokenizer", other)
@@ -146,9 +144,7 @@ def test_a_wrong_command_line_prints_one_line(fails):
         (signal.SIGTERM, "interrupted"),
     ],
 )
-def test_a_failed_write_leaves_no_files(
-    fails, rosinality, tmp_path, monkeypatch, failure, message
-):
+def test_a_failed_write_leaves_no_files(fails, rosinality, tmp_path, monkeypatch, failure, message):
     def fail(path, *_):
         path.mkdir()
         (path / "parameters").mkdir()

@@ -134,7 +134,9 @@ def test_a_mapper_of_deltaedit_is_converted(tmp_path):
 
 
 @pytest.mark.parametrize(("resolution", "fine"), [(256, 2176), (512, 2368), (1024, 2464)])
-def test_the_generator_of_a_deltaedit_mapper_is_inferred_from_its_fine_styles(source, resolution, fine):
+def test_the_generator_of_a_deltaedit_mapper_is_inferred_from_its_fine_styles(
+    source, resolution, fine
+):
     shapes = {
         "sm_coarse.mapping.1.weight": (512, 512),
         "sm_fine.mapping.1.weight": (fine, fine),

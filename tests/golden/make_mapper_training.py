@@ -27,8 +27,8 @@ LAYERS = 10
 STYLE_DIMENSIONS = (16,) * 12 + (8, 8)
 # Name: StyleSpace, optimizer, learning rate, weight of the identity loss, steps, number of the
 # latents, which avoid leaky ReLU's kinks as in make_optimization.py. These gradients are so small
-# that Ranger's eps dominates, and its default rate of 0.5 changes nothing in float32. Its first five
-# steps are only momentum; the longer runs reach RAdam's second phase and Lookahead.
+# that Ranger's eps dominates, and its default rate of 0.5 changes nothing in float32. Its first
+# five steps are only momentum; the longer runs reach RAdam's second phase and Lookahead.
 CASES = {
     "adam": (False, "adam", 0.5, 0.1, 5, 4),
     "ranger": (False, "ranger", 1e6, 0.1, 5, 0),

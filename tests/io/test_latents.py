@@ -91,9 +91,7 @@ def test_a_failed_write_leaves_the_old_file(generator, w_plus, tmp_path, monkeyp
         (np.full((1, 8, 16), 1e300), "infinite"),
     ],
 )
-def test_arrays_that_do_not_match_the_generator_are_refused(
-    generator, tmp_path, array, message
-):
+def test_arrays_that_do_not_match_the_generator_are_refused(generator, tmp_path, array, message):
     np.save(tmp_path / "bad.npy", array)
     with pytest.raises(InputError, match=message):
         load_latents(tmp_path / "bad.npy", generator)
@@ -124,7 +122,9 @@ def drop_one(arrays):
         (drop_one, "10 arrays layer_01, ..., layer_10.*11 StyleSpace arrays"),
     ],
 )
-def test_stylespace_files_that_do_not_match_are_refused(generator, styles, tmp_path, damage, message):
+def test_stylespace_files_that_do_not_match_are_refused(
+    generator, styles, tmp_path, damage, message
+):
     arrays = {f"layer_{i:02}": np.array(style) for i, style in enumerate(styles)}
     damage(arrays)
     np.savez(tmp_path / "bad.npz", allow_pickle=False, **arrays)

@@ -162,7 +162,9 @@ def test_edits_have_gradients(generator, directions, w_plus):
     assert all(np.isfinite(g).all() and np.any(g) for g in gradients)
 
 
-def test_a_threshold_that_keeps_no_channel_is_refused_with_the_largest_that_does(generator, directions, w_plus):
+def test_a_threshold_that_keeps_no_channel_is_refused_with_the_largest_that_does(
+    generator, directions, w_plus
+):
     with pytest.raises(InputError, match=r"reaches the threshold 0\.99; .* most 0\.\d+$") as e:
         edit_with_direction(generator, directions, w_plus, direction(), 4.0, 0.99)
     largest = float(str(e.value).split()[-1])

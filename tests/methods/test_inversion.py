@@ -121,9 +121,7 @@ def test_without_an_encoder_one_latent_for_all_layers_is_found(generator, images
     assert np.any(other.latents != layers)
 
 
-def test_the_device_loop_and_the_steps_from_the_host_agree(
-    generator, encoder, images, monkeypatch
-):
+def test_the_device_loop_and_the_steps_from_the_host_agree(generator, encoder, images, monkeypatch):
     config = InvertConfig(steps=4)
     from_host = invert(generator, images, encoder, config)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
