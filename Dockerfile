@@ -1,4 +1,4 @@
-# Serves the page of app.py as an unprivileged user on a read-only root:
+# Serves the page of app.py, as a user without privileges and on a read-only root:
 #   docker build --tag=styleclip .
 #   docker run --read-only --tmpfs=/tmp --publish=127.0.0.1:7860:7860 styleclip
 FROM python:3.12-slim
@@ -11,7 +11,7 @@ RUN pip install --no-cache-dir '.[app]' && useradd --uid=10001 --no-create-home 
 
 USER styleclip
 WORKDIR /tmp
-# The only writable directory.
+# The only place that can be written to.
 ENV HOME=/tmp JAX_COMPILATION_CACHE_DIR=/tmp/compiled
 EXPOSE 7860
 HEALTHCHECK --start-period=2m CMD ["python", "-c", \
