@@ -1,4 +1,4 @@
-"""Chooses the strength of an edit for each image by CLIP's direction loss."""
+"""The strength of an edit that suits an image best, as CLIP sees it."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ def lowest_loss(
         direction: Unit direction of the text.
         strengths: The candidates; the first leaves the images unchanged.
     """
-    # Unrolled, because a compiled loop would run convolutions on one thread of a CPU.
+    # Not a loop in the program, which would run convolutions on one thread of a CPU.
     every = jnp.stack([features(strength) for strength in strengths])
     losses = change_loss(every, every[0], direction, _ORTHOGONAL_LAMBDA)
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)

@@ -17,7 +17,7 @@ from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 
 # The official default.
 THRESHOLD = 0.03
-# Candidates of :func:`best_delta_strengths`; the first one leaves images unchanged.
+# What :func:`best_delta_strengths` tries; the first leaves images as they are.
 _AUTOMATIC_STRENGTHS = (0.0, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 
 
@@ -59,12 +59,12 @@ def edit_with_delta_mapper(
         strength: Factor of the mapper's residual, one for all images or one for each; negative
             values edit in the opposite direction.
         directions: If given, only channels that are relevant to the text change; channels that the
-            directions do not cover do not change.
-        threshold: Minimum relevance of the channels that change. The official code compares 0.03
-            with products of the texts' difference before it is scaled to unit length.
+            directions do not cover never do.
+        threshold: Least relevance of such channels. The official code compares 0.03 with products
+            of the texts' difference before it is scaled to unit length.
 
     Raises:
-        InputError: The models and the latents do not match.
+        InputError: The models and the latents do not fit each other.
     """
     styles, _, residual = _residual(generator, mapper, clip, latents, dt, directions, threshold)
     return _edit(generator, styles, residual, strength)
@@ -81,12 +81,12 @@ def best_delta_strengths(
     directions: Directions | None = None,
     threshold: float | Float[Array, ""] = THRESHOLD,
 ) -> Float[Array, " batch"]:
-    """Chooses the strength of :func:`edit_with_delta_mapper` for each image with CLIP.
+    """The strength of :func:`edit_with_delta_mapper` that suits each image best, as CLIP sees it.
 
-    Compares 0 and several strengths from 0.75 to 2.5, and takes the one with the lowest
-    :func:`styleclip_jax.losses.direction_loss`. An image that already fits the text may get 0. Each
-    strength costs one forward pass of generator and CLIP. Arguments as for
-    :func:`edit_with_delta_mapper`.
+    Of 0 and some strengths from 0.75 to 2.5, the one with the lowest
+    :func:`styleclip_jax.losses.direction_loss`; an image that already shows what the text says may
+    stay as it is. Arguments as for :func:`edit_with_delta_mapper`. Takes a forward pass of
+    generator and CLIP for each strength.
     """
     styles, before, residual = _residual(
         generator, mapper, clip, latents, dt, directions, threshold
