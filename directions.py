@@ -1,4 +1,4 @@
-"""Edits images with any text at once, by a direction in StyleSpace. ``--help`` explains it.
+"""Edits images with any text in one forward pass. ``--help`` explains it.
 
 The code is in ``styleclip_jax/scripts/directions.py``.
 """

@@ -145,7 +145,7 @@ flags.DEFINE_multi_string(
     "anchor",
     [],
     "A text about something that should not change, to measure drift; repeat the flag for several."
-    " Default: for --texts, texts about other attributes; for --description, a list about faces.",
+    " Default: for --texts, texts about other attributes; for --description, texts about faces.",
 )
 
 network_flags.define_flags()
@@ -526,7 +526,7 @@ class Measure:
     """Compares edited images with the images before.
 
     Args:
-        models: The CLIP and the ArcFace measure too.
+        models: Their CLIP and ArcFace are also used to measure.
         images: The images before the edits.
         tasks: The edits.
     """

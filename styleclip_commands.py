@@ -1,7 +1,7 @@
 """The installed commands, such as ``styleclip-optimize``.
 
-A module of its own, which imports nothing large: an interrupt while the libraries are imported ends
-in one line, as it does later.
+This module imports nothing large, so that an interrupt while the libraries are imported also prints
+a single line.
 """
 
 import importlib

@@ -1,1 +1,1 @@
-"""Training of the embedded default: images, captions, training and evaluation."""
+"""Training and evaluation of the models of avatars that ship with the package."""

@@ -11,8 +11,8 @@ the phrases of a `common` group come before those of the value.
 In these files, "~" marks the place of adjectives in people, and of a color elsewhere. A color is
 stated together with its carrier ("long *purple* hair", "a *red* hat") or by its own phrase
 ("dressed in *red*"). Letters after "~" are the ending of the grammatical case; " / " separates the
-cases of people and things, and languages may lack the last ones. "<his>" and the like are pronouns.
-Avataaars have no gender, and neither have the captions.
+cases of people and things, and languages may lack the last ones. "<his>" and similar words are
+pronouns. Avataaars have no gender, so captions use all pronouns.
 """
 
 import dataclasses
@@ -113,7 +113,7 @@ def load_language(language: str) -> Language:
 
 
 def _phrases(contents: dict[str, Any], slot: str, value: str) -> dict[str, list[Phrase]]:
-    """All phrases that state a value, by kind; empty kinds are left out."""
+    """All phrases that state a value, by kind, without empty kinds."""
     groups = [group for group in contents["groups"] if group["slot"] == slot]
     tables = [contents["colored"].get(slot, {}), contents.get(slot, {}).get(value, {})]
     only = frozenset({value})
@@ -141,7 +141,7 @@ def inflect(word: str, ending: str) -> str:
 
     Args:
         word: The masculine nominative.
-        ending: That of a hard stem; without one the word stays as it is.
+        ending: The ending of a hard stem. Empty: the word does not change.
     """
     if not ending:
         return word
@@ -151,7 +151,7 @@ def inflect(word: str, ending: str) -> str:
 
 
 def fill(text: str, words: Sequence[str] = (), separator: str = " ") -> str:
-    """Puts words in the place that "~" holds, or nothing."""
+    """Replaces "~" with words, or removes it."""
     if not words:
         return re.sub(r"~\w* ?", "", text).strip()
     return re.sub(
@@ -197,7 +197,7 @@ def _color_statement(
     language: Language,
     rng: np.random.Generator,
 ) -> Statement | None:
-    """States a color together with its carrier; None where a phrase of its own is better."""
+    """States a color together with its carrier; None if a phrase of its own is better."""
     carriers = {}
     for carrier in CARRIERS[slot]:
         phrases = language.phrases[carrier][facts[carrier]] if carrier in facts else {}
@@ -224,7 +224,7 @@ def _color_statement(
 def _statement(
     slot: str, value: str, language: Language, rng: np.random.Generator, but: Set[str] = frozenset()
 ) -> Statement:
-    """States a value, not by a phrase of some kinds."""
+    """States a value, with a phrase of any kind but those in `but`."""
     phrases = language.phrases[slot][value]
     kind, phrase = _pick_phrase({k: v for k, v in phrases.items() if k not in but}, rng)
     text = phrase.text
@@ -348,7 +348,7 @@ def choose_language(rng: np.random.Generator, ukrainian: float) -> str:
     """Draws the language of a text.
 
     Args:
-        rng: source of the choice.
+        rng: Source of the choice.
         ukrainian: Share of Ukrainian texts; the others are English.
     """
     return "uk" if rng.random() < ukrainian else "en"
@@ -363,7 +363,7 @@ def neutral(rng: np.random.Generator, language: str = "en") -> str:
 def about(
     slot: str, value: str, rng: np.random.Generator, language: str = "en"
 ) -> tuple[str, Meaning]:
-    """Writes a caption that tells one value of one slot, or a group of values that has it."""
+    """Writes a caption that states one value of one slot, or a group of values that includes it."""
     spoken = load_language(language)
     statement = _statement(slot, value, spoken, rng)
     return _tell([statement], spoken, rng), statement.meaning
@@ -375,13 +375,13 @@ def describe(
     """Writes one caption of at most `MAX_WORDS` words and punctuation marks in lower case.
 
     Args:
-        labels: what can be seen of one picture, a row of `avatars.attributes.observe`; nothing is
-            said of negative ones.
-        rng: source of all choices.
+        labels: The visible attributes of one image, a row of `avatars.attributes.observe`; negative
+            ones are not mentioned.
+        rng: Source of all choices.
         language: One of LANGUAGES.
 
     Returns:
-        The caption, and what it tells.
+        The caption and its meaning.
     """
     facts = {
         slot: values[label]
@@ -416,8 +416,8 @@ def captions(
 def truths(meanings: Sequence[Meaning]) -> Float[np.ndarray, "texts slots labels"]:
     """Truth of texts for every label: 1 true, 0 false, NaN neither.
 
-    All slots have as many entries as the one with most labels, and one more, the last: UNKNOWN,
-    which is neither true nor false of a text that tells the slot.
+    Every slot has as many entries as the slot with most labels, and a last one for UNKNOWN, which
+    is NaN if the text mentions the slot.
     """
     most = max(map(len, LABELS.values()))
     table = np.ones((len(meanings), len(NAMES), most + 1), np.float32)
@@ -431,9 +431,9 @@ def truths(meanings: Sequence[Meaning]) -> Float[np.ndarray, "texts slots labels
 
 
 def fits(
-    truths: Float[np.ndarray, "texts slots labels"], labels: Int[np.ndarray, "pictures slots"]
-) -> Float[np.ndarray, "texts pictures"]:
-    """Which texts fit which pictures: 1, not: 0, NaN where that cannot be said."""
+    truths: Float[np.ndarray, "texts slots labels"], labels: Int[np.ndarray, "images slots"]
+) -> Float[np.ndarray, "texts images"]:
+    """Whether texts fit images: 1 if they do, 0 if not, NaN if it is unknown."""
     each = truths[:, np.arange(len(NAMES)), labels]
     return np.where((each == 0).any(-1), 0, each.prod(-1))
 

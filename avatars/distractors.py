@@ -1,8 +1,8 @@
-"""Adds words to captions that say nothing about an image, such as "at the harbor".
+"""Adds words to captions that describe no attribute, such as "at the harbor".
 
-Strangers write more than attributes: "a pirate with a beard", "hair as red as a fox". A text tower
-that has read nothing but captions moves with every word that it does not know; one that is trained
-with arbitrary English words in arbitrary places learns to ignore them.
+Users write about more than attributes: "a pirate with a beard", "hair as red as a fox". In a text
+tower that was trained on captions only, every unknown word moves the features; one that is trained
+with random English words in random places learns to ignore them.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Set
 import numpy as np
 from wonderwords import RandomWord
 
-# Share of captions that get such words; of these, of those that get more of them.
+# Share of captions that get such words, and the probability of every further addition.
 SHARE, MORE = 0.5, 0.35
 
 _PEOPLE = re.compile(
@@ -27,11 +27,11 @@ _AFTER = (
 
 
 class Distractors:
-    """Words that captions do not have, and the sentences they are put into.
+    """Words that do not occur in captions, and patterns to add them.
 
     Args:
-        known: The words of captions, in lower case. These, and words that begin with one of them or
-            that one of them begins with, state an attribute.
+        known: The words of captions, in lower case. These words, longer words that start with one
+            of them, and their beginnings are not added, because they may state an attribute.
     """
 
     def __init__(self, known: Set[str]):
@@ -50,7 +50,7 @@ class Distractors:
         }
 
     def add(self, text: str, rng: np.random.Generator) -> str:
-        """Adds words to a share of the texts; the others stay as they are."""
+        """Adds words to a share of the texts; the others do not change."""
         if rng.random() >= SHARE:
             return text
         text = self._add_some(text, rng)
@@ -59,7 +59,7 @@ class Distractors:
         return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
     def _add_some(self, text: str, rng: np.random.Generator) -> str:
-        """Adds them before or after the text, in its middle, or in the place of the person."""
+        """Adds words before, after or inside the text, or replaces the person."""
         words = {kind: found[rng.integers(len(found))] for kind, found in self._words.items()}
         where = rng.random()
         if where < 0.3 and (person := _PEOPLE.search(text)):

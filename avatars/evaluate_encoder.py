@@ -205,7 +205,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "edits",
         0,
-        "Number of inverted avatars, at most --count, to edit by texts, and of generated faces.",
+        "Number of inverted avatars, at most --count, and of generated faces to edit by texts.",
         lower_bound=0,
     )
     for name in (

@@ -23,11 +23,11 @@ def perturbed_latents(
 
     # Up to a third of the way towards another value, in every third slot.
     others = (uniform(0, 1, slots) * jnp.asarray(CARDINALITIES)).astype(int)
-    way = jnp.where(uniform(0, 1, slots) < 0.33, uniform(0, 0.33, slots), 0)
-    way = jnp.repeat(way, np.array(CARDINALITIES), axis=1)
-    way = jnp.pad(way, ((0, 0), (0, CONFIG.w_dim - way.shape[1])))
+    share = jnp.where(uniform(0, 1, slots) < 0.33, uniform(0, 0.33, slots), 0)
+    share = jnp.repeat(share, np.array(CARDINALITIES), axis=1)
+    share = jnp.pad(share, ((0, 0), (0, CONFIG.w_dim - share.shape[1])))
     w = indicators(attributes)
-    w += way * (indicators(others) - w)
+    w += share * (indicators(others) - w)
     w = mean_indicators() + uniform(0.6, 1.1, 1) * (w - mean_indicators())
     shared = uniform(0, 0.15, 1) * jax.random.normal(next(keys), w.shape)
     of_layers = jax.random.normal(next(keys), (batch, CONFIG.num_layers, CONFIG.w_dim))

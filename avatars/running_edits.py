@@ -75,14 +75,14 @@ class Targets(NamedTuple):
 
 
 def choose_targets(
-    attributes: Int[np.ndarray, "batch slots"], random: np.random.Generator, ukrainian: float
+    attributes: Int[np.ndarray, "batch slots"], rng: np.random.Generator, ukrainian: float
 ) -> Targets:
     """Chooses a text for each image; a share of `ukrainian` of them are Ukrainian."""
     texts, meanings, slots, values, wanted = [], [], [], [], []
     for row in attributes:
-        slot = random.choice(NAMES)
-        value = random.choice(list(SLOTS[slot]))
-        text, meaning = about(slot, value, random, choose_language(random, ukrainian))
+        slot = rng.choice(NAMES)
+        value = rng.choice(list(SLOTS[slot]))
+        text, meaning = about(slot, value, rng, choose_language(rng, ukrainian))
         texts.append(text)
         meanings.append(meaning)
         slots.append(NAMES.index(slot))
@@ -214,19 +214,17 @@ class RunningEdits:
         return Shown(to_uint8(small), labels, group.targets)
 
     def _begin(self, turn: int) -> _Group:
-        random = np.random.default_rng([self._seed, turn])
+        rng = np.random.default_rng([self._seed, turn])
         steps, *settings = (
-            float(np.exp(random.uniform(*np.log(bounds))))
+            float(np.exp(rng.uniform(*np.log(bounds))))
             for bounds in (STEPS, LEARNING_RATE, L2_LAMBDA, ORTHOGONAL_LAMBDA)
         )
         attributes = sample(self._size, [self._seed, turn])
-        targets = choose_targets(attributes, random, self._ukrainian)
+        targets = choose_targets(attributes, rng, self._ukrainian)
         latents = _perturbed(attributes, jax.random.fold_in(jax.random.key(self._seed), turn))
         edits = _Edits(
             jnp.asarray(self._tokenizer(targets.texts)),
-            jnp.asarray(
-                self._tokenizer([neutral(random, choose_language(random, self._ukrainian))])
-            ),
+            jnp.asarray(self._tokenizer([neutral(rng, choose_language(rng, self._ukrainian))])),
             latents,
             latents,
             _ADAM.init(latents),

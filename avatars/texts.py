@@ -1,8 +1,8 @@
 """Held-out texts for the evaluation of avatar edits; no training and no tuning used these wordings.
 
-Each edit gives one slot of `avatars.attributes` one value and is worded the way strangers would
-write it. None of the wordings is among the captions that `avatars.captions` writes of that value,
-which the CLIP is trained on; a test looks for them among thousands.
+Each edit gives one slot of `avatars.attributes` one value, in the words of users. The captions that
+the CLIP is trained on (`avatars.captions`) contain none of the wordings; a test searches thousands
+of captions for them.
 """
 
 from collections.abc import Sequence
@@ -371,7 +371,7 @@ EDITS = (
 
 
 def select(names: Sequence[str]) -> tuple[Edit, ...]:
-    """The edits with these names or wordings, in this order; all of them where none is given.
+    """The edits with these names or wordings, in this order; all of them if none are given.
 
     Raises:
         InputError: There is no such edit.
@@ -380,7 +380,7 @@ def select(names: Sequence[str]) -> tuple[Edit, ...]:
     for name in names:
         if name not in found:
             raise InputError(
-                f"there is no text {name!r}; give a wording, or one of"
+                f"there is no text {name!r}, expected a wording or one of"
                 f" {', '.join(edit.name for edit in EDITS)}"
             )
     return tuple(found[name] for name in names) or EDITS

@@ -1,7 +1,7 @@
 """Trains the avatars CLIP: `python -m avatars.train_clip --data train.npz --out DIR`.
 
-Contrastive training as in CLIP (arXiv 2103.00020, section 2.3), with one difference: we know which
-images of a batch a caption fits, so the target of a caption is spread over all of them. An
+Contrastive training as in CLIP (arXiv 2103.00020, section 2.3), with one difference: all images of
+a batch that a caption fits are known, so the target of a caption is spread over them. An
 auxiliary linear classifier predicts the attributes from the features of both towers and is
 discarded after the training.
 
@@ -17,10 +17,10 @@ amount; to the same image with another change, they do not move along it.
 
 With `--lock_images`, only the text tower is trained, on images and triples without edits: it learns
 other words for attributes that the image tower already distinguishes (locked-image tuning, arXiv
-2111.07991). With `--distractors`, it also learns to ignore words that state nothing.
+2111.07991). With `--distractors`, it also learns to ignore words that describe no attribute.
 
 The training is checkpointed every few minutes. Run the same command again to resume it; running
-edits start anew.
+edits start over.
 """
 
 import json
@@ -257,16 +257,16 @@ class Triples(NamedTuple):
 
 def choose_triples(
     tokenizer: Tokenizer,
-    random: np.random.Generator,
+    rng: np.random.Generator,
     ukrainian: float,
     distractors: Distractors | None = None,
 ) -> Triples:
     """Chooses TRIPLES triples; a share of `ukrainian` of the texts are Ukrainian."""
-    attributes = sample(TRIPLES, int(random.integers(2**32)))
-    targets = choose_targets(attributes, random, ukrainian)
-    other = change_elsewhere(attributes, targets.slots, random)
-    neutral_text = neutral(random, choose_language(random, ukrainian))
-    texts = with_distractors(targets.texts, distractors, tokenizer, random)
+    attributes = sample(TRIPLES, int(rng.integers(2**32)))
+    targets = choose_targets(attributes, rng, ukrainian)
+    other = change_elsewhere(attributes, targets.slots, rng)
+    neutral_text = neutral(rng, choose_language(rng, ukrainian))
+    texts = with_distractors(targets.texts, distractors, tokenizer, rng)
     tokens, neutral_tokens = tokenizer(texts), tokenizer([neutral_text])
     arrays = attributes, targets.wanted, other, targets.rises, tokens, neutral_tokens
     return Triples(*map(jnp.asarray, arrays))
@@ -275,12 +275,12 @@ def choose_triples(
 def change_elsewhere(
     attributes: Int[np.ndarray, "batch slots"],
     slots: Int[np.ndarray, " batch"],
-    random: np.random.Generator,
+    rng: np.random.Generator,
 ) -> Int[np.ndarray, "batch slots"]:
     """Changes one attribute of each image, unless this changes the label in `slots`."""
     rows = np.arange(len(attributes))
-    others = (slots + random.integers(1, len(NAMES), len(rows))) % len(NAMES)
-    changed = with_other_values(attributes, others, random)
+    others = (slots + rng.integers(1, len(NAMES), len(rows))) % len(NAMES)
+    changed = with_other_values(attributes, others, rng)
     touched = observe(changed)[rows, slots] != observe(attributes)[rows, slots]
     return np.where(touched[:, None], attributes, changed)
 
@@ -288,7 +288,7 @@ def change_elsewhere(
 def triple_loss(
     clip: CLIP, generator: Generator, triples: Triples, key: Key[Array, ""]
 ) -> Float[Array, ""]:
-    """Penalizes features that move less than RISE along a text, or along it without a cause."""
+    """Penalizes moving less than RISE along a text's direction, or along it after other changes."""
     kinds = (triples.before, triples.after, triples.other)
     latents = jnp.concatenate([perturbed_latents(attributes, key) for attributes in kinds])
     size = clip.config.image_size
@@ -378,7 +378,7 @@ def with_distractors(
     tokenizer: Tokenizer,
     rng: np.random.Generator,
 ) -> list[str]:
-    """The same texts, English ones with distractors where they still fit the context."""
+    """Adds distractors to English texts, unless they become too long for the context."""
     if distractors is None:
         return texts
     added = [distractors.add(text, rng) if text.isascii() else text for text in texts]
@@ -464,7 +464,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("generator", None, "Generator of the running edits and triples; see above.")
     flags.DEFINE_string("annotator", None, "Weights of a classifier that labels edited images.")
     flags.DEFINE_bool("lock_images", False, "Train the text tower only; see above.")
-    flags.DEFINE_bool("distractors", False, "Add words that state nothing to English texts.")
+    flags.DEFINE_bool(
+        "distractors", False, "Add words that describe no attribute to English texts."
+    )
     flags.DEFINE_float("ukrainian", 0.2, "Share of Ukrainian texts.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("steps", 4000, "Training steps.")
     flags.DEFINE_integer("batch_size", 128, "Images and captions per step.")

@@ -70,13 +70,13 @@ def visible(attributes: Int8[np.ndarray, "count slots"]) -> Int8[np.ndarray, "co
 
 def encoder_step(encoder, opt_state, generator, annotator, weight, batch, key, *, optimizer):
     """One update; half of the batch are rendered images, the other half synthesized ones."""
-    drawings, attributes, others = batch
-    drawings = drawings.astype(jnp.float32) / 127.5 - 1
+    rendered, attributes, others = batch
+    rendered = rendered.astype(jnp.float32) / 127.5 - 1
     perturbed = perturbed_latents(others, key)
-    images = jnp.concatenate([drawings, lax.stop_gradient(generator(perturbed))])
+    images = jnp.concatenate([rendered, lax.stop_gradient(generator(perturbed))])
     wanted = jnp.concatenate([latents_of(attributes, 1.0, CONFIG.num_layers), perturbed])
     # A few of either kind.
-    some = np.r_[:SYNTHESIZED, len(drawings) : len(drawings) + SYNTHESIZED]
+    some = np.r_[:SYNTHESIZED, len(rendered) : len(rendered) + SYNTHESIZED]
     graph, trainable, rest = nnx.split(encoder, nnx.Param, ...)
 
     def loss_fn(trainable):

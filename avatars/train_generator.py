@@ -2,12 +2,12 @@
 
 The space W of this generator is constructed: every value of every attribute has its own entry of
 `w`, which is positive for images with the value and negative for others. Only the synthesis network
-is trained, by regression, because on a few CPU hours a reconstruction loss achieves far more than
+is trained, by regression, because in a few CPU hours a reconstruction loss achieves far more than
 an adversary. It learns to synthesize the image from `w`, which is randomly truncated towards the
 mean latent and perturbed by noise, partly different in every layer. Therefore a whole neighborhood
 of every latent in W+ gives the same face.
 
-The mapping network is constructed too (:func:`choosing_mapping`). Each attribute has an entry of
+The mapping network is constructed too (:func:`construct_mapping`). Each attribute has an entry of
 `z`, which quantiles of the normal distribution divide into one interval per value, with the
 probability of the value. Two layers of leaky ReLUs represent such a step function exactly.
 
@@ -68,10 +68,10 @@ STEEPNESS = 256.0
 AREA_WEIGHTS = {"eyes": 4.0, "mouth": 4.0, "facial_hair": 4.0}
 # Weight of the mean absolute difference of an annotator's features.
 FEATURE_WEIGHT = 0.05
-# The image does not change for a truncation down to this value; below, it changes evenly.
+# A truncation down to this value does not change the image; below it, the image changes evenly.
 PLATEAU = 0.6
 # Noise of the position between two avatars, different in every layer.
-WAY_NOISE = 0.15
+POSITION_NOISE = 0.15
 
 
 def indicators(attributes: Int[Array, "batch slots"]) -> Float[Array, "batch w_dim"]:
@@ -152,21 +152,21 @@ def training_latents(
     keys = jax.random.split(key, 7)
     truncation = jax.random.uniform(keys[0], (batch, 1), minval=PLATEAU, maxval=1.1)
     between = jax.random.bernoulli(keys[1], 0.5, (batch, 1))
-    way = jnp.where(between, jax.random.uniform(keys[2], (batch, 1)), 0)
-    ways = way + between * WAY_NOISE * jax.random.normal(keys[3], (batch, layers))
+    position = jnp.where(between, jax.random.uniform(keys[2], (batch, 1)), 0)
+    positions = position + between * POSITION_NOISE * jax.random.normal(keys[3], (batch, layers))
     # The layers of the last block only sharpen, so they get latents of other images.
-    telling = layers - 2
-    way = ways[:, :telling].mean(1)
-    shown = jnp.clip(0.5 - truncation[:, 0] * (1 - 2 * way) / (2 * PLATEAU), 0, 1)
+    content = layers - 2
+    position = positions[:, :content].mean(1)
+    shown = jnp.clip(0.5 - truncation[:, 0] * (1 - 2 * position) / (2 * PLATEAU), 0, 1)
 
     w, other = indicators(attributes)[:, None], indicators(others)[:, None]
-    w_plus = w + ways[..., None] * (other - w)
+    w_plus = w + positions[..., None] * (other - w)
     w_plus = mean_w + truncation[..., None] * (w_plus - mean_w)
     shared = jax.random.normal(keys[4], (batch, 1, CONFIG.w_dim))
     of_layers = jax.random.normal(keys[5], (batch, layers, CONFIG.w_dim))
     w_plus += FLAGS.latent_noise * (shared + of_layers)
-    shuffled = jax.random.permutation(keys[6], w_plus[:, telling:])
-    return jnp.concatenate([w_plus[:, :telling], shuffled], axis=1), shown
+    shuffled = jax.random.permutation(keys[6], w_plus[:, content:])
+    return jnp.concatenate([w_plus[:, :content], shuffled], axis=1), shown
 
 
 def synthesis_step(network, ema, opt_state, mean_w, weight, annotator, batch, key, *, optimizer):
@@ -238,8 +238,8 @@ def quantile_cuts() -> list[tuple[int, float, int]]:
     return cuts
 
 
-def choosing_mapping(mapping: stylegan2.Mapping) -> None:
-    """Constructs the mapping network, from the intervals of `z` to the `w` of their values.
+def construct_mapping(mapping: stylegan2.MappingNetwork) -> None:
+    """Constructs the mapping network, which maps intervals of `z` to the `w` of their values.
 
     With ``a = STEEPNESS (z - threshold)``, ``lrelu(a + 1/2) - lrelu(a - 1/2)`` is 0.2 below the
     threshold and 1 above it, up to the gain. Two units of the first layer make one such step, and
@@ -318,7 +318,7 @@ def main(_: Sequence[str]) -> None:
     with ocp.CheckpointManager(out / "synthesis", options=options) as manager:
         generator = train_synthesis(network, arrays, manager)
     scale_affines(generator, LATENT_GAIN / latent_scale())
-    choosing_mapping(generator.mapping)
+    construct_mapping(generator.mapping)
     generator.mean_w[...] = latent_scale() * mean_indicators()
     checkpoints.save_model(out / "generator", generator, dtype=jnp.float16)
 
@@ -330,7 +330,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Directory for checkpoints and the final generator.")
     flags.DEFINE_string("init", None, "Start from a generator of an earlier training.")
     flags.DEFINE_string(
-        "annotator", None, "Weights of a classifier whose features are compared as well."
+        "annotator", None, "Weights of a classifier whose features are also compared."
     )
     flags.DEFINE_integer("steps", 9000, "Training steps.")
     flags.DEFINE_integer("batch_size", 16, "Images per step.")

@@ -3,8 +3,8 @@
 Run it with nothing else running: python benchmarks/avatars.py
 
 Every time is from the text and W+ latents to the edited image, on the device, after compilation;
-the text is tokenized and encoded anew. The first row is a synthesis alone, of which the others are
-multiples.
+every edit tokenizes and encodes its text. The first row is a synthesis alone; the last column is
+relative to it.
 """
 
 import itertools

@@ -222,7 +222,7 @@ def refinement_step(networks: Networks, repeats: int) -> list[float]:
 
 
 def tuning_step(networks: Networks, repeats: int) -> list[float]:
-    """Times steps of optimizing the official generator's weights, likewise."""
+    """Times steps of optimizing the official generator's weights; the loop is ours."""
     networks.generator.requires_grad_(True)
     parameters = list(networks.generator.parameters())
     return _reconstruction_steps(networks, parameters, networks.latents(1), repeats)

@@ -46,7 +46,7 @@ from ckpt_convert import (
     sources,
     stylegan2,
 )
-from ckpt_convert.mapping import Conversion
+from ckpt_convert.tables import Conversion
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
 from styleclip_jax.errors import InputError, is_out_of_memory
 from styleclip_jax.io.checkpoints import load_generator, save_model, to_path

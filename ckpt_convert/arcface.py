@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ckpt_convert.formats import SourceFile
-from ckpt_convert.mapping import (
+from ckpt_convert.tables import (
     Conversion,
     Ignored,
     Row,

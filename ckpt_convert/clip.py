@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ckpt_convert.formats import SourceFile
-from ckpt_convert.mapping import (
+from ckpt_convert.tables import (
     Conversion,
     Ignored,
     Row,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ckpt_convert.formats import SourceFile
-from ckpt_convert.mapping import Conversion, describe
+from ckpt_convert.tables import Conversion, describe
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import fingerprint
 from styleclip_jax.methods.relevance import build_directions, channel_statistics

@@ -11,7 +11,7 @@ import numpy as np
 
 from ckpt_convert.arcface import backbone_table
 from ckpt_convert.formats import SourceFile
-from ckpt_convert.mapping import (
+from ckpt_convert.tables import (
     Conversion,
     Ignored,
     Row,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ckpt_convert.formats import SourceFile
-from ckpt_convert.mapping import describe
+from ckpt_convert.tables import describe
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import Latents

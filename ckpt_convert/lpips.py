@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from ckpt_convert.formats import SourceFile
-from ckpt_convert.mapping import (
+from ckpt_convert.tables import (
     Conversion,
     Ignored,
     Row,
@@ -51,8 +51,8 @@ def convert(source: SourceFile) -> Conversion:
     """
     tensors = source.tensors
     if "lin0.model.1.weight" not in tensors:
-        way_out = "; add the linear weights with --linear" if "features.0.weight" in tensors else ""
-        raise InputError(f"{source.name} is not an LPIPS ({describe(source)}){way_out}")
+        advice = "; add the linear weights with --linear" if "features.0.weight" in tensors else ""
+        raise InputError(f"{source.name} is not an LPIPS ({describe(source)}){advice}")
     if any((x < 0).any() for key, x in tensors.items() if re.match(r"lin\d", key)):
         raise InputError(f"{source.name} has negative linear weights, expected at least 0")
     config = LPIPSConfig()

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from ckpt_convert.formats import SourceFile
-from ckpt_convert.mapping import (
+from ckpt_convert.tables import (
     Conversion,
     Row,
     count,

@@ -395,7 +395,7 @@ class _Machine:
     def _find_storage(self, identity: Any) -> Storage:
         """Resolves PyTorch's ``('storage', type, key, location, size[, view])``."""
         if not isinstance(identity, tuple) or len(identity) > _MAX_ARGUMENTS:
-            raise TypeError("a persistent id is no tuple")
+            raise TypeError("a persistent id is not a tuple")
         kind, storage, key, _, size, *view = identity
         if not (
             isinstance(kind, str)
@@ -404,7 +404,7 @@ class _Machine:
             and isinstance(key, str)
             and len(key) <= _MAX_NAME_LENGTH
         ):
-            raise pickle.UnpicklingError("a persistent id is no storage's")
+            raise pickle.UnpicklingError("a persistent id does not name a storage")
         root = Storage(key, _STORAGES[storage.name], size)
         self.storages.setdefault(key, root)
         if not view or view[0] is None:
@@ -424,7 +424,7 @@ _CONSTANTS = {
 
 def _construct(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Global) or not isinstance(arguments, list | tuple):
-        raise TypeError("a call of no function")
+        raise TypeError("a call of an object that is not a function")
     if len(arguments) > _MAX_ARGUMENTS:
         raise TypeError(f"a call with {len(arguments)} arguments")
     if function.name.startswith("__torch__."):
@@ -438,5 +438,5 @@ def _pairs(items: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
 
 def _extend(target: Any, items: Iterable[Any]) -> None:
     if not isinstance(target, list):
-        raise TypeError(f"a {type(target).__name__} has no items to add to")
+        raise TypeError(f"items cannot be added to a {type(target).__name__}")
     target.extend(items)

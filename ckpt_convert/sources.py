@@ -58,7 +58,7 @@ VOCABULARY = Weights(
     "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
 )
 
-# Repositories of Hugging Face, and the files to read: the first weights that exist.
+# Hugging Face repositories, and their files: of the weights, the first that exist are read.
 HUGGING_FACE = (
     "openai/clip-vit-base-patch32",
     "openai/clip-vit-base-patch16",

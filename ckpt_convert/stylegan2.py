@@ -1,7 +1,7 @@
 """StyleGAN2 generators: rosinality's and StyleCLIP's ``.pt``, NVIDIA's ``.pkl``.
 
-StyleGAN-NADA's files have rosinality's names too, and so have the generators that the files of
-encoders such as e4e hold.
+StyleGAN-NADA's files, and the generators in the files of encoders such as e4e, also have
+rosinality's names.
 
 Sources: ``model.py`` of rosinality/stylegan2-pytorch; ``training/networks.py`` of
 NVlabs/stylegan2-ada-pytorch and ``training/networks_stylegan2.py`` of NVlabs/stylegan3.
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ckpt_convert.formats import SourceFile
-from ckpt_convert.mapping import (
+from ckpt_convert.tables import (
     Conversion,
     Ignored,
     Row,

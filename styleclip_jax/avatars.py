@@ -1,6 +1,6 @@
 """Settings for the avatars, the models that ship with the package; see avatars/REPORT.md.
 
-Scripts use them without --generator. The configurations of the methods are the official ones.
+Scripts use them if there is no --generator; other generators get the official settings.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 def check_choices(config: Any, **choices: Any) -> None:
-    """Raises InputError if a field of a configuration has a value that does not exist.
+    """Raises InputError if a field of a configuration is not one of its choices.
 
     Args:
         config: A dataclass.

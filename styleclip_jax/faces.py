@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image, ImageFilter
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.images import Picture, to_pil
+from styleclip_jax.io.images import AnyImage, to_pil
 from styleclip_jax.io.photos import replace_pixels, upright_rgb
 
 Landmarks = Float[np.ndarray, "68 2"]
@@ -260,10 +260,10 @@ def _crop_and_pad(image: Image.Image, quad: Quad) -> tuple[Image.Image, Quad]:
 
 def paste_back(
     photo: Image.Image,
-    edited: Picture,
+    edited: AnyImage,
     transform: FaceTransform,
     *,
-    unedited: Picture | None = None,
+    unedited: AnyImage | None = None,
 ) -> Image.Image:
     """Pastes an edited crop into its photo, with a fading border.
 
@@ -317,7 +317,7 @@ def paste_back(
     return replace_pixels(photo, Image.composite(warp(patch), image.crop(box), warp(mask)), box)
 
 
-def _square(crop: Picture) -> Image.Image:
+def _square(crop: AnyImage) -> Image.Image:
     image = crop.convert("RGB") if isinstance(crop, Image.Image) else to_pil(crop)
     if image.width != image.height:
         raise InputError(f"the crop has {image.width} x {image.height} pixels, expected a square")

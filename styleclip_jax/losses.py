@@ -183,7 +183,8 @@ def direction_loss(
         features: Features of the edited images.
         original_features: Features of the images before the edit.
         text_features: Features of the text, one per image or one for all.
-        neutral_features: Features of a text that describes all images, such as "a face", likewise.
+        neutral_features: Features of a text that describes all images, such as "a face", one per
+            image or one for all.
         orthogonal_lambda: Weight of changes orthogonal to the direction.
 
     Returns:
@@ -252,7 +253,7 @@ def id_loss(
     Args:
         arcface: The face recognition network.
         images: Images in [-1, 1].
-        reference_images: Images of the person to preserve, likewise.
+        reference_images: Images of the person to preserve, in [-1, 1].
 
     Returns:
         A loss in [0, 2] per image.

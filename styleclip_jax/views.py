@@ -20,7 +20,7 @@ LARGEST_NOISE = 0.05
 def random_views(
     images: Images, key: PRNGKeyArray, count: int, kinds: Sequence[str]
 ) -> Float[Array, "count batch size size 3"]:
-    """Makes random views; a view changes all images alike, so results do not depend on the batch.
+    """Makes random views, the same for all images, so that results do not depend on the batch.
 
     Args:
         images: Square images in [-1, 1].

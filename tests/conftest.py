@@ -64,21 +64,21 @@ CLIP_CONFIG = CLIPConfig(
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
-    """Frees what a module has compiled: Linux lets a process have 65,530 pieces of memory."""
+    """Frees compiled programs of a module, because Linux allows 65,530 mappings per process."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def strict_dtypes():
-    """Lets no operation widen a type by itself; flax and optax do, for bfloat16 and in Adam."""
+    """Makes implicit type promotion an error; flax (in bfloat16) and optax (in Adam) need it."""
     with jax.numpy_dtype_promotion("strict"):
         yield
 
 
 @pytest.fixture
 def without_type_checks(monkeypatch):
-    """As for users, who run without the checks of shapes that tests have."""
+    """Disables the run-time checks of shapes, which users do not have."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -169,7 +169,7 @@ def long_text_clip_path(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def full_disk():
-    """A disk on which no file gets longer than 64 KB."""
+    """A disk on which no file can exceed 64 KB."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))
     yield

@@ -107,7 +107,7 @@ def test_results_are_those_of_the_library(apply, tmp_path, generator, mapper):
     assert metrics["flags"]["seed"] == 3
 
 
-def test_strengths_that_hardly_differ_have_directories_of_their_own(apply, tmp_path):
+def test_strengths_that_hardly_differ_have_their_own_directories(apply, tmp_path):
     assert apply("--strength=0.1", "--strength=0.10000001").code == 0
     assert len(list((tmp_path / "results").glob("strength_*"))) == 2
 
@@ -147,19 +147,19 @@ def test_more_images_than_a_batch_are_all_edited(apply, tmp_path, generator, map
     assert np.abs(read(place / "009.png") - np.clip(alone, -1, 1)).max() <= 0.01
 
 
-def test_a_sheet_of_many_images_shows_the_first_ones_and_says_so(apply, tmp_path):
+def test_a_sheet_of_many_images_shows_the_first_ones_with_a_note(apply, tmp_path):
     outcome = apply("--num_images=17")
     assert outcome.code == 0
     assert "the first 16 of 17 images" in outcome.out
     assert (tmp_path / "results" / "before" / "016.png").exists()
 
 
-def test_flags_of_random_images_are_refused_beside_latents(apply, tmp_path):
+def test_flags_of_random_images_are_refused_with_latents(apply, tmp_path):
     outcome = apply("--latents=mine.npy", "--num_images=2", "--truncation=0.5")
     assert_refused(outcome, tmp_path, "--num_images, --truncation", "--latents")
 
 
-def test_images_that_are_not_finite_are_named_and_stay_what_they_were(apply, tmp_path):
+def test_images_that_are_not_finite_are_named_and_do_not_change(apply, tmp_path):
     outcome = apply("--strength=1e38", "--strength=0.1")
     assert outcome.code == 1
     failure = "the image is not finite with --strength=1e+38"
@@ -201,7 +201,7 @@ def test_an_interrupted_run_resumes_to_the_same_files(apply, tmp_path, monkeypat
             assert path.read_bytes() == (other / name).read_bytes()
 
 
-def test_a_mapper_is_applied_with_its_strength_and_tells_of_another_generator(
+def test_a_mapper_is_applied_with_its_strength_and_notes_another_generator(
     apply, tmp_path, generator
 ):
     known = make_mapper(generator, card=MapperCard(strength=0.3, generator=fingerprint(generator)))
@@ -228,7 +228,7 @@ def test_no_mapper_is_refused(generator):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
-def test_a_seed_out_of_range_ends_in_one_line(apply, tmp_path, seed):
+def test_a_seed_out_of_range_prints_one_line(apply, tmp_path, seed):
     assert_refused(apply(f"--seed={seed}"), tmp_path, "seed", str(seed))
 
 
@@ -329,7 +329,7 @@ def test_a_mapper_for_any_text_edits_as_the_library_does(
     )
 
 
-def test_a_text_and_a_mapper_that_do_not_belong_together_are_refused(apply, tmp_path, any_text):
+def test_a_text_and_a_mapper_that_do_not_match_are_refused(apply, tmp_path, any_text):
     assert_refused(apply(mapper=tmp_path / "any_text"), tmp_path, "give --description")
     assert_refused(apply("--description=a hat"), tmp_path, "remove --description")
     both = apply(

@@ -30,7 +30,7 @@ sys.meta_path.insert(0, Interrupt())
         ),
     ],
 )
-def test_an_interrupt_during_imports_ends_in_one_line(program):
+def test_an_interrupt_during_imports_prints_one_line(program):
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPT + program], cwd=ROOT, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""The first command of the README, on the models that come with the package."""
+"""The first command of the README, with the models that ship with the package."""
 
 import json
 import socket
@@ -93,7 +93,7 @@ def test_the_first_command_puts_sunglasses_on_every_face(run_script, tmp_path):
     assert outcome.code == 0, outcome.err
 
     def share_of_black(directory):
-        """Of the box around the eyes."""
+        """Share of black pixels in the box around the eyes."""
         images = [np.asarray(Image.open(path)) for path in sorted(directory.glob("0*.png"))]
         return np.array([np.mean(i[46:66, 40:88].max(-1) < 90) for i in images])
 
@@ -146,4 +146,5 @@ def test_words_that_the_clip_does_not_know_are_named(run_script, tmp_path, comma
         f"--results_dir={tmp_path / 'results'}",
     )
     assert outcome.code == 0, outcome.err
-    assert outcome.err.startswith("note: banana: no text that the CLIP of the avatars")
+    note = "note: the CLIP of the avatars was not trained on these words: banana;"
+    assert outcome.err.startswith(note)

@@ -129,7 +129,7 @@ def test_an_interrupted_run_resumes_to_the_same_files(edit, tmp_path, directions
             assert path.read_bytes() == (other / name).read_bytes()
 
 
-def test_images_that_are_not_finite_are_named_and_stay_what_they_were(edit, tmp_path, directions):
+def test_images_that_are_not_finite_are_named_and_do_not_change(edit, tmp_path, directions):
     flags = (f"--directions={tmp_path / 'directions'}", "--description=a hat")
     outcome = edit(*flags, "--strength=3e38")
     failure = "the image is not finite with --strength=3e+38"
@@ -167,7 +167,7 @@ def test_the_learned_change_needs_no_directions(edit, tmp_path, generator):
         (["--strength=nan"], ["--strength must be a finite number"]),
     ],
 )
-def test_what_cannot_be_edited_ends_in_one_line(arguments, words, edit, tmp_path, directions):
+def test_invalid_edits_print_one_line(arguments, words, edit, tmp_path, directions):
     flags = [f"--directions={tmp_path / 'directions'}", "--description=a hat"]
     assert_refused(edit(*flags, *arguments), tmp_path, *words)
 

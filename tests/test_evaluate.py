@@ -39,9 +39,9 @@ def evaluate(run_script, generator_path, long_text_clip_path, tmp_path):
 
 @pytest.fixture
 def classifier(monkeypatch):
-    """In place of a trained one: what it reads is the first value of every slot.
+    """A stand-in that predicts the first value of every slot.
 
-    Every second image has another background.
+    It predicts another background for every second image.
     """
 
     def read_labels(_, images):
@@ -76,7 +76,7 @@ def assert_refused(outcome, tmp_path, *words):
     assert not (tmp_path / "results").exists()
 
 
-def test_any_texts_go_through_several_methods_with_settings_of_their_own(
+def test_any_texts_are_edited_by_several_methods_with_their_own_settings(
     evaluate, long_text_clip_path, tmp_path
 ):
     outcome = evaluate(
@@ -121,7 +121,7 @@ def test_figures_of_a_mapper_are_those_of_the_library(evaluate, generator, mappe
     assert figures["pixels"] == pytest.approx(pixel_change(before, images), rel=1e-3)
 
 
-def test_edits_of_avatars_are_scored_by_what_the_classifier_reads(
+def test_edits_of_avatars_are_scored_by_the_classifiers_labels(
     evaluate, classifier, mapper, tmp_path
 ):
     texts = "--texts=mouth=smiling", "--texts=eyes=wink", "--texts=background=pink"
@@ -147,7 +147,7 @@ def test_edits_of_avatars_are_scored_by_what_the_classifier_reads(
     assert "50.0%" in outcome.out
 
 
-def test_images_that_read_the_same_in_an_earlier_run_are_counted(
+def test_images_with_the_same_labels_in_an_earlier_run_are_counted(
     evaluate, classifier, mapper, tmp_path
 ):
     flags = classifier, "--method=mapper", f"--mapper={tmp_path / 'mapper'}", "--texts=eyes=wink"
@@ -189,9 +189,9 @@ def test_a_comparison_with_other_texts_is_refused_before_the_work(
         (["--latents=mine.npy", "--seed=1"], ["--seed", "--latents"]),
     ],
 )
-def test_flags_that_make_no_sense_end_in_one_line(evaluate, tmp_path, arguments, words):
+def test_invalid_flags_print_one_line(evaluate, tmp_path, arguments, words):
     assert_refused(evaluate("--description=a beard", *arguments), tmp_path, *words)
 
 
-def test_texts_are_needed_unless_the_models_are_of_avatars(evaluate, tmp_path):
+def test_texts_are_required_unless_the_models_are_for_avatars(evaluate, tmp_path):
     assert_refused(evaluate(), tmp_path, "--description")

@@ -101,13 +101,13 @@ def test_the_largest_face_comes_first_and_weak_detections_do_not_count():
     assert first[:, 0].min() > 512 > second[:, 0].max()
 
 
-def test_faces_of_turned_grey_and_16_bit_photos_are_found(landmarks):
+def test_faces_of_rotated_gray_and_16_bit_photos_are_found(landmarks):
     upright = photographs.photo("hopper")
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6
     turned.info["exif"] = turned.getexif().tobytes()
-    grey = Image.fromarray(np.asarray(upright.convert("L")).astype(np.uint16) * 257)
-    for photo in (turned, grey):
+    gray = Image.fromarray(np.asarray(upright.convert("L")).astype(np.uint16) * 257)
+    for photo in (turned, gray):
         (face,) = find_faces(photo)
         np.testing.assert_allclose(face, landmarks["hopper"], atol=8)
 
@@ -136,9 +136,9 @@ def test_another_detector_can_take_dlibs_place(monkeypatch):
     assert find_faces(Image.new("L", (99, 99)), lambda image: [small, large])[0] is large
 
 
-def test_without_a_face_the_way_out_is_named():
+def test_without_a_face_the_error_gives_advice():
     with pytest.raises(InputError, match=r"no face was found.*leave out the alignment"):
-        align_face(Image.new("RGB", (300, 300), "grey"))
+        align_face(Image.new("RGB", (300, 300), "gray"))
 
 
 def test_without_dlib_the_extra_is_named(monkeypatch):
@@ -150,7 +150,7 @@ def test_without_dlib_the_extra_is_named(monkeypatch):
 
 @pytest.fixture
 def pasted():
-    """A grey photo, and where a crop of it lies."""
+    """A gray photo, and where a crop of it lies."""
     photo = Image.new("RGB", (200, 160), (100, 100, 100))
     return photo, align_face(photo, 64, landmarks=face_in_square(80, 60, 40)).transform
 
@@ -170,7 +170,7 @@ def test_an_edited_crop_may_be_an_array_of_any_size(pasted):
         assert result.getpixel((100, 80)) == (0, 0, 0)
 
 
-def test_pixels_that_the_edit_hardly_moved_stay_the_photos(pasted):
+def test_pixels_that_the_edit_hardly_changed_are_those_of_the_photo(pasted):
     photo, transform = pasted
     # The reconstruction has slightly different colors; the edit changes one corner.
     unedited = Image.new("RGB", (256, 256), (120, 90, 100))
@@ -216,7 +216,7 @@ def test_crops_that_do_not_fit_are_refused(pasted):
         paste_back(photo, after, transform, unedited=before)
 
 
-def test_descriptors_tell_people_apart_and_know_a_person_in_other_light():
+def test_descriptors_distinguish_people_and_recognize_a_person_in_other_light():
     photo, other = map(photographs.photo, ("astronaut", "hopper"))
     descriptor = faces.face_descriptor(photo)
     brighter = faces.face_descriptor(ImageEnhance.Brightness(photo).enhance(1.3))

@@ -19,7 +19,7 @@ def test_truncation_pulls_samples_towards_the_mean(generator, w_plus):
     np.testing.assert_allclose(w_plus - mean, 0.7 * (full - mean), atol=1e-5)
 
 
-def test_images_of_a_walk_change_little_by_little(generator):
+def test_images_of_a_walk_change_gradually(generator):
     walk = sample_latents(generator, 64, seed=0, redraw=0.05)
     single = sample_latents(generator, 64, seed=0)
     np.testing.assert_allclose(walk[:1], single[:1], atol=1e-6)
@@ -39,12 +39,12 @@ def test_more_images_than_memory_holds_are_refused(generator):
         sample_latents(generator, 10**9, seed=0)
 
 
-def test_a_truncation_beyond_all_images_is_refused(generator):
+def test_a_truncation_that_overflows_is_refused(generator):
     with pytest.raises(InputError, match=r"truncation is 1e\+38"):
         sample_latents(generator, 2, seed=0, truncation=1e38)
 
 
-def test_both_kinds_of_latents_are_drawn_alike(generator, w_plus, styles):
+def test_both_kinds_of_latents_give_the_same_images(generator, w_plus, styles):
     drawn = jax.jit(synthesize, static_argnames="resolution")
     np.testing.assert_allclose(drawn(generator, w_plus), drawn(generator, styles), atol=1e-5)
     assert drawn(generator, styles, resolution=8).shape == (3, 8, 8, 3)

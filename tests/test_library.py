@@ -1,4 +1,4 @@
-"""The package as a program of somebody else sees it."""
+"""The package as another program uses it."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_importing_the_package_logs_nothing_and_changes_no_variable():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_every_exported_name_is_there_and_documented():
+def test_every_exported_name_exists_and_is_documented():
     for name in set(sc.__all__) - {"models", "__version__", "AVATARS_NEUTRAL"}:
         assert getattr(sc, name).__doc__, name
 

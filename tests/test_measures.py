@@ -54,7 +54,7 @@ def test_figures_are_averaged_over_wordings_and_then_over_texts():
     assert means["texts"]["beard"]["wordings"] == figures["beard"]
 
 
-def test_drift_over_gain_is_a_ratio_of_means_and_absent_where_nothing_is_gained():
+def test_drift_over_gain_is_a_ratio_of_means_and_absent_without_a_gain():
     rows = {
         "a beard": {"clip_relative_gain": 1.0, "clip_drift": 0.5},
         "bearded": {"clip_relative_gain": 3.0, "clip_drift": 0.5},
@@ -83,12 +83,12 @@ def measure(long_text_clip_path, images):
     return CLIPMeasure(clip, tokenizer, ["a beard", "a hat", "a smile"], images, "clip")
 
 
-def test_images_that_stay_gain_nothing_and_do_not_drift(measure, images):
+def test_unchanged_images_have_no_gain_and_no_drift(measure, images):
     changes = measure(images, "a beard", ["a hat", "a smile"])
     assert changes == pytest.approx({"gain": 0, "relative_gain": 0, "drift": 0}, abs=1e-5)
 
 
-def test_images_are_measured_in_batches_as_they_are_at_once(measure, images, monkeypatch):
+def test_batches_do_not_change_the_measurements(measure, images, monkeypatch):
     edited = images[::-1].copy()
     at_once = measure(edited, "a beard", ["a hat", "a smile"])
     monkeypatch.setattr(measures, "_BATCH", 2)

@@ -65,7 +65,7 @@ def test_results_are_complete(optimize, tmp_path, generator):
     assert np.shape(latents) == (2, 8, 16)
 
 
-def test_metrics_tell_what_was_done_and_how_it_went(optimize, tmp_path):
+def test_metrics_record_settings_and_results(optimize, tmp_path):
     optimize("--seed=5", "--steps=30", "--l2_lambda=0")
     metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert metrics["seed"] == 5
@@ -208,7 +208,7 @@ def test_the_neutral_text_is_a_face_unless_one_is_given(optimize, tmp_path):
     assert metrics["flags"]["neutral"] == "a face"
 
 
-def test_bfloat16_edits_nearly_alike(optimize, tmp_path):
+def test_bfloat16_edits_are_nearly_the_same(optimize, tmp_path):
     for dtype in ("float32", "bfloat16"):
         assert optimize(f"--dtype={dtype}").code == 0
     exact, rounded = (
@@ -219,7 +219,7 @@ def test_bfloat16_edits_nearly_alike(optimize, tmp_path):
     assert 0 < np.abs(exact - rounded).max() < 0.02
 
 
-def test_the_identity_can_be_held_with_an_arcface(optimize, tmp_path, random_model):
+def test_the_identity_can_be_preserved_with_an_arcface(optimize, tmp_path, random_model):
     config = ArcFaceConfig(stem_width=16, stages=((16, 1),))
     save_model(tmp_path / "arcface", random_model(ArcFace, config, seed=3))
     losses = []
@@ -312,11 +312,11 @@ def test_help_explains_the_flags_with_examples(run_script):
         ("--truncation=1e38", ("truncation is 1e+38",)),
     ],
 )
-def test_bad_flags_end_in_one_line(optimize, tmp_path, flag, words):
+def test_bad_flags_print_one_line(optimize, tmp_path, flag, words):
     assert_refused(optimize(flag), tmp_path, *words)
 
 
-def test_flags_that_the_others_make_useless_end_in_one_line(optimize, tmp_path):
+def test_flags_without_effect_print_one_line(optimize, tmp_path):
     assert_refused(optimize("--latents=mine.npy", "--seed=3"), tmp_path, "--seed", "--latents")
     assert_refused(optimize("--arcface=nowhere", "--id_lambda=1"), tmp_path, "nowhere")
     kinds = ("--views=2", "--view_kinds=blur")
@@ -325,26 +325,26 @@ def test_flags_that_the_others_make_useless_end_in_one_line(optimize, tmp_path):
     assert_refused(optimize(*same), tmp_path, "same")
 
 
-def test_a_missing_description_ends_in_one_line(run_script, tmp_path):
+def test_a_missing_description_prints_one_line(run_script, tmp_path):
     outcome = run_script("optimize.py", f"--results_dir={tmp_path / 'results'}")
     assert_refused(outcome, tmp_path, "--description")
 
 
-def test_a_checkpoint_of_the_wrong_kind_ends_in_one_line(optimize, tmp_path, clip_path):
+def test_a_checkpoint_of_the_wrong_kind_prints_one_line(optimize, tmp_path, clip_path):
     outcome = optimize(f"--generator={clip_path}")
     assert_refused(outcome, tmp_path, str(clip_path), "CLIP", "Generator")
 
 
-def test_a_generator_in_place_of_a_clip_ends_in_one_line(optimize, tmp_path, generator_path):
+def test_a_generator_in_place_of_a_clip_prints_one_line(optimize, tmp_path, generator_path):
     assert_refused(optimize(f"--clip={generator_path}"), tmp_path, "Generator", "CLIP")
 
 
-def test_an_official_file_in_place_of_a_checkpoint_ends_in_one_line(optimize, tmp_path):
+def test_an_official_file_in_place_of_a_checkpoint_prints_one_line(optimize, tmp_path):
     (tmp_path / "ffhq.pkl").write_bytes(b"\x80\x04N.")
     assert_refused(optimize(f"--generator={tmp_path / 'ffhq.pkl'}"), tmp_path, "ckpt_convert")
 
 
-def test_a_truncated_checkpoint_ends_in_one_line(optimize, tmp_path, generator_path):
+def test_a_truncated_checkpoint_prints_one_line(optimize, tmp_path, generator_path):
     shutil.copytree(generator_path, tmp_path / "damaged")
     for file in (tmp_path / "damaged" / "parameters").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
@@ -353,25 +353,25 @@ def test_a_truncated_checkpoint_ends_in_one_line(optimize, tmp_path, generator_p
     assert_refused(outcome, tmp_path, "damaged", "cannot be read")
 
 
-def test_latents_with_nan_end_in_one_line(optimize, tmp_path):
+def test_latents_with_nan_print_one_line(optimize, tmp_path):
     np.save(tmp_path / "bad.npy", np.full((1, 8, 16), np.nan, np.float32))
     assert_refused(optimize(f"--latents={tmp_path / 'bad.npy'}"), tmp_path, "bad.npy", "NaN")
 
 
-def test_latents_of_another_generator_end_in_one_line(optimize, tmp_path):
+def test_latents_of_another_generator_print_one_line(optimize, tmp_path):
     np.save(tmp_path / "bad.npy", np.zeros((1, 18, 512), np.float32))
     outcome = optimize(f"--latents={tmp_path / 'bad.npy'}")
     assert_refused(outcome, tmp_path, "(1, 18, 512)", "(N, 8, 16)")
 
 
-def test_an_unwritable_results_directory_ends_in_one_line_before_any_work(optimize, tmp_path):
+def test_an_unwritable_results_directory_prints_one_line_before_any_work(optimize, tmp_path):
     (tmp_path / "file").write_text("")
     # The generator is missing too, but is checked later.
     outcome = optimize(f"--results_dir={tmp_path / 'file' / 'results'}", "--generator=nowhere")
     assert_refused(outcome, tmp_path, str(tmp_path / "file" / "results"), "cannot be written")
 
 
-def test_images_whose_loss_is_not_finite_are_named_and_stay_what_they_were(optimize, tmp_path):
+def test_images_whose_loss_is_not_finite_are_named_and_do_not_change(optimize, tmp_path):
     outcome = optimize("--steps=30", "--learning_rate=1e38", "--num_images=3", "--batch_size=2")
     assert outcome.code == 1
     failure = "the loss is not finite at step 3 of 30; try a lower learning_rate"
@@ -384,7 +384,7 @@ def test_images_whose_loss_is_not_finite_are_named_and_stay_what_they_were(optim
     assert [image["failed"] for image in edit["images"]] == [failure] * 3
 
 
-def test_latents_beyond_all_numbers_end_an_image_although_its_similarity_is_finite(
+def test_overflowing_latents_fail_an_image_even_if_its_similarity_is_finite(
     run_script, generator_path, clip_path, tmp_path
 ):
     outcome = run_script(
@@ -409,7 +409,7 @@ def test_latents_beyond_all_numbers_end_an_image_although_its_similarity_is_fini
         (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
     ],
 )
-def test_a_run_that_ends_before_an_edit_leaves_nothing(
+def test_a_run_that_ends_before_an_edit_leaves_no_files(
     optimize, tmp_path, monkeypatch, failure, words
 ):
     def fail(*_):
@@ -448,7 +448,7 @@ def files(directory):
     return {str(p.relative_to(directory)): p for p in directory.rglob("*") if p.is_file()}
 
 
-def test_an_interrupted_run_keeps_what_is_finished_and_resumes_to_the_same_files(
+def test_an_interrupted_run_keeps_finished_images_and_resumes_to_the_same_files(
     optimize, tmp_path, interrupted
 ):
     other = tmp_path / "other"
@@ -480,12 +480,12 @@ def test_a_run_may_be_resumed_with_other_batches(optimize, tmp_path, interrupted
         np.testing.assert_allclose(np.load(other / name), whole, atol=1e-4)
 
 
-def test_resume_starts_anew_where_there_is_no_run(optimize, tmp_path):
+def test_resume_starts_a_new_run_if_there_is_none(optimize, tmp_path):
     assert optimize("--resume").code == 0
     assert (tmp_path / "results" / "metrics.json").exists()
 
 
-def test_too_little_memory_names_a_smaller_batch(optimize, tmp_path, monkeypatch):
+def test_insufficient_memory_suggests_a_smaller_batch(optimize, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
 
@@ -495,6 +495,6 @@ def test_too_little_memory_names_a_smaller_batch(optimize, tmp_path, monkeypatch
         assert_refused(outcome, tmp_path, "not enough memory for 9 images", "--batch_size=4")
 
 
-def test_a_clip_without_a_tokenizer_ends_in_one_line(optimize, tmp_path, clip_path):
+def test_a_clip_without_a_tokenizer_prints_one_line(optimize, tmp_path, clip_path):
     shutil.copytree(clip_path, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer"))
     assert_refused(optimize(f"--clip={tmp_path / 'mute'}"), tmp_path, "tokenizer")

@@ -104,7 +104,7 @@ def measurements(directory: Path) -> list[dict]:
 
 
 def tensorboard(directory: Path) -> dict[tuple[str, int], float | None]:
-    """What TensorBoard shows, by name and step: numbers, and None for pictures."""
+    """What TensorBoard shows, by name and step: numbers, and None for images."""
     event_class = importlib.import_module("tensorboardX.proto.event_pb2").Event
     shown = {}
     for path in (directory / "tensorboard").iterdir():
@@ -115,8 +115,8 @@ def tensorboard(directory: Path) -> dict[tuple[str, int], float | None]:
             event = event_class.FromString(content[12 : 12 + length])
             content = content[16 + length :]
             for value in event.summary.value:
-                is_picture = value.HasField("image")
-                shown[value.tag, event.step] = None if is_picture else value.simple_value
+                is_image = value.HasField("image")
+                shown[value.tag, event.step] = None if is_image else value.simple_value
     return shown
 
 
@@ -181,7 +181,7 @@ def resume(train, arcface_path):
     return resume
 
 
-def test_a_run_leaves_mapper_measurements_pictures_and_flags(uninterrupted):
+def test_a_run_writes_mapper_measurements_images_and_flags(uninterrupted):
     lines = measurements(uninterrupted)
     steps = [(line["step"], line["split"]) for line in lines]
     assert steps == sorted(set(steps), key=lambda x: (x[0], x[1] == "validation"))
@@ -192,17 +192,17 @@ def test_a_run_leaves_mapper_measurements_pictures_and_flags(uninterrupted):
     assert all(array.any() for array in mapper_parameters(uninterrupted).values())
     record = json.loads((uninterrupted / "config" / "flags.json").read_text())
     assert record["flags"]["description"] == FLAGS["description"] and "jax" in record["versions"]
-    with Image.open(uninterrupted / "images" / "validation_000040.png") as picture:
-        assert picture.width > picture.height / 8 * 2
+    with Image.open(uninterrupted / "images" / "validation_000040.png") as image:
+        assert image.width > image.height / 8 * 2
     saved = sorted(int(path.name) for path in (uninterrupted / "checkpoints").iterdir())
     best = 10 * min(range(1, 5), key=validation.__getitem__)
     assert saved == sorted({32, 36, 40, best})
 
 
-def test_tensorboard_shows_the_same_numbers_and_pictures(uninterrupted):
+def test_tensorboard_shows_the_same_numbers_and_images(uninterrupted):
     shown = tensorboard(uninterrupted)
-    pictures = {name for name, value in shown.items() if value is None}
-    assert pictures == {("train", 20), ("train", 40)} | {
+    shown_images = {name for name, value in shown.items() if value is None}
+    assert shown_images == {("train", 20), ("train", 40)} | {
         ("validation", step) for step in (10, 20, 30, 40)
     }
     numbers = {
@@ -212,10 +212,12 @@ def test_tensorboard_shows_the_same_numbers_and_pictures(uninterrupted):
         if name not in ("step", "split")
     }
     assert {"train/loss", "train/id_loss", "validation/clip_loss"} <= {name for name, _ in numbers}
-    assert {name: shown[name] for name in shown.keys() - pictures} == pytest.approx(numbers)
+    assert {name: shown[name] for name in shown.keys() - shown_images} == pytest.approx(numbers)
 
 
-def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, resume, uninterrupted, tmp_path):
+def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
+    start, resume, uninterrupted, tmp_path
+):
     directory = tmp_path / "run"
     process = start(directory)
     wait_for_step(directory, 15, process)
@@ -244,7 +246,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(start, resume, uninte
     assert measurements(directory) == measurements(uninterrupted)
 
 
-def test_a_finished_run_writes_its_best_mapper_again_where_it_is_gone(
+def test_a_finished_run_writes_its_best_mapper_again_if_it_is_missing(
     resume, uninterrupted, tmp_path
 ):
     directory = tmp_path / "run"
@@ -273,7 +275,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def test_two_hosts_train_as_one_even_if_one_of_them_is_preempted(start, uninterrupted, tmp_path):
+def test_two_hosts_train_as_one_even_if_one_is_preempted(start, uninterrupted, tmp_path):
     directory = tmp_path / "run"
 
     def start_both() -> list[subprocess.Popen]:
@@ -300,7 +302,7 @@ def test_two_hosts_train_as_one_even_if_one_of_them_is_preempted(start, uninterr
         assert np.abs(array - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max()
 
 
-def test_hosts_that_do_not_agree_all_end_in_one_line(start, tmp_path):
+def test_hosts_that_do_not_agree_all_print_one_line(start, tmp_path):
     joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
     processes = [start(tmp_path / "run", 1, **joining, process_id=i, seed=i) for i in range(2)]
     lines = [finish(process, 1).splitlines() for process in processes]
@@ -335,7 +337,7 @@ def test_defaults_are_the_official_ones(run_script):
 
 @pytest.fixture
 def without_networks(monkeypatch):
-    """Lets training change nothing, and compile nothing."""
+    """Replaces training steps and edits, so that nothing changes and nothing is compiled."""
     losses = {"loss": 0.8, "clip_loss": 0.75, "latent_l2": 1e-12}
     stand_ins = {
         "make_mapper_train_step": lambda *_, **__: lambda state, _: (state, losses),
@@ -354,7 +356,7 @@ def test_a_large_batch_is_validated_on_as_many_images(train, without_networks):
     assert outcome.code == 0, outcome.err
 
 
-def test_a_run_says_how_it_goes_and_when_it_does_nothing(train, without_networks, monkeypatch):
+def test_a_run_reports_its_loss_and_warns_if_it_has_no_effect(train, without_networks, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     outcome = train(max_steps=2, val_interval=2, mapper_type="LevelsMapper")
     assert outcome.code == 0, outcome.err
@@ -401,7 +403,7 @@ def test_useless_latents_are_refused(train, tmp_path, name, flag):
         ({"id_lambda": 0.1}, ["--arcface"]),
         ({"mapper_type": "FullStyleSpaceMapper"}, ["--space=stylespace"]),
         ({"mapper_type": "SingleMapper", "no_fine_mapper": True}, ["--mapper_type=LevelsMapper"]),
-        ({"no_coarse_mapper": True, "no_medium_mapper": True}, ["nothing to learn"]),
+        ({"no_coarse_mapper": True, "no_medium_mapper": True}, ["no coarse, medium or fine group"]),
         ({"description": "a person with a very long beard"}, ["tokens", "shorten"]),
         ({"coordinator_address": "127.0.0.1:1"}, ["--num_processes"]),
         (
@@ -420,7 +422,7 @@ def test_useless_latents_are_refused(train, tmp_path, name, flag):
         ({"num_processes": 0}, ["num_processes", "0"]),
     ],
 )
-def test_flags_that_do_not_fit_are_refused(train, tmp_path, changes, words):
+def test_flags_that_do_not_match_are_refused(train, tmp_path, changes, words):
     assert_refused(train(**changes), *words)
     assert not (tmp_path / "run").exists()
 
@@ -463,12 +465,12 @@ def test_a_directory_that_holds_something_else_is_refused(train, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
-def test_a_run_that_is_running_is_left_alone(train, tmp_path):
+def test_a_run_that_is_still_running_is_refused(train, tmp_path):
     (tmp_path / "run").mkdir()
     assert train(max_steps=1).code == 0
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     with claim(epath.Path(tmp_path / "run"), flags):
-        assert_refused(train(max_steps=1), "holds a run that is running; wait for it")
+        assert_refused(train(max_steps=1), "is still running; wait for it")
     assert train(max_steps=1).code == 0
 
 
@@ -497,7 +499,7 @@ def test_a_validation_that_is_not_finite_stops_the_run(train, tmp_path, monkeypa
     assert not (tmp_path / "run" / "mapper").exists()
 
 
-def test_training_stops_when_the_validation_says_so(train, tmp_path):
+def test_training_stops_early_by_the_validation_loss(train, tmp_path):
     assert train(max_steps=30, val_interval=1, stop_loss=10.0).code == 0
     assert [line["step"] for line in measurements(tmp_path / "run")][-1] == 1
     changes = {"max_steps": 30, "val_interval": 1, "learning_rate": 0.0, "patience": 2}
@@ -532,7 +534,7 @@ def test_every_kind_of_mapper_is_trained(train, tmp_path, monkeypatch, generator
     )
 
 
-def test_the_avatars_have_settings_of_their_own(run_script, tmp_path):
+def test_the_avatars_have_their_own_settings(run_script, tmp_path):
     outcome = run_script(
         "train_mapper.py",
         "--description=a person with a beard",
@@ -571,7 +573,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_p
     assert all(np.isfinite(array).all() for array in state.values())
 
 
-def test_a_learning_rate_that_overflows_ends_soon_and_in_one_line(train, tmp_path):
+def test_a_learning_rate_that_overflows_fails_early_with_one_line(train, tmp_path):
     outcome = train(learning_rate=1e30, log_interval=1)
     assert outcome.code == 1
     (message,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
@@ -594,7 +596,7 @@ PAIRS = {
 }
 
 
-def test_a_mapper_for_any_text_is_trained_on_pairs_and_goes_on_where_it_was(resume, tmp_path):
+def test_a_mapper_for_any_text_is_trained_on_pairs_and_resumes(resume, tmp_path):
     run = tmp_path / "run"
     resume(run, **PAIRS, max_steps=20)
     mapper = load_mapper(run)
@@ -617,7 +619,7 @@ def test_a_mapper_for_any_text_is_trained_on_pairs_and_goes_on_where_it_was(resu
         ({"space": "w_plus"}, "needs --space=stylespace"),
     ],
 )
-def test_flags_of_a_text_are_refused_for_a_mapper_for_any(train, changes, message):
+def test_flags_of_a_text_are_refused_for_a_mapper_for_any_text(train, changes, message):
     assert_refused(train(**PAIRS | changes), message)
 
 

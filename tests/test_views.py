@@ -29,11 +29,11 @@ def test_views_do_not_depend_on_the_other_images(images):
 
 
 @pytest.mark.parametrize("kind", VIEWS)
-def test_a_kind_draws_the_same_whichever_others_there_are(images, kind):
-    grey = jnp.full_like(images, 0.1)
+def test_a_kind_of_view_does_not_depend_on_the_other_kinds(images, kind):
+    gray = jnp.full_like(images, 0.1)
     # Shifts and zooms do not change an image of one color.
     others = [other for other in ("shift", "resize") if other != kind]
-    one, several = (views(grey, kinds=kinds) for kinds in ([kind], [*others, kind]))
+    one, several = (views(gray, kinds=kinds) for kinds in ([kind], [*others, kind]))
     np.testing.assert_allclose(one, several, atol=1e-5)
 
 
@@ -66,10 +66,10 @@ def test_a_zoom_keeps_the_center_and_its_range():
 
 def test_color_changes_are_those_of_diffaugment(images):
     for view in views(images, kinds=["color"]):
-        # For every pixel: view - level = contrast * (grey - level + saturation * (image - grey)).
-        grey = np.asarray(images).mean(axis=-1, keepdims=True)
+        # For every pixel: view - level = contrast * (gray - level + saturation * (image - gray)).
+        gray = np.asarray(images).mean(axis=-1, keepdims=True)
         level = np.asarray(images).mean(axis=(1, 2, 3), keepdims=True)
-        columns = [np.ones_like(images), grey - level, images - grey]
+        columns = [np.ones_like(images), gray - level, images - gray]
         matrix = np.stack([np.broadcast_to(c, images.shape).ravel() for c in columns], axis=1)
         target = (view - level).ravel()
         (brightness, contrast, both), residual, *_ = np.linalg.lstsq(matrix, target)
@@ -77,7 +77,7 @@ def test_color_changes_are_those_of_diffaugment(images):
         assert abs(brightness) <= 0.5 and 0.5 <= contrast <= 1.5 and 0 <= both / contrast <= 2
 
 
-def test_a_cutout_is_grey_and_covers_at_most_a_quarter(images):
+def test_a_cutout_is_gray_and_covers_at_most_a_quarter(images):
     cut = (views(images, kinds=["cutout"]) == 0).all(axis=-1)
     shares = cut.mean(axis=(1, 2, 3))
     # Its center may be in a corner.

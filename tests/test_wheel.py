@@ -1,4 +1,4 @@
-"""What an installed wheel has."""
+"""The contents of an installed wheel."""
 
 import importlib.metadata
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A directory with the wheel's content, as ``pip install`` leaves it in ``site-packages``."""
+    """A directory with the wheel's content, as ``pip install`` writes it to ``site-packages``."""
     directory = tmp_path_factory.mktemp("wheel")
     (file,) = WheelBuilder(str(ROOT)).build(directory=str(directory), versions=["standard"])
     with zipfile.ZipFile(file) as archive:
@@ -28,7 +28,7 @@ def wheel(tmp_path_factory) -> Path:
     return directory / "installed"
 
 
-def test_it_brings_the_models_along(wheel):
+def test_it_contains_the_models(wheel):
     packed = {
         str(file.relative_to(wheel)): file.stat().st_size
         for file in wheel.rglob("*")
@@ -85,7 +85,7 @@ def test_the_lines_of_the_readme_pass_pyright_in_a_project_that_installs_it(whee
         ("styleclip-convert", "Converts official PyTorch weights"),
     ],
 )
-def test_its_commands_explain_themselves(wheel, tmp_path, command, title):
+def test_its_commands_have_help(wheel, tmp_path, command, title):
     (found,) = importlib.metadata.distributions(path=[str(wheel)])
     (entry,) = found.entry_points.select(group="console_scripts", name=command)
     # What pip writes to the command's file.

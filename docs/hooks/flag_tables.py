@@ -55,6 +55,6 @@ def _conversion_section() -> str:
 
 
 def _cell(text: str | None) -> str:
-    """A text in a table of Markdown; absl writes no default as None."""
+    """Formats a text for a Markdown table; absl writes None if there is no default."""
     text = " ".join((text or "").split()).replace(_REPEATED, "")
     return "" if text in ("None", "[]", "") else text.replace("|", "\\|").replace("<", "&lt;")

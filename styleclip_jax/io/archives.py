@@ -17,9 +17,9 @@ _ALLOWANCE = 2**28
 
 
 def allowance(file_size: int) -> int:
-    """The maximum number of bytes of a file's contents that are compressed or shared.
+    """The maximum size in bytes of a file's contents when they are inflated or copied.
 
-    Far above the needs of weights and latents, which hardly compress.
+    Far more than weights and latents need, because they hardly compress.
     """
     return 2 * file_size + _ALLOWANCE
 

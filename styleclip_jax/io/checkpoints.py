@@ -389,9 +389,9 @@ def to_path(path: epath.PathLike) -> epath.Path:
         ) from None
     except ImportError as error:
         package = {"gs": "styleclip-jax[gcs]", "s3": "etils[epath-s3]"}.get(scheme)
-        way_out = f": pip install '{package}'" if package else ""
+        advice = f"; run pip install '{package}'" if package else ""
         raise InputError(
-            f"{path} needs a package for its file system{way_out} ({_first_line(error)})"
+            f"{path} needs a package for its file system ({_first_line(error)}){advice}"
         ) from None
     return path
 

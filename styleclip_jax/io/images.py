@@ -14,7 +14,7 @@ from styleclip_jax.io.files import replace_file
 from styleclip_jax.io.photos import read_photo, upright_rgb
 
 AnyArray = Array | np.ndarray
-Picture = Float[AnyArray, "height width 3"] | Image.Image
+AnyImage = Float[AnyArray, "height width 3"] | Image.Image
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -53,7 +53,7 @@ def read_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "height width 
     return from_pil(upright_rgb(read_photo(path)))
 
 
-def write_image(path: str | os.PathLike[str], image: Picture) -> None:
+def write_image(path: str | os.PathLike[str], image: AnyImage) -> None:
     """Atomically writes a ``.png`` or ``.jpg`` file.
 
     Args:
@@ -72,7 +72,7 @@ def write_image(path: str | os.PathLike[str], image: Picture) -> None:
 
 
 def write_gif(
-    path: str | os.PathLike[str], frames: Sequence[Picture], seconds_per_frame: float = 0.1
+    path: str | os.PathLike[str], frames: Sequence[AnyImage], seconds_per_frame: float = 0.1
 ) -> None:
     """Writes a looping animation that shows the last frame for a second."""
     first, *others = (f if isinstance(f, Image.Image) else to_pil(f) for f in frames)

@@ -57,10 +57,10 @@ def load_latents(path: str | os.PathLike[str], generator: Generator) -> Latents:
 def save_latents(
     path: str | os.PathLike[str], latents: Latents | np.ndarray | tuple[np.ndarray, ...]
 ) -> None:
-    """Writes latents to a file that :func:`load_latents` reads, completely or not at all.
+    """Atomically writes latents to a file for :func:`load_latents`.
 
     Args:
-        path: The file, with the suffix ``.npy`` for W+ or ``.npz`` for StyleSpace, or without.
+        path: The file. The suffix, ``.npy`` for W+ or ``.npz`` for StyleSpace, may be omitted.
         latents: W+ (N, layers, w_dim), or StyleSpace coordinates.
 
     Raises:

@@ -61,7 +61,7 @@ class Tokenizer:
         return files
 
     def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
-        """Words that the CLIP was not trained on; empty if its words are not known."""
+        """Words that the CLIP was not trained on; empty if its training words are unknown."""
         texts = [texts] if isinstance(texts, str) else texts
         if self._words is None:
             return []

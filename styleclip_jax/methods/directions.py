@@ -95,7 +95,7 @@ def text_direction(
             ``styleclip_jax.IMAGENET_TEMPLATES``, as in the official code.
 
     Raises:
-        InputError: The CLIP encodes both texts alike.
+        InputError: The CLIP encodes both texts identically.
     """
     difference, length = _difference(encode_texts(clip, tokenizer, [text, neutral], templates))
     if length < 1e-4:
@@ -139,14 +139,14 @@ def edit_with_direction(
             preserve more of the image.
 
     Raises:
-        InputError: No channel reaches the threshold, or models and latents do not fit each other.
+        InputError: No channel reaches the threshold, or models and latents do not match.
             Under an outer ``jax.jit`` the threshold is not checked, and the images stay the same if
             no channel reaches it.
     """
     directions.check_generator(generator)
     if directions.scales is None:
         raise InputError(
-            "the directions have no scales, as those of published files; measure them with"
+            "the directions have no scales (published files have none); measure them with"
             " styleclip_jax.with_scales"
         )
     edit = _edit(generator, directions, latents, jnp.atleast_2d(dt), strength, threshold)

@@ -65,7 +65,7 @@ class InvertConfig:
         steps: Number of steps that refine the encoder's latents. 0: no refinement.
         learning_rate: Adam's peak learning rate.
         pixel_lambda: Weight of the mean squared error of pixels.
-        perceptual_lambda: Weight of the perceptual distance, if a network for it is given.
+        perceptual_lambda: Weight of the perceptual distance, if its network is given.
         id_lambda: Weight of the identity loss, if an ArcFace is given.
         latent_lambda: Weight of the squared distance to the encoder's latents, summed over all
             entries; larger values give latents that are easier to edit.
@@ -366,8 +366,8 @@ def reconstruction_errors(
     """Errors of reconstructed images, all in [-1, 1].
 
     Returns:
-        One number per image: ``mse`` of the clipped images, ``psnr`` in dB, and where there are
-        networks for them, ``lpips`` or ``clip_distance``, and ``identity_similarity``.
+        One number per image: ``mse`` of the clipped images, ``psnr`` in dB, and, if their networks
+        are given, ``lpips`` or ``clip_distance``, and ``identity_similarity``.
     """
     images = jnp.clip(images, -1, 1)
     mse = jnp.square(images - originals).mean((1, 2, 3))

@@ -170,10 +170,10 @@ def start_along(
     evaluate: Callable[[Mapper, Any], Metrics],
     batches: Sequence[Any],
 ) -> Mapper:
-    """The mapper, so that it begins with the best step along the direction of its text.
+    """Initializes a mapper with the best step along the direction of its text.
 
-    Random weights first have to find the attribute that the text is about, and may take others with
-    it. The official code starts with random weights.
+    With random weights, as in the official code, training first has to find the attribute that the
+    text describes, and may change other attributes with it.
 
     Args:
         mapper: A mapper with random weights.
@@ -181,7 +181,7 @@ def start_along(
         direction: From :func:`styleclip_jax.methods.linear_start.latent_directions`.
         config: The settings of the training.
         evaluate: From :func:`make_mapper_evaluation`.
-        batches: This host's shares of some batches of latents, by whose loss the step is chosen.
+        batches: This host's shares of the batches of latents on which the steps are compared.
     """
     residual: Any = jnp.broadcast_to(direction, (generator.num_layers, len(direction)))
     if mapper.space == "stylespace":

@@ -55,12 +55,12 @@ class Features(NamedTuple):
 
 
 class Originals(NamedTuple):
-    """What terms need of the images before the edit.
+    """Data of the images before the edit that terms need.
 
     Attributes:
         features: Their features, without random views.
-        seen: The images at the size of every CLIP, which random views are made of; empty if there
-            are none.
+        seen: The images at the input size of every CLIP, from which random views are made; empty
+            without random views.
     """
 
     features: Features

@@ -50,7 +50,7 @@ _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
 # Images synthesized at once.
 _CHUNK = 8
-# Steps between checks whether all images are finished, for which an accelerator waits.
+# Steps between checks whether all images are finished; a check stalls an accelerator.
 _CHECK_EVERY = 10
 # One number for all images, or one per image.
 Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
@@ -291,12 +291,12 @@ def edit_latents(
         keep_features: Features (K, E) of texts whose similarity to the images should not change.
         tokenizer: The CLIP's tokenizer, if texts are strings; with several CLIPs, a sequence.
         extra_loss: Another loss, ``extra_loss(images, latents) -> (B,)``, of the edited images (at
-            ``config.guide_resolution``) and latents. A pure JAX function; another object is
-            compiled anew. Bind arrays, such as a network's parameters, with
+            ``config.guide_resolution``) and latents. A pure JAX function; a new object
+            triggers a new compilation. Bind arrays, such as a network's parameters, with
             ``jax.tree_util.Partial``, which makes them arguments of the compiled program.
         optimizer: An optax transformation instead of Adam and its schedule;
-            ``config.learning_rate`` then has no effect. Every image has its own state. Another
-            object is compiled anew.
+            ``config.learning_rate`` then has no effect. Every image has its own state. A new
+            object triggers a new compilation.
         directions: Directions in W, (B, w_dim) or (1, w_dim), from
             :func:`styleclip_jax.methods.linear_start.latent_directions`: every image starts where
             its loss is lowest along its direction. None: computed here if ``config.start_samples``
@@ -311,8 +311,8 @@ def edit_latents(
         Latents, images and losses.
 
     Raises:
-        InputError: Shapes do not match, an identity loss has no ArcFace, guidance by direction has
-            no neutral text, texts to keep have no original image, strings have no tokenizer, or
+        InputError: Shapes do not match; the ArcFace, neutral text or tokenizer that the arguments
+            require is missing; ``keep_features`` are given with ``mode="generate"``; or
             ``on_progress`` is given inside a caller's ``jax.jit`` or ``jax.vmap``.
         FloatingPointError: The edits of all images failed; the message names the step. If only some
             failed, see :meth:`EditResult.failures`. Not raised inside a caller's ``jax.jit``.
@@ -570,7 +570,7 @@ def _start(
         failed_at=zeros.astype(jnp.int32),
     )
     if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
-        # Replicated, like the outputs of a step; otherwise the second step is compiled anew.
+        # Replicated, like the outputs of a step; otherwise the second step is compiled again.
         everywhere = NamedSharding(zeros.sharding.mesh, PartitionSpec())
         state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
         state = state._replace(optimizer=jax.device_put(state.optimizer, zeros.sharding))
@@ -661,7 +661,7 @@ def _shared(changes: Any) -> Any:
 
 
 def _within_space(updates: Any, generator: Generator, space: Space) -> Any:
-    """Projects updates onto the space, which for example weight decay leaves."""
+    """Projects updates onto the space; weight decay, for example, would leave it."""
     if space == "w":
         return _shared(updates)
     if space == "stylespace":
@@ -692,7 +692,7 @@ _step_from_host = jax.jit(_step, static_argnames="program")
 
 
 def _advance_from_host(problem: _Problem, state: _State, until: int, program: _Program) -> _State:
-    """Steps to ``until`` from the host, and stops when all images are finished; the same result."""
+    """Like :func:`_advance`, but steps from the host and stops when all images are finished."""
     for _ in range(int(state.step), until):
         state = _step_from_host(problem, state, program)
         if not np.asarray(state.active).any():

@@ -49,7 +49,7 @@ def ranger(
 def centralize_gradients() -> optax.GradientTransformation:
     """Gradient centralization (Yong et al., arXiv 2004.01461) for kernels with outputs last.
 
-    Each output's gradients are shifted to mean zero; vectors, that is, biases, stay as they are.
+    Each output's gradients are shifted to mean zero; vectors (biases) are unchanged.
     """
 
     def center(gradient: Array) -> Array:

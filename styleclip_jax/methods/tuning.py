@@ -96,7 +96,8 @@ def tune_generator(
         )
     batch = min(config.batch_size, len(latents))
     optimizer = optax.adam(config.learning_rate)
-    # A copy without weak types, which the first step would lose and thereby compile anew.
+    # A copy without weak types, which the first step would lose, so that the second one
+    # would be compiled again.
     tuned = jax.tree.map(lambda x: jnp.array(x, x.dtype), generator)
     state = optimizer.init(nnx.state(tuned, _TRAINABLE))
     rounds = -(-len(latents) // batch)

@@ -151,8 +151,8 @@ class LevelsMapper(nnx.Module):
         self.fine = network("fine")
         if self.coarse is self.medium is self.fine is None:
             raise InputError(
-                f"a mapper for {config.num_layers} layers without coarse, medium and fine group "
-                "has nothing to learn; enable at least one group"
+                f"a mapper for {config.num_layers} layers has no coarse, medium or fine group,"
+                " expected at least one; enable a group"
             )
 
     def __call__(
@@ -252,8 +252,8 @@ def start_at(
 ) -> Mapper:
     """A copy of a mapper with random weights whose residuals are around a given one.
 
-    Sets the last bias of every network. What the random weights add stays, and is small if the
-    residual is large, as it is where the residual is multiplied by a strength like 0.1.
+    Sets the last bias of every network. The random weights still contribute, but little if the
+    residual is large, as for a residual that is multiplied by a strength like 0.1.
 
     Args:
         mapper: The mapper.

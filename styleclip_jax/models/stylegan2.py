@@ -152,9 +152,8 @@ def convolve(x: Array, kernel: Array, padding: int) -> Array:
 def trainable_convolve(x: Array, kernel: Array, padding: int) -> Array:
     """:func:`convolve` with a faster gradient of the kernel on CPUs, for training a generator.
 
-    There, XLA takes many times longer for this gradient, a correlation with an image-sized kernel,
-    than for one matrix product per tap. The price is that forward-mode differentiation does not
-    work.
+    On CPUs, XLA takes many times longer for this gradient, a correlation with an image-sized
+    kernel, than for one matrix product per tap. Forward-mode differentiation is not supported.
     """
     return convolve(x, kernel, padding)
 
@@ -291,7 +290,7 @@ class EqualizedLinear(nnx.Module):
         return y + self.bias[...] * self.lr_multiplier
 
 
-class Mapping(nnx.Module):
+class MappingNetwork(nnx.Module):
     """The mapping network: pixel norm, then ``mapping_layers`` equalized linear layers."""
 
     def __init__(self, config: GeneratorConfig, *, rngs: nnx.Rngs):
@@ -449,7 +448,7 @@ class Generator(nnx.Module):
         convolve: Convolve = convolve,
     ):
         self.config = config
-        self.mapping = Mapping(config, rngs=rngs)
+        self.mapping = MappingNetwork(config, rngs=rngs)
         self.synthesis = Synthesis(config, rngs=rngs, dtype=dtype, convolve=convolve)
         self.mean_w = Buffer(jnp.zeros((config.w_dim,)))
 

@@ -68,16 +68,17 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     sys.exit(0)
 
 
-# How often a signal is sent that a callback has swallowed.
+# Number of times to resend a signal that a callback has swallowed.
 _SENT_AGAIN = 20
 
 
 def _handle_interruptions() -> None:
     """Makes Ctrl-C and SIGTERM end the run exactly once.
 
-    Python only reports exceptions in callbacks of its garbage collector, such as JAX's, and goes
-    on; a signal that arrives there is sent again. Tensorstore's threads report a closed event loop
-    there if an array cannot be written; this is hidden, because the run reports the error itself.
+    Python reports exceptions in callbacks of its garbage collector, such as JAX's, but does not
+    raise them, so a signal that arrives there is sent again. If an array cannot be written,
+    Tensorstore's threads report a closed event loop the same way; this is hidden, because the run
+    reports the error itself.
     """
 
     def interrupt(*_: object) -> NoReturn:
@@ -97,7 +98,7 @@ def _handle_interruptions() -> None:
             sys.__unraisablehook__(ignored)
             return
         threading.Thread(target=send_again, daemon=True).start()
-        # At the end, because a signal would be lost in this function, too.
+        # Last, because a signal in this function would also be lost.
         listen()
 
     def send_again() -> None:
@@ -134,8 +135,8 @@ def refuse_random_images(latents_flag: str, *names: str) -> None:
     given = [f"--{name}" for name in names if flags.FLAGS[name].present]
     if flags.FLAGS[latents_flag].value and given:
         raise InputError(
-            f"{', '.join(given)} has no effect with --{latents_flag}, which gives the images;"
-            " remove one or the other"
+            f"{', '.join(given)} has no effect with --{latents_flag}, which selects the"
+            " images; remove one of them"
         )
 
 

@@ -167,7 +167,7 @@ def lone_batch(number: int) -> Batch:
 def enough_memory(batches: Sequence[Batch]) -> Iterator[None]:
     """Raises InputError with a smaller batch size if one of the batches does not fit into memory.
 
-    It is smaller than the batches, which have fewer images than ``--batch_size`` if there are few.
+    The suggestion is smaller than the actual batches, which may be smaller than ``--batch_size``.
     """
     try:
         yield
@@ -227,8 +227,8 @@ def results_directory(values: Mapping[str, Any]) -> Iterator[Path]:
         except BaseException:
             if _has_finished(directory):
                 print(
-                    f"finished images are in {directory}; run the same command with --resume for"
-                    " the rest",
+                    f"finished images are in {directory}; run the same command with --resume to"
+                    " edit the others",
                     file=sys.stderr,
                 )
             raise
@@ -257,7 +257,7 @@ def _check_resumable(directory: Path, values: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         raise InputError(f"{directory} holds no run to resume; remove --resume") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is damaged; remove --resume to start anew") from None
+        raise InputError(f"{path} is damaged; remove --resume to start over") from None
     if differences := flag_differences(recorded, values):
         raise InputError(
             f"{directory} holds a run with other flags: {differences}. Give the same flags to"

@@ -321,7 +321,7 @@ class Checkpoints:
                         get_metric_fn=_validation_loss,
                         reverse=True,
                         n=1,
-                        # Orbax was removing these.
+                        # Only LatestN keeps these.
                         keep_checkpoints_without_metrics=False,
                     ),
                 ]

@@ -123,7 +123,7 @@ def check_flags() -> None:
 
 
 def chosen_templates() -> tuple[str, ...]:
-    """The sentences of ``--templates``; where its default is None, it suits general CLIPs."""
+    """The sentences of ``--templates``, or by default those for the CLIP of ``--clip``."""
     wanted = bool(FLAGS.clip) if FLAGS.templates is None else FLAGS.templates
     return tuple(IMAGENET_TEMPLATES) if wanted else ()
 
@@ -154,11 +154,11 @@ def read_clips() -> Texts:
 
 
 def note_unknown_words(path: str | None, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-    """Names the words of texts that no text had which the CLIP of ``path`` was trained on."""
+    """Notes the words of texts that the CLIP of ``path`` was not trained on."""
     name = path or "the CLIP of the avatars"
     unknown = tokenizer.unknown_words(texts)
     if unknown and jax.process_index() == 0:
         command_line.note(
-            f"{', '.join(unknown)}: no text that {name} was trained on had this; the images need"
-            " not show what it means"
+            f"{name} was not trained on these words: {', '.join(unknown)}; the images may not show"
+            " what they mean"
         )

@@ -64,7 +64,7 @@ def lock_run(
     path: str | os.PathLike[str], directory: str | os.PathLike[str], held: contextlib.ExitStack
 ) -> None:
     """Locks a run's directory by a file in it; see :func:`styleclip_jax.io.files.hold_lock`."""
-    hold_lock(path, f"{directory} holds a run that is running; wait for it, or stop it", held)
+    hold_lock(path, f"a run in {directory} is still running; wait for it or stop it", held)
 
 
 def check_local(path: str | os.PathLike[str]) -> None:

@@ -21,7 +21,7 @@ from styleclip_jax.runs import command_line, network_flags
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all networks.")
+flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 listens on all networks.")
 flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
 network_flags.define_generator()
 network_flags.define_clip("CLIP that scores the images")
@@ -58,7 +58,7 @@ flags.DEFINE_float(
 def main(_: Sequence[str]) -> None:
     """Loads the models and serves the page."""
     with tempfile.TemporaryDirectory(prefix="styleclip-app-") as directory:
-        # Gradio reads them when it is imported; its files are removed at the end.
+        # Gradio reads these when it is imported. Its files are removed at the end.
         os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
             from styleclip_jax.app import engine, passwords, server

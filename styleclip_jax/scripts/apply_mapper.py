@@ -69,7 +69,8 @@ flags.DEFINE_multi_string(
     "mapper",
     None,
     "The mapper: a directory written by train_mapper.py or python -m ckpt_convert mapper, or the"
-    " name of a mapper that ships with the package. Repeat the flag to apply several at once.",
+    " name of a mapper that ships with the package. Required; repeat the flag to apply several at"
+    " once.",
     required=True,
 )
 flags.DEFINE_string("description", None, "With a mapper for any text: what the images should show.")
@@ -90,13 +91,13 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
     "directions",
     None,
-    "With --description: change only style channels that are relevant to the text, by a directory"
-    " written by make_directions.py or python -m ckpt_convert directions.",
+    "With --description: change only style channels that are relevant to the text, according to"
+    " this directory, written by make_directions.py or python -m ckpt_convert directions.",
 )
 flags.DEFINE_float(
     "threshold",
     THRESHOLD,
-    "With --directions: least relevance to the text of the style channels that change.",
+    "With --directions: minimum relevance to the text of the style channels that change.",
     lower_bound=0,
 )
 flags.DEFINE_multi_float(

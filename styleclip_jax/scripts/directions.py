@@ -1,7 +1,7 @@
 r"""Edits images with any text in one forward pass, along a direction in StyleSpace.
 
-Needs no training per text: make_directions.py has measured the effect of the generator's style
-channels once. Results go to a new directory: a sheet of the first images before and after, every
+Needs no training per text: make_directions.py measures the effect of the generator's style channels
+once. Results go to a new directory: a sheet of the first images before and after, every
 image, the latents and metrics.json. Images are edited in batches on all devices of this machine; on
 several machines, run the same command on each of them. Results are written per batch. To resume an
 interrupted run, run the same command with --resume.
@@ -76,7 +76,7 @@ flags.DEFINE_multi_string(
     "description",
     None,
     "What the images should show, such as 'a person with sunglasses'. Repeat the flag to add the"
-    " changes of several texts.",
+    " changes of several texts. Required.",
     required=True,
 )
 flags.DEFINE_string(
@@ -97,7 +97,7 @@ flags.register_validator(
 flags.DEFINE_float(
     "threshold",
     None,
-    "Least relevance to the text of the style channels that change, usually 0.08 to 0.3: larger"
+    "Minimum relevance to the text of the style channels that change, usually 0.08 to 0.3: larger"
     " values preserve more of the image. Default: chosen by --min_channels.",
     lower_bound=0,
 )
@@ -264,7 +264,7 @@ def learned_method(
     changes = []
     for text in FLAGS.description:
         features = encode_texts(clip, tokenizer, [text], templates)
-        # No bar where standard error is a file (disable=None), and only one for all hosts.
+        # No bar if standard error is a file (disable=None), and only one bar for all hosts.
         disable = None if jax.process_index() == 0 else True
         with tqdm(total=config.steps, desc=text, unit="step", disable=disable) as bar:
 

@@ -50,7 +50,7 @@ SECONDS_BETWEEN_SAVES = 60.0
 # Defaults without --generator; flags on the command line prevail.
 AVATARS = command_line.differences(AVATARS_RELEVANCE_CONFIG, DEFAULTS)
 
-flags.DEFINE_string("directions", None, "New directory for the result.", required=True)
+flags.DEFINE_string("directions", None, "New directory for the result. Required.", required=True)
 network_flags.define_flags(command_line.describe_flags(AVATARS))
 network_flags.define_clip("CLIP that encodes the images")
 flags.DEFINE_enum(
@@ -86,7 +86,7 @@ flags.DEFINE_integer(
     "guide_resolution",
     DEFAULTS.guide_resolution,
     "Resolution of the images that CLIP sees, for example 256, which is faster; channels of layers"
-    " at higher resolutions are left out.",
+    " at higher resolutions are omitted.",
 )
 flags.DEFINE_integer(
     "batch_size",
@@ -150,11 +150,11 @@ def read_progress(path: epath.Path, settings: str) -> Progress:
             same = str(file["settings"]) == settings
             progress = Progress(int(file["done"]), file["total"])
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-        raise InputError(f"{path} is damaged; remove it to start anew") from None
+        raise InputError(f"{path} is damaged; remove it to start over") from None
     if not same:
         raise InputError(
             f"{path} is the progress of a run with other models or flags; give the same flags to"
-            " resume it, or remove it to start anew"
+            " resume it, or remove it to start over"
         )
     return progress
 

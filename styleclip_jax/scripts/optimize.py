@@ -81,7 +81,7 @@ flags.DEFINE_multi_string(
     "description",
     None,
     "What the images should show, such as 'a person with sunglasses'. Repeat the flag for several"
-    " texts; each is applied to every image.",
+    " texts; each is applied to every image. Required.",
     required=True,
 )
 edits.define_flags()
@@ -134,7 +134,7 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "learning_rate",
     DEFAULTS.learning_rate,
-    "Step size: larger steps change the image more; too large steps destroy it.",
+    "Step size: larger steps change the image more; steps that are too large destroy it.",
 )
 flags.DEFINE_float(
     "l2_lambda",
@@ -399,7 +399,7 @@ def optimize(
     frames = []
     frames_every = FLAGS.save_intermediate_every
     ending = f"-{batch.first:06}" if batch.first else ""
-    # An accelerator waits for every report.
+    # Every report stalls an accelerator.
     progress_every = 1 if jax.default_backend() == "cpu" else frames_every or 25
 
     def report(step: int, losses: np.ndarray, latents: Latents) -> None:
@@ -415,7 +415,7 @@ def optimize(
     # No bar if standard error is a file (disable=None), and only one bar for all hosts.
     with tqdm(
         total=config.steps,
-        desc=task.description + (f", image {batch.first} and on" if batch.first else ""),
+        desc=task.description + (f", from image {batch.first}" if batch.first else ""),
         unit="step",
         disable=None if jax.process_index() == 0 else True,
     ) as bar:

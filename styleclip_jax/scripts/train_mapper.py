@@ -100,11 +100,11 @@ DELTA_DEFAULTS = DeltaTrainConfig()
 # Defaults without --generator; flags on the command line prevail.
 AVATARS = AVATARS_MAPPER_RUN | command_line.differences(AVATARS_MAPPER_CONFIG, DEFAULTS)
 
-# Defaults of a mapper for any text, the official ones.
+# Official defaults of a mapper for any text.
 DELTA = {"optimizer": "adam", "learning_rate": 0.5, "batch_size": 64, "space": "stylespace"}
 DELTA_AVATARS = AVATARS_DELTA_RUN | command_line.differences(AVATARS_DELTA_CONFIG, DELTA_DEFAULTS)
 TYPES = MAPPER_TYPES | {DeltaMapper.__name__: DeltaMapper}
-# Flags without effect on a mapper for any text, and flags without effect on others.
+# Flags that only affect mappers for one text, and flags that only affect mappers for any text.
 TEXT_FLAGS = (
     *("description", "arcface", "id_lambda", "clip_lambda", "latent_l2_lambda", "strength"),
     *("guidance", "neutral", "orthogonal_lambda", "keep", "keep_lambda", "views", "view_kinds"),
@@ -129,7 +129,7 @@ flags.DEFINE_string(
     "exp_dir",
     None,
     "Directory of this run, for its mapper, checkpoints, metrics and images. A run with the same"
-    " flags in it is resumed. Several machines must share it.",
+    " flags in it is resumed. Several machines must share it. Required.",
     required=True,
 )
 

@@ -28,9 +28,9 @@ COUNT = 6000
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text, and commas; articles, hyphens and the full stop are left out.
+    """The words of a text, and commas, without articles, hyphens and the period.
 
-    Of prepositions that differ only in sound, all are the same.
+    Variants of a preposition are equal.
     """
     text = re.sub(r"[-.]", " ", text).strip(" ,").replace(",", " , ")
     text = re.sub(r"\bв ", "у ", re.sub(r"\bіз ", "з ", text))
@@ -38,7 +38,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def spellings(text: str, language: str) -> set[tuple[str, ...]]:
-    """A phrase in every case, with every pronoun and, of adjectives, every ending."""
+    """A phrase in every case, with every pronoun and every ending of adjectives."""
     spoken = load_language(language)
     templates = [
         *spoken.people,
@@ -100,7 +100,7 @@ def every_value() -> list[tuple[str, str]]:
 
 
 def parse(text: str, language: str = "en") -> set[tuple[str, Truth]]:
-    """Everything that a text states; of phrases that overlap, the longest one, or the first."""
+    """Everything that a text states. Of overlapping phrases, the longest or first one counts."""
     facts, left, found = stated_facts(language), ["|", *words(text), "|"], set()
     for length in range(len(left), 0, -1):
         for start in range(len(left) - length + 1):
@@ -132,7 +132,7 @@ def test_a_phrase_states_one_value_or_a_group(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_captions_state_only_what_the_picture_shows(language):
+def test_captions_state_only_what_the_image_shows(language):
     labels, rng = observe(sample(COUNT, seed=5)), np.random.default_rng(6)
     for row in labels:
         text, meaning = describe(row, rng, language)
@@ -172,7 +172,7 @@ def test_common_words_mean_what_people_mean_by_them(text, slot, true, possible):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_hair_color_of_a_bald_person_is_told_of_the_facial_hair(language):
+def test_the_hair_color_of_a_bald_person_is_stated_for_the_facial_hair(language):
     attributes, rng = sample(300, seed=5), np.random.default_rng(0)
     attributes[:, NAMES.index("hair")] = index("hair", "bald")
     meanings = [describe(row, rng, language)[1] for row in observe(attributes)]
@@ -198,7 +198,7 @@ def test_captions_are_short_varied_and_readable(language):
     assert not [text for text in texts if re.search(wrong, text.replace("w/", "with"))]
 
 
-def test_captions_repeat_with_the_same_seed_only():
+def test_captions_are_reproducible_by_seed():
     attributes = sample(50, seed=1)
     first = captions(attributes, np.random.default_rng(2))
     assert first == captions(attributes, np.random.default_rng(2))
@@ -233,7 +233,7 @@ def test_neutral_texts_state_nothing(language):
     assert {"en": {"a person", "someone"}, "uk": {"людина", "хтось"}}[language] <= texts
 
 
-def test_a_text_fits_what_it_is_true_of_and_may_or_may_not_fit_what_it_is_not_false_of():
+def test_a_text_fits_true_labels_and_is_undecided_for_possible_ones():
     meaning = {"glasses": Truth(frozenset({"glasses"}), frozenset({"sunglasses"}))}
     labels = np.repeat(observe(sample(1, seed=0)), 4, axis=0)
     labels[:3, NAMES.index("glasses")] = [

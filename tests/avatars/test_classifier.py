@@ -89,7 +89,7 @@ def test_a_saved_classifier_predicts_the_same(avatars, tmp_path):
         np.testing.assert_allclose(probabilities(loaded, images)[slot], expected, atol=0.01)
 
 
-def test_augmentation_changes_every_picture_a_little(avatars):
+def test_augmentation_changes_every_image_slightly(avatars):
     images = jnp.asarray(scaled(avatars[0][:16]))
     augmented = augment(images, jax.random.key(0))
     assert augmented.shape == images.shape

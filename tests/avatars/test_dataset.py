@@ -20,7 +20,7 @@ from avatars.attributes import (
 from avatars.dataset import render
 
 
-def picture(**values: str) -> np.ndarray:
+def avatar(**values: str) -> np.ndarray:
     """Attributes with the first value of every slot but the given ones."""
     chosen = {slot: next(iter(options)) for slot, options in SLOTS.items()} | values
     return np.array([index(slot, value) for slot, value in chosen.items()], np.int8)
@@ -48,16 +48,16 @@ def test_sampling_follows_the_weights_and_repeats_by_seed():
 
 
 @pytest.mark.parametrize("slot", SLOTS)
-def test_every_value_changes_the_picture(slot):
-    pictures = [render(picture(**{slot: value})).tobytes() for value in SLOTS[slot]]
-    assert len(set(pictures)) == len(SLOTS[slot])
+def test_every_value_changes_the_image(slot):
+    images = [render(avatar(**{slot: value})).tobytes() for value in SLOTS[slot]]
+    assert len(set(images)) == len(SLOTS[slot])
 
 
-def test_rendering_is_deterministic_and_full_of_colour():
-    first = render(picture(headwear="hat", clothes_color="red", background="blue"))
+def test_rendering_is_deterministic_and_colorful():
+    first = render(avatar(headwear="hat", clothes_color="red", background="blue"))
     assert first.shape == (128, 128, 3)
     assert first.dtype == np.uint8
-    again = render(picture(headwear="hat", clothes_color="red", background="blue"))
+    again = render(avatar(headwear="hat", clothes_color="red", background="blue"))
     np.testing.assert_array_equal(first, again)
     assert tuple(first[0, 0]) == (0xB3, 0xD6, 0xFB)
     assert (np.abs(first.astype(int) - (0xD8, 0x30, 0x2C)).sum(axis=-1) < 6).mean() > 0.1
@@ -74,39 +74,39 @@ def test_rendering_is_deterministic_and_full_of_colour():
     ],
 )
 def test_a_hidden_value_cannot_be_seen(slot, values, cover):
-    covered = [picture(**{slot: value}, **cover) for value in values]
+    covered = [avatar(**{slot: value}, **cover) for value in values]
     assert {label(attributes, slot) for attributes in covered} == {HIDDEN}
     np.testing.assert_array_equal(render(covered[0]), render(covered[1]))
 
 
 def test_what_is_not_covered_stays_visible():
-    assert label(picture(hair="bald", facial_hair="beard", hair_color="red"), "hair_color") == "red"
-    assert label(picture(headwear="hat", clothes="hoodie"), "clothes") == "hoodie"
-    assert label(picture(headwear="hijab", clothes="hoodie"), "clothes") == HIDDEN
-    assert label(picture(glasses="glasses", eyes="wink"), "eyes") == "wink"
+    assert label(avatar(hair="bald", facial_hair="beard", hair_color="red"), "hair_color") == "red"
+    assert label(avatar(headwear="hat", clothes="hoodie"), "clothes") == "hoodie"
+    assert label(avatar(headwear="hijab", clothes="hoodie"), "clothes") == HIDDEN
+    assert label(avatar(glasses="glasses", eyes="wink"), "eyes") == "wink"
     assert set(COVERED_BY) == {slot for slot in SLOTS if HIDDEN in LABELS[slot]}
 
 
 def test_an_edit_keeps_the_other_visible_slots():
     everything = set(NAMES)
-    assert kept_slots(picture(), "mouth", "sad") == everything - {"mouth"}
-    assert kept_slots(picture(), "glasses", "sunglasses") == everything - {"glasses", "eyes"}
-    assert kept_slots(picture(), "headwear", "hat") == everything - {
+    assert kept_slots(avatar(), "mouth", "sad") == everything - {"mouth"}
+    assert kept_slots(avatar(), "glasses", "sunglasses") == everything - {"glasses", "eyes"}
+    assert kept_slots(avatar(), "headwear", "hat") == everything - {
         "headwear",
         "hair",
         "hair_color",
     }
-    bearded = picture(facial_hair="beard")
+    bearded = avatar(facial_hair="beard")
     assert "hair_color" in kept_slots(bearded, "headwear", "hat")
-    assert "hair_color" not in kept_slots(picture(headwear="hat"), "facial_hair", "beard")
+    assert "hair_color" not in kept_slots(avatar(headwear="hat"), "facial_hair", "beard")
 
 
 def test_an_edit_of_something_covered_may_uncover_it():
-    hat = picture(headwear="hat")
+    hat = avatar(headwear="hat")
     assert "headwear" not in kept_slots(hat, "hair", "long")
-    assert "headwear" in kept_slots(picture(), "hair", "long")
-    assert "glasses" not in kept_slots(picture(glasses="sunglasses"), "eyes", "closed")
-    assert "glasses" in kept_slots(picture(glasses="glasses"), "eyes", "closed")
+    assert "headwear" in kept_slots(avatar(), "hair", "long")
+    assert "glasses" not in kept_slots(avatar(glasses="sunglasses"), "eyes", "closed")
+    assert "glasses" in kept_slots(avatar(glasses="glasses"), "eyes", "closed")
 
 
 def test_implied_slots_are_those_that_an_edit_may_change_somewhere():
@@ -116,7 +116,7 @@ def test_implied_slots_are_those_that_an_edit_may_change_somewhere():
     assert implied("background", "blue") == ()
 
 
-def test_command_line_writes_images_beside_their_attributes(tmp_path):
+def test_the_command_line_writes_images_and_attributes(tmp_path):
     out = tmp_path / "new" / "avatars.npz"
     command = [sys.executable, "-m", "avatars.dataset", "--count=3", "--seed=7", f"--out={out}"]
     subprocess.run(command, check=True)
@@ -136,7 +136,7 @@ def test_command_line_writes_images_beside_their_attributes(tmp_path):
         ({"headwear": "hijab"}, "clothes", "hoodie", {"headwear": "none"}),
     ],
 )
-def test_a_new_value_is_seen_and_only_what_covers_it_gives_way(before, slot, value, others):
-    changed = with_value(picture(**before)[None], slot, value)[0]
-    np.testing.assert_array_equal(changed, picture(**{**before, **others, slot: value}))
+def test_a_new_value_is_visible_and_only_its_covers_change(before, slot, value, others):
+    changed = with_value(avatar(**before)[None], slot, value)[0]
+    np.testing.assert_array_equal(changed, avatar(**{**before, **others, slot: value}))
     assert label(changed, slot) == value

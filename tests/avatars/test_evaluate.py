@@ -5,7 +5,7 @@ from avatars.attributes import NAMES, observe, sample
 from avatars.evaluate import grid, histograms
 
 
-def test_histograms_are_shares_of_what_can_be_seen():
+def test_histograms_are_shares_of_visible_labels():
     labels = observe(sample(300, seed=0))
     shares = histograms(labels)
     for slot in NAMES:
@@ -15,7 +15,7 @@ def test_histograms_are_shares_of_what_can_be_seen():
     assert shares["skin"]["pale"] == np.mean(labels[:, NAMES.index("skin")] == 0)
 
 
-def test_a_grid_ends_in_white():
+def test_a_grid_is_padded_with_white():
     images = np.zeros((3, 2, 2, 3))
     sheet = np.asarray(grid(images, 2))
     assert sheet.shape == (4, 4, 3)

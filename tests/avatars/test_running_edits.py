@@ -7,13 +7,13 @@ from avatars.running_edits import Targets, choose_targets, merge_labels
 
 
 @pytest.fixture
-def random():
+def rng():
     return np.random.default_rng(0)
 
 
-def test_targets_are_about_one_attribute_and_change_nothing_else_that_they_need_not(random):
+def test_targets_change_one_attribute_and_its_covers(rng):
     attributes = sample(300, seed=1)
-    targets = choose_targets(attributes, random, 0.2)
+    targets = choose_targets(attributes, rng, 0.2)
     for i, (text, slot, value) in enumerate(
         zip(targets.texts, targets.slots, targets.values, strict=True)
     ):
@@ -50,7 +50,7 @@ def certain_of(labels):
     return {name: np.eye(len(LABELS[name]))[labels[:, i]] for i, name in enumerate(NAMES)}
 
 
-def test_the_classifier_says_whether_an_edit_has_reached_its_target():
+def test_the_classifier_decides_whether_an_edit_has_reached_its_target():
     attributes = with_value(sample(2, seed=0), "glasses", "none")
     targets = sunglasses_for(attributes)
     seen = certain_of(observe(attributes))
@@ -60,7 +60,7 @@ def test_the_classifier_says_whether_an_edit_has_reached_its_target():
     assert list(labels[:, column]) == [index("glasses", "sunglasses"), UNKNOWN]
 
 
-def test_what_an_edit_should_leave_alone_stays_until_the_classifier_is_certain_of_a_change():
+def test_labels_to_preserve_change_only_if_the_classifier_is_certain():
     attributes = with_value(sample(3, seed=0), "background", "gray")
     column = NAMES.index("background")
     seen = certain_of(observe(attributes))

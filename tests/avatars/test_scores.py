@@ -18,7 +18,7 @@ def edited(labels, images, slot, value):
     return after
 
 
-def test_an_edit_that_changes_what_it_should_and_nothing_else_is_perfect(labels):
+def test_an_edit_that_changes_only_its_target_is_perfect(labels):
     after = edited(labels, slice(None), "glasses", "sunglasses")
     score = edit_score(labels, after, "glasses", "sunglasses")
     assert score == {"before": 0.0, "target": 1.0, "others": 1.0, "whole": 1.0}
@@ -31,7 +31,7 @@ def test_sunglasses_may_hide_the_eyes(labels):
     assert score["others"] == score["whole"] == 1
 
 
-def test_a_half_done_edit_and_other_changes_are_counted(labels):
+def test_missing_and_unrelated_changes_are_counted(labels):
     after = edited(labels, slice(150), "glasses", "sunglasses")
     after[:, NAMES.index("background")] += 1
     score = edit_score(labels, after, "glasses", "sunglasses")
@@ -41,7 +41,7 @@ def test_a_half_done_edit_and_other_changes_are_counted(labels):
     assert edit_score(after, after, "glasses", "sunglasses")["before"] == 0.5
 
 
-def test_a_whole_image_is_right_where_the_target_is_there_and_all_else_stayed(labels):
+def test_a_whole_image_is_right_if_it_shows_the_target_and_nothing_else_changed(labels):
     after = edited(labels, slice(200), "glasses", "sunglasses")
     # A quarter of those with sunglasses, and some without.
     after[:50, NAMES.index("background")] += 1
@@ -50,7 +50,7 @@ def test_a_whole_image_is_right_where_the_target_is_there_and_all_else_stayed(la
     assert edit_score(labels, after, "glasses", "sunglasses")["whole"] == pytest.approx(100 / 300)
 
 
-def test_shares_of_single_slots_tell_which_one_did_not_stay(labels):
+def test_shares_by_slot_show_which_slot_changed(labels):
     after = edited(labels, slice(None), "glasses", "sunglasses")
     after[:75, NAMES.index("background")] += 1
     shares = kept_by_slot(labels, after, "glasses", "sunglasses")
@@ -60,7 +60,7 @@ def test_shares_of_single_slots_tell_which_one_did_not_stay(labels):
     assert "glasses" not in shares and "eyes" not in shares
 
 
-def test_labels_are_read_slot_by_slot_in_their_order(monkeypatch):
+def test_labels_are_in_the_order_of_the_slots(monkeypatch):
     def predict(_, images):
         return {name: np.full(len(images), i) for i, name in reversed([*enumerate(NAMES)])}
 

@@ -7,19 +7,19 @@ from avatars.attributes import NAMES, SLOTS, index, observe, sample
 from avatars.scores import edit_score
 from avatars.swap import attributes_of, latents_of, swap
 from avatars.texts import EDITS
-from avatars.train_generator import CONFIG, choosing_mapping, latent_scale, mean_indicators
-from styleclip_jax.models.stylegan2 import Mapping
+from avatars.train_generator import CONFIG, construct_mapping, latent_scale, mean_indicators
+from styleclip_jax.models.stylegan2 import MappingNetwork
 
 TRUNCATION = 0.7
 
 
 @pytest.fixture(scope="module")
 def latents():
-    """Of 300 random avatars, not all of which would look the same without truncation."""
+    """Latents of 300 random avatars."""
     return latents_of(sample(300, seed=3), TRUNCATION, 4)
 
 
-def test_attributes_are_read_off_the_latents_that_they_make():
+def test_attributes_are_recovered_from_their_latents():
     attributes = sample(300, seed=3)
     for truncation in (0.5, 1.0):
         latents = latents_of(attributes, truncation, 4)
@@ -27,8 +27,8 @@ def test_attributes_are_read_off_the_latents_that_they_make():
 
 
 def test_latents_of_attributes_are_those_of_the_mapping_network():
-    mapping = Mapping(CONFIG, rngs=nnx.Rngs(0))
-    choosing_mapping(mapping)
+    mapping = MappingNetwork(CONFIG, rngs=nnx.Rngs(0))
+    construct_mapping(mapping)
     z = np.random.default_rng(0).normal(size=(200, CONFIG.z_dim)).astype(np.float32)
     mean = latent_scale() * mean_indicators()
     mapped = mean + TRUNCATION * (np.asarray(mapping(jnp.asarray(z))) - mean)
@@ -38,14 +38,14 @@ def test_latents_of_attributes_are_those_of_the_mapping_network():
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.name)
-def test_a_swap_that_is_drawn_as_it_should_is_right_in_every_image(latents, edit):
+def test_a_rendered_swap_is_right_in_every_image(latents, edit):
     before = observe(attributes_of(latents))
     after = observe(attributes_of(swap(latents, edit.slot, edit.value, TRUNCATION)))
     score = edit_score(before, after, edit.slot, edit.value)
     assert (score["target"], score["others"], score["whole"]) == (1, 1, 1)
 
 
-def test_a_swap_takes_off_the_hat_that_covers_the_hair_and_changes_no_other_entry(latents):
+def test_a_swap_removes_the_hat_over_the_hair_and_changes_no_other_entry(latents):
     before = attributes_of(latents)
     after = attributes_of(swap(latents, "hair", "bun", TRUNCATION))
     assert (after[:, NAMES.index("headwear")] == index("headwear", "none")).all()
@@ -53,7 +53,7 @@ def test_a_swap_takes_off_the_hat_that_covers_the_hair_and_changes_no_other_entr
     np.testing.assert_array_equal(after[:, others], before[:, others])
 
 
-def test_a_swap_to_what_is_there_changes_nothing(latents):
+def test_a_swap_to_the_current_value_changes_nothing(latents):
     smiling = attributes_of(latents)[:, NAMES.index("mouth")] == [*SLOTS["mouth"]].index("smiling")
     swapped = swap(latents, "mouth", "smiling", TRUNCATION)
     np.testing.assert_allclose(swapped[smiling], latents[smiling], atol=1e-6)

@@ -33,12 +33,12 @@ from styleclip_jax.models.clip import CLIP, CLIPConfig
 
 
 @pytest.fixture
-def generator():
+def rng():
     return np.random.default_rng(0)
 
 
 class ShortTexts(Tokenizer):
-    """Stands for a tokenizer with a context that some captions do not fit."""
+    """A tokenizer whose context is too short for some captions."""
 
     def __init__(self):
         """Needs no vocabulary."""
@@ -47,23 +47,23 @@ class ShortTexts(Tokenizer):
         return len(text) < 60
 
 
-def test_captions_fit_their_own_pictures(generator):
+def test_captions_fit_their_own_images(rng):
     labels = observe(sample(50, seed=0))
-    texts, meanings = describe_batch(labels, ShortTexts(), generator, 0.3)
+    texts, meanings = describe_batch(labels, ShortTexts(), rng, 0.3)
     fit = fits(truths(meanings), labels)
     assert len(texts) == 50 and max(map(len, texts)) < 60
     assert (fit.diagonal() == 1).all() and 0 < np.nanmean(fit) < 1
 
 
-def test_the_share_of_ukrainian_captions_is_as_asked(generator):
+def test_the_share_of_ukrainian_captions_is_as_requested(rng):
     labels = observe(sample(200, seed=0))
     cyrillic = re.compile("[\u0400-\u04ff]")
     for share in (0, 0.2, 1):
-        texts, _ = describe_batch(labels, ShortTexts(), generator, share)
+        texts, _ = describe_batch(labels, ShortTexts(), rng, share)
         assert np.mean([bool(cyrillic.search(x)) for x in texts]) == pytest.approx(share, abs=0.1)
 
 
-def test_a_text_means_what_it_tells_and_nothing_else():
+def test_the_meaning_of_a_text_is_what_it_states():
     told = Truth(frozenset({"glasses", "sunglasses"}), frozenset())
     table = truths([{"glasses": told}])
     expected = [
@@ -117,7 +117,7 @@ def test_every_caption_fits_the_context_and_its_tokens_are_known(tokenizer, lang
     assert (lengths / (words + 2)).mean() < {"en": 1.5, "uk": 2.0}[language]
 
 
-def test_a_caption_that_fits_no_picture_is_only_a_wrong_answer():
+def test_a_caption_that_fits_no_image_is_only_a_negative():
     features = jnp.eye(3)
     clip: Any = SimpleNamespace(
         encode_image=lambda x: x, encode_text=lambda x: x, logit_scale=jnp.zeros(())
@@ -127,7 +127,7 @@ def test_a_caption_that_fits_no_picture_is_only_a_wrong_answer():
     assert jnp.isfinite(three) and three != two
 
 
-def test_the_third_image_of_a_triple_differs_in_one_slot_and_shows_the_same_in_that_of_the_text():
+def test_the_third_image_of_a_triple_changes_one_slot_but_not_that_of_the_text():
     attributes = sample(400, seed=4)
     slots = np.random.default_rng(1).integers(len(NAMES), size=400)
     changed = change_elsewhere(attributes, slots, np.random.default_rng(2))
@@ -148,7 +148,7 @@ def test_the_third_image_of_a_triple_differs_in_one_slot_and_shows_the_same_in_t
         (0.9, -0.2, True, STILL_WEIGHT * 0.2**2),
     ],
 )
-def test_features_have_to_move_along_the_text_that_names_the_change_and_along_no_other(
+def test_features_must_move_along_a_text_only_if_it_describes_the_change(
     rise, moved, rises, expected, monkeypatch
 ):
     """Features have two entries; the direction of every text is the first one."""

@@ -9,21 +9,21 @@ from avatars.attributes import NAMES, SLOTS
 from avatars.train_generator import (
     CARDINALITIES,
     OFFSET,
-    choosing_mapping,
+    construct_mapping,
     indicators,
     latent_scale,
     latent_scale_of,
     mean_indicators,
 )
 from styleclip_jax.io.checkpoints import load_generator
-from styleclip_jax.models.stylegan2 import Mapping
+from styleclip_jax.models.stylegan2 import MappingNetwork
 
 
 @pytest.fixture(scope="module")
 def w():
-    """What the mapping network makes of many latents, with weights as they come from a file."""
-    mapping = Mapping(train_generator.CONFIG, rngs=nnx.Rngs(0))
-    choosing_mapping(mapping)
+    """Outputs of the mapping network for many latents, with weights in a file's precision."""
+    mapping = MappingNetwork(train_generator.CONFIG, rngs=nnx.Rngs(0))
+    construct_mapping(mapping)
     mapping = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), mapping)
     z = jax.random.normal(jax.random.key(0), (20_000, train_generator.CONFIG.z_dim))
     return np.asarray(mapping(z)) / latent_scale()
@@ -51,13 +51,13 @@ def test_the_mean_latent_is_the_mean_of_the_mapping(w):
     np.testing.assert_allclose(w.mean(0), mean_indicators(), atol=0.02)
 
 
-def test_signs_tell_values_apart_even_where_latents_are_truncated(w):
+def test_signs_distinguish_values_of_truncated_latents(w):
     truncated = np.asarray(mean_indicators()) + 0.7 * (w - np.asarray(mean_indicators()))
     clear = (np.abs(w + OFFSET) < 0.01) | (np.abs(w - 1 + OFFSET) < 0.01)
     assert (np.sign(truncated) == np.sign(w))[clear].all()
 
 
-def test_the_height_of_the_indicators_is_read_off_a_finished_generator():
+def test_the_latent_scale_is_inferred_from_a_generator():
     generator = load_generator()
     np.testing.assert_allclose(latent_scale_of(generator), latent_scale(), rtol=2e-3)
     generator.mean_w[...] = 0.3 * generator.mean_w[...]

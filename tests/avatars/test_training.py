@@ -5,7 +5,7 @@ import orbax.checkpoint as ocp
 from avatars.training import train
 
 
-def test_an_interrupted_training_goes_on_and_ends_the_same(tmp_path):
+def test_an_interrupted_training_resumes_to_the_same_result(tmp_path):
     def step(state, number):
         return {"w": state["w"] * 1.5 + number}, float(jnp.sum(state["w"]))
 

@@ -1,4 +1,4 @@
-"""Writes what the converters read, with PyTorch, and NVIDIA's pickles with stand-in modules."""
+"""Writes source files with PyTorch, and NVIDIA's pickles with stand-in modules."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ class EasyDict(dict):
 
 
 class PersistentModule(torch.nn.Module):
-    """Pickles as `torch_utils.persistence` has it: source code and state in one argument."""
+    """Pickles as `torch_utils.persistence` does: source code and state in one argument."""
 
     module_src = ""
 
@@ -135,7 +135,7 @@ def source() -> Callable[..., SourceFile]:
 
 @pytest.fixture
 def write_hugging_face_clip() -> Callable[..., Path]:
-    """Writes a directory with a small CLIP as Hugging Face has it."""
+    """Writes a directory with a small CLIP in Hugging Face's layout."""
 
     def write(path: Path, vocab_size: int) -> Path:
         width, rng = 8, np.random.default_rng(0)

@@ -64,7 +64,7 @@ def write_tokenizer(path, tokens):
     return path
 
 
-def test_a_clips_own_tokenizer_comes_along(write_hugging_face_clip, tmp_path, capsys):
+def test_a_clips_own_tokenizer_is_converted(write_hugging_face_clip, tmp_path, capsys):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=7)
     write_tokenizer(source, ["a", "b", "a</w>", "b</w>", "ab</w>"])
     assert command_line.main(["clip", str(source), str(tmp_path / "clip")]) == 0
@@ -74,7 +74,7 @@ def test_a_clips_own_tokenizer_comes_along(write_hugging_face_clip, tmp_path, ca
     assert tokens.tolist() == [[5, 4, 2, 6, 0, 0, 0]]
 
 
-def test_a_tokenizer_can_come_from_elsewhere(write_hugging_face_clip, tmp_path):
+def test_a_tokenizer_can_be_given_separately(write_hugging_face_clip, tmp_path):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=5)
     other = write_tokenizer(tmp_path / "other", ["a", "b</w>", "ab</w>"])
     arguments = ["clip", str(source), str(tmp_path / "clip"), "--tokenizer", str(other)]
@@ -82,7 +82,7 @@ def test_a_tokenizer_can_come_from_elsewhere(write_hugging_face_clip, tmp_path):
     assert load_tokenizer(tmp_path / "clip")
 
 
-def test_a_clip_without_tokenizer_converts_with_one_line_about_it(
+def test_a_clip_without_tokenizer_is_converted_with_a_note(
     write_hugging_face_clip, tmp_path, capsys
 ):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=7)
@@ -91,9 +91,7 @@ def test_a_clip_without_tokenizer_converts_with_one_line_about_it(
     checkpoints.load_clip(tmp_path / "clip")
 
 
-def test_a_tokenizer_that_does_not_fit_leaves_nothing_behind(
-    write_hugging_face_clip, fails, tmp_path
-):
+def test_a_tokenizer_that_does_not_match_leaves_no_files(write_hugging_face_clip, fails, tmp_path):
     source = write_hugging_face_clip(tmp_path / "source", vocab_size=4)
     other = write_tokenizer(tmp_path / "other", ["a"] * 5 + list("bcdefg"))
     assert "expected 4" in fails("clip", source, tmp_path / "clip", "--tokenizer", other)
@@ -116,7 +114,7 @@ def test_a_mapper_and_latents_are_converted(tmp_path):
     assert np.load(tmp_path / "faces.npy").shape == (2, 6, 4)
 
 
-def test_bad_input_ends_in_one_line_and_leaves_nothing(fails, rosinality, tmp_path):
+def test_bad_input_prints_one_line_and_leaves_no_files(fails, rosinality, tmp_path):
     destination = tmp_path / "out"
     assert "does not exist" in fails("stylegan2", tmp_path / "missing.pt", destination)
     assert "is not a CLIP" in fails("clip", rosinality, destination)
@@ -130,7 +128,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(fails, rosinality, tmp_pa
     assert "truncated" in fails("stylegan2", rosinality, destination)
 
 
-def test_a_wrong_command_line_ends_in_one_line(fails):
+def test_a_wrong_command_line_prints_one_line(fails):
     assert "invalid choice" in fails("stylegan", "a.pt", "b")
     assert "required" in fails("stylegan2", "a.pt")
     assert "--tokenizer" in fails("stylegan2", "a.pt", "b", "--tokenizer", "c")
@@ -146,9 +144,7 @@ def test_a_wrong_command_line_ends_in_one_line(fails):
         (signal.SIGTERM, "interrupted"),
     ],
 )
-def test_a_write_that_ends_midway_leaves_nothing(
-    fails, rosinality, tmp_path, monkeypatch, failure, message
-):
+def test_a_failed_write_leaves_no_files(fails, rosinality, tmp_path, monkeypatch, failure, message):
     def fail(path, *_):
         path.mkdir()
         (path / "parameters").mkdir()

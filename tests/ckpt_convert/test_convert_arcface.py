@@ -7,17 +7,17 @@ import seeded
 import torch
 from torch import nn
 
-from ckpt_convert import arcface, mapping
+from ckpt_convert import arcface, tables
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.arcface import ArcFace, ArcFaceConfig
 
 
-def test_every_key_of_the_official_file_has_its_place(manifest):
+def test_every_key_of_the_official_file_is_converted(manifest):
     config = ArcFaceConfig()
     source = manifest("arcface_ir_se50")
     shapes = seeded.parameter_shapes(ArcFace, config)
     table = arcface.make_table(config)
-    assert set(mapping.apply_table(source, table, arcface.IGNORED, shapes)) == set(shapes)
+    assert set(tables.apply_table(source, table, arcface.IGNORED, shapes)) == set(shapes)
 
 
 def batch_norm(channels):
@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Two stages with the official names; the last one as the official code has it."""
+    """Two stages with the official names; the last one as in the official code."""
 
     def __init__(self, config):
         super().__init__()

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CLIPConfig as HuggingFaceConfig
 from transformers import CLIPModel
 
-from ckpt_convert import clip, formats, mapping
+from ckpt_convert import clip, formats, tables
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.clip import CLIP, CLIPConfig
@@ -229,7 +229,7 @@ def test_bare_safetensors_have_as_many_heads_as_official_models(hugging_face):
         ("clip_huggingface_ViT-B-32", CLIPConfig.vit_b32()),
     ],
 )
-def test_every_key_of_the_official_files_has_its_place(name, config, manifest):
+def test_every_key_of_the_official_files_is_converted(name, config, manifest):
     source = manifest(name)
     layout = clip.OPENAI if "openai" in name else clip.HUGGING_FACE
     table = clip.make_table(source, layout)
@@ -241,7 +241,7 @@ def test_every_key_of_the_official_files_has_its_place(name, config, manifest):
         block = {key: shape for key, shape in shapes.items() if key.startswith(f"{tower}.blocks.0")}
         for i in range(1, layers):
             shapes |= {key.replace(".0.", f".{i}."): shape for key, shape in block.items()}
-    assert set(mapping.apply_table(source, table, layout.ignored, shapes)) == set(shapes)
+    assert set(tables.apply_table(source, table, layout.ignored, shapes)) == set(shapes)
 
 
 def test_a_larger_input_makes_the_336_pixel_preset(manifest):

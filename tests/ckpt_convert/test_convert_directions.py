@@ -69,7 +69,7 @@ def test_without_that_file_scales_are_measured_on_the_generator(generator, sourc
         (np.full((6048, 4), np.nan), "NaN"),
     ],
 )
-def test_what_cannot_be_directions_is_refused(array, message, source):
+def test_invalid_directions_are_refused(array, message, source):
     with pytest.raises(InputError, match=message):
         directions.convert(source(array))
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import seeded
 
-from ckpt_convert import e4e, formats, mapping, stylegan2
+from ckpt_convert import e4e, formats, stylegan2, tables
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.e4e import E4E, E4EConfig
 
@@ -34,7 +34,7 @@ def values(**options):
     return {f"opts.{name}": value for name, value in options.items()}
 
 
-def test_every_key_of_the_official_file_has_its_place(manifest):
+def test_every_key_of_the_official_file_is_converted(manifest):
     encoder = manifest("e4e_encoder_1024", "state_dict.encoder.")
     encoder.tensors["latent_avg"] = np.broadcast_to(np.float32(0), (18, 512))
     encoder.values.update(values(stylegan_size=1024, encoder_type="Encoder4Editing"))
@@ -42,7 +42,7 @@ def test_every_key_of_the_official_file_has_its_place(manifest):
     assert config == E4EConfig()
     shapes = seeded.parameter_shapes(E4E, config)
     table = e4e.make_table(config, "state_dict.encoder.")
-    assert set(mapping.apply_table(encoder, table, e4e.IGNORED, shapes)) == set(shapes)
+    assert set(tables.apply_table(encoder, table, e4e.IGNORED, shapes)) == set(shapes)
 
 
 def test_one_file_gives_the_encoder_and_its_generator(source):
@@ -61,7 +61,7 @@ def test_one_file_gives_the_encoder_and_its_generator(source):
     assert conversion.model.config.resolution == 64
 
 
-def test_restyle_is_told_by_its_keys_and_options(source):
+def test_restyle_is_detected_by_its_keys_and_options(source):
     config = E4EConfig.restyle(LAYERS)
     options = values(encoder_type="ProgressiveBackboneEncoder", n_iters_per_batch=3, output_size=64)
     file = source(names(config, "state_dict.encoder."))._replace(values=options)

@@ -57,7 +57,7 @@ def test_more_than_ten_layers_keep_their_order(convert):
         ([torch.ones(2, 3)], "a.npy", r"expected \.npz for StyleSpace latents"),
     ],
 )
-def test_what_cannot_be_latents_is_refused(content, destination, message, convert, tmp_path):
+def test_invalid_latents_are_refused(content, destination, message, convert, tmp_path):
     with pytest.raises(InputError, match=message):
         convert(content, destination)
     assert not (tmp_path / "out").exists()

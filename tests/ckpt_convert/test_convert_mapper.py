@@ -5,7 +5,7 @@ import pytest
 import seeded
 import torch
 
-from ckpt_convert import formats, mapper, mapping
+from ckpt_convert import formats, mapper, tables
 from styleclip_jax.errors import InputError
 from styleclip_jax.models import DeltaMapperConfig, GeneratorConfig, MapperCard
 from styleclip_jax.models.mapper import MAPPER_TYPES, MapperConfig
@@ -78,7 +78,7 @@ def test_a_stylespace_mapper_is_converted_with_the_widths_of_all_entries(tmp_pat
         assert_same_layers(model.networks[c], tensors, f"mapper_{c}")
 
 
-def test_options_may_be_a_namespace_and_keys_tell_what_they_do_not(tmp_path):
+def test_options_may_be_a_namespace_and_keys_replace_missing_ones(tmp_path):
     tensors = networks("medium_mapping")
     state = {f"mapper.{key}": value for key, value in tensors.items()}
     options = argparse.Namespace(stylegan_size=256, description="a person with a beard")
@@ -96,7 +96,7 @@ def test_the_fine_network_of_a_generator_without_fine_layers_is_left_out(tmp_pat
 
 
 @pytest.mark.parametrize("name", MAPPER_TYPES)
-def test_every_key_of_the_official_mappers_has_its_place(name, manifest):
+def test_every_key_of_the_official_mappers_is_converted(name, manifest):
     prefix = "state_dict.mapper."
     values = {"opts.mapper_type": name, "opts.work_in_stylespace": name.endswith("SpaceMapper")}
     source = manifest(f"mapper_{name}", prefix, values=values)
@@ -107,7 +107,7 @@ def test_every_key_of_the_official_mappers_has_its_place(name, manifest):
         assert config.style_dims == OFFICIAL_STYLE_DIMS
     shapes = seeded.parameter_shapes(MAPPER_TYPES[name], config)
     table = mapper.make_table(name, config, prefix)
-    assert set(mapping.apply_table(source, table, mapper.IGNORED, shapes)) == set(shapes)
+    assert set(tables.apply_table(source, table, mapper.IGNORED, shapes)) == set(shapes)
 
 
 def delta_tensors(width=4, fine=14, embed_dim=3):
@@ -134,7 +134,9 @@ def test_a_mapper_of_deltaedit_is_converted(tmp_path):
 
 
 @pytest.mark.parametrize(("resolution", "fine"), [(256, 2176), (512, 2368), (1024, 2464)])
-def test_the_generator_of_a_deltaedit_mapper_is_known_by_its_fine_styles(source, resolution, fine):
+def test_the_generator_of_a_deltaedit_mapper_is_inferred_from_its_fine_styles(
+    source, resolution, fine
+):
     shapes = {
         "sm_coarse.mapping.1.weight": (512, 512),
         "sm_fine.mapping.1.weight": (fine, fine),

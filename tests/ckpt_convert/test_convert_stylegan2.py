@@ -8,7 +8,7 @@ import pytest
 import seeded
 import torch
 
-from ckpt_convert import formats, mapping, stylegan2
+from ckpt_convert import formats, stylegan2, tables
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.stylegan2 import GeneratorConfig
 
@@ -50,7 +50,7 @@ def test_rosinalitys_file_is_converted(zipped, source, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nvidia_clamped", "nvidia_unclamped"])
-def test_nvidias_pickle_draws_the_official_images(name, nvidia_pickle):
+def test_nvidias_pickle_gives_the_official_images(name, nvidia_pickle):
     weights = GOLDEN.weights(name)
     clamp = GOLDEN.settings["configs"][name]["conv_clamp"]
     layers = {key.rpartition(".")[0] for key in weights}
@@ -94,7 +94,7 @@ def test_without_latent_avg_the_mean_of_mapped_samples_is_taken(source, monkeypa
         ("stylegan2_nvidia_1024", stylegan2.NVIDIA, "G_ema.", 1024),
     ],
 )
-def test_every_key_of_the_official_files_has_its_place(name, layout, prefix, resolution, manifest):
+def test_every_key_of_the_official_files_is_converted(name, layout, prefix, resolution, manifest):
     source = manifest(name, prefix)
     if layout is stylegan2.ROSINALITY:
         source.tensors["latent_avg"] = np.broadcast_to(np.float32(0), 512)
@@ -102,7 +102,7 @@ def test_every_key_of_the_official_files_has_its_place(name, layout, prefix, res
     config = stylegan2.infer_config(source, table, prefix)
     assert config == GeneratorConfig(resolution=resolution)
     shapes = seeded.parameter_shapes(stylegan2.Generator, config)
-    assert set(mapping.apply_table(source, table, layout.ignored, shapes)) == set(shapes)
+    assert set(tables.apply_table(source, table, layout.ignored, shapes)) == set(shapes)
 
 
 def test_all_missing_unexpected_and_misshapen_keys_are_listed(source):

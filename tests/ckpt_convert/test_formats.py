@@ -47,7 +47,7 @@ WRITERS = {"pytorch": save_zip, "pytorch legacy": save_legacy, "pickle": save_pi
 
 @pytest.fixture(params=WRITERS)
 def written(request, tmp_path):
-    """Writes an object in each of PyTorch's pickled formats, under a name that says nothing."""
+    """Writes an object in each of PyTorch's pickled formats, under a neutral name."""
 
     def write(content):
         path = tmp_path / "download"

@@ -1,6 +1,6 @@
 """Small files that once hung a reader or took the machine's memory.
 
-They are read in one process of its own, which has a limit of memory and of time.
+They are read in a separate process with limited memory and time.
 """
 
 import functools
@@ -82,7 +82,7 @@ def colliding_keys():
 
 
 def serialized_storage(times):
-    """Tensors with the same storage by value, each of which was parsed and copied anew."""
+    """Tensors that share a storage by value, which a reader could parse and copy for each."""
     stream = b"".join(pickle.dumps(x, 2) for x in (MAGIC, 1001, {}))
     identity = text(b"storage") + b"ctorch\nByteStorage\n" + text(b"0") + text(b"cpu")
     stream += program(b"(" + identity + b"J" + struct.pack("<i", 2**20) + b"tQ")
@@ -223,7 +223,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("name", [*FILES, "pipe"])
-def test_a_hostile_file_ends_soon_and_in_little_memory(outcomes, name):
+def test_a_hostile_file_is_handled_quickly_in_little_memory(outcomes, name):
     message, seconds, megabytes = outcomes[name]
     assert seconds < 10
     assert megabytes < 1000

@@ -130,7 +130,7 @@ def test_a_pickle_cannot_change_what_it_is_allowed_to_call(name):
         pickles.Reader("weights.pt").load(io.BytesIO(program))
 
 
-def test_neither_a_dotted_name_nor_an_attribute_leads_out_of_the_list():
+def test_neither_a_dotted_name_nor_an_attribute_bypasses_the_list():
     program = b"\x80\x04\x8c\x0ctorch._utils\x8c\x1b_rebuild_tensor.__globals__\x93."
     with pytest.raises(InputError, match="__globals__"):
         pickles.Reader("weights.pt").load(io.BytesIO(program))
@@ -146,7 +146,7 @@ def test_source_code_in_nvidias_pickles_is_never_run(nvidia_pickle, tmp_path):
     assert not canary.exists()
 
 
-def test_a_tensorflow_network_is_refused_with_a_way_out():
+def test_a_tensorflow_network_is_refused_with_advice():
     program = b"\x80\x02cdnnlib.tflib.network\nNetwork\n)\x81."
     with pytest.raises(InputError, match=r"TensorFlow.*stylegan2-ada-pytorch"):
         pickles.Reader("stylegan2-ffhq-config-f.pkl").load(io.BytesIO(program))
@@ -167,7 +167,7 @@ def test_a_tensorflow_network_is_refused_with_a_way_out():
         b"]p1000000\n.",
     ],
 )
-def test_a_damaged_pickle_ends_in_one_line(program):
+def test_a_damaged_pickle_prints_one_line(program):
     with pytest.raises(InputError) as error:
         pickles.Reader("weights.pt").load(io.BytesIO(program))
     message = str(error.value)

@@ -23,15 +23,15 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """A server on the loopback; tests change how it answers.
+    """A server on the loopback interface; tests change its responses.
 
     Attributes:
         files: Contents by path.
-        cuts: After how many bytes the next connections end.
-        ranges: Whether parts of files can be had.
+        cuts: Number of bytes after which each of the next connections ends.
+        ranges: Whether parts of files can be requested.
         etag: Identifies the files' version.
-        status: What all requests are answered with instead of files.
-        content_type: Of all files.
+        status: HTTP status of all responses, instead of files.
+        content_type: Content type of all files.
         requests: The path and the range of each request.
     """
 
@@ -105,7 +105,7 @@ class Fetched(NamedTuple):
 
 @pytest.fixture
 def fetch(tmp_path):
-    """Downloads, and expects the right file and nothing beside it."""
+    """Downloads, and expects the right file and no other files."""
     return Fetched(tmp_path / "cache" / "a.pkl")
 
 
@@ -116,13 +116,13 @@ def test_a_file_is_downloaded_once(server, fetch):
 
 
 @pytest.mark.parametrize("etag", ['"1"', None])
-def test_a_cut_connection_is_continued_at_once(server, fetch, etag):
+def test_a_dropped_connection_is_resumed_immediately(server, fetch, etag):
     server.etag, server.cuts = etag, [1_000_000, 3_000_000]
     fetch(server, SHA256)
     assert [part for _, part in server.requests] == [None, "bytes=1000000-", "bytes=3000000-"]
 
 
-def test_an_interrupted_download_is_continued_by_the_next_one(server, fetch, monkeypatch):
+def test_an_interrupted_download_is_resumed_by_the_next_one(server, fetch, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -135,7 +135,7 @@ def test_an_interrupted_download_is_continued_by_the_next_one(server, fetch, mon
     assert server.requests[1:] == [("/a.pkl", f"bytes={written}-")]
 
 
-def test_a_server_that_cuts_without_end_is_given_up_and_continued_later(server, fetch):
+def test_a_server_that_drops_every_connection_is_given_up_and_resumed_later(server, fetch):
     server.cuts = [1_000_000, 1_000_000, 1_000_000]
     with pytest.raises(
         InputError, match="ended after 1000000 of 5120000 bytes; run the same command"
@@ -160,7 +160,7 @@ def test_a_file_that_changed_meanwhile_is_downloaded_as_a_whole(server, fetch):
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"1"'])
-def test_a_part_that_nothing_identifies_is_not_continued(server, fetch, etag):
+def test_a_part_that_nothing_identifies_is_not_resumed(server, fetch, etag):
     server.etag, server.cuts = etag, [1_000_000]
     fetch(server)
     assert server.requests == [("/a.pkl", None)] * 2
@@ -174,7 +174,7 @@ def test_a_part_that_is_the_whole_or_more_needs_no_range(server, fetch, rest):
     assert len(server.requests) == (2 if rest else 1)
 
 
-def test_another_file_than_the_publishers_is_refused(server, fetch):
+def test_a_file_other_than_the_publishers_is_refused(server, fetch):
     server.files["/a.pkl"] = CONTENT[:-1] + b"x"
     with pytest.raises(InputError, match=f"not the published file.*expected {SHA256}"):
         fetch(server, SHA256)
@@ -189,7 +189,7 @@ def test_a_download_that_was_damaged_later_is_refused(server, fetch):
 
 
 @pytest.mark.parametrize("status", [404, 403, 503])
-def test_an_error_of_the_server_is_told(server, fetch, status):
+def test_an_error_of_the_server_is_reported(server, fetch, status):
     server.status = status
     with pytest.raises(InputError, match=rf"a\.pkl cannot be downloaded: HTTP Error {status}"):
         fetch(server)
@@ -204,7 +204,7 @@ def test_a_web_page_is_refused(server, fetch):
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1/a", "http://a:b/", "http://[", "http://"])
-def test_an_address_that_nobody_answers_is_told(fetch, address):
+def test_an_unreachable_address_is_reported(fetch, address):
     with pytest.raises(InputError, match="cannot be downloaded"):
         downloads.download(address, fetch.path)
 
@@ -216,7 +216,7 @@ def test_a_server_that_hangs_is_given_up(server, fetch, monkeypatch):
         fetch(server)
 
 
-def test_a_disk_with_too_little_space_is_told_beforehand(server, fetch, monkeypatch):
+def test_a_disk_with_too_little_space_is_reported_beforehand(server, fetch, monkeypatch):
     usage = shutil.disk_usage(fetch.path.parent.parent)._replace(free=2**20)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: usage)
@@ -225,7 +225,7 @@ def test_a_disk_with_too_little_space_is_told_beforehand(server, fetch, monkeypa
     fetch(server)
 
 
-def test_a_disk_that_is_full_is_told_and_the_download_continued(server, fetch):
+def test_a_full_disk_is_reported_and_the_download_resumed(server, fetch):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limit[1]))
     try:
@@ -259,14 +259,14 @@ def test_what_exists_is_a_path_even_under_a_known_name(tmp_path, monkeypatch):
     assert sources.find("stylegan2", "ffhq") == Path("ffhq")
 
 
-def test_addresses_that_end_alike_are_different_files(server, tmp_path):
+def test_addresses_with_the_same_last_part_are_different_files(server, tmp_path):
     server.files = {"/1/a.pkl": b"one", "/2/a.pkl?x=/b": b"two"}
     paths = [sources.find("mapper", server.address + path, str(tmp_path)) for path in server.files]
     assert [path.read_bytes() for path in paths] == [b"one", b"two"]
     assert all(path.name.endswith("-a.pkl") for path in paths)
 
 
-def test_a_name_that_is_not_known_is_refused_with_those_that_are(tmp_path):
+def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(
         InputError, match=r"ViT-B/64 does not exist, .* one of the names ViT-B/32, "
     ):
@@ -306,7 +306,7 @@ def test_a_known_clip_is_converted_in_one_line_with_its_tokenizer(
     assert load_tokenizer(tmp_path / "clip")(["th"])[0, 1] == 512
 
 
-def test_a_wrong_checksum_ends_in_one_line_before_the_conversion(
+def test_a_wrong_checksum_prints_one_line_before_the_conversion(
     server, tmp_path, monkeypatch, capsys
 ):
     weights = sources.Weights(f"{server.address}/a.pkl", "0" * 64)
@@ -340,7 +340,7 @@ def test_a_repository_of_hugging_face_is_a_directory_in_its_cache(tmp_path, monk
     assert asked == [(name, "model.safetensors"), (name, "pytorch_model.bin")]
 
 
-def test_an_error_of_hugging_face_is_told_in_one_line(monkeypatch):
+def test_an_error_of_hugging_face_is_reported_in_one_line(monkeypatch):
     def unreachable(*_, **__):
         raise RuntimeError("no connection\nand so on")
 

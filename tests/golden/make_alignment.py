@@ -1,4 +1,4 @@
-"""Makes alignment.npz: faces found and cut out by the official code of e4e and of FFHQ.
+"""Makes alignment.npz: faces found and cropped by the official code of e4e and of FFHQ.
 
 Usage, with checkouts of omertov/encoder4editing and NVlabs/ffhq-dataset:
 

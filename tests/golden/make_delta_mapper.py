@@ -46,7 +46,7 @@ def narrow_module() -> ModuleType:
 
 
 def batches(inputs: dict[str, tuple[int, ...]]) -> list[list[torch.Tensor]]:
-    """What the official data set makes of images and their partners, in the order of the rows."""
+    """Batches of the official data set for images and their partners, in the order of the rows."""
     script = importlib.import_module("datasets.train_dataset")
     stored = {"sspace": "styles", "cspace": "features", "wspace": "styles"}
 

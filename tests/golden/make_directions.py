@@ -30,7 +30,7 @@ CASES = {
 
 
 def load_official() -> tuple:
-    """Imports global_torch, whose own imports of GUI and loader packages find stand-ins."""
+    """Imports global_torch, with stand-ins for the GUI and loader packages that it imports."""
     sys.path.insert(0, str(Path(_STYLECLIP.value) / "global_torch"))
     names = (
         "matplotlib",

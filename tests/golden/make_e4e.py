@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
         record("faces", "e4e", encoder, 1, 3, 256, 256)
         record("cars", "e4e", encoder, 1, 3, 192, 256)
 
-        # Both repositories call their package so.
+        # Both repositories use this package name.
         for name in [name for name in sys.modules if name.split(".")[0] == "models"]:
             del sys.modules[name]
         official.prepare(_RESTYLE.value)

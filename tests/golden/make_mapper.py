@@ -38,7 +38,7 @@ RANGER = {"steps": 15, "learning_rate": 0.5, "gradient_scales": {"ordinary": 1e-
 
 
 class Recorder:
-    """Collects what the golden file will hold."""
+    """Collects the contents of the golden file."""
 
     def __init__(self) -> None:
         """Starts empty."""

@@ -25,10 +25,10 @@ DESCRIPTION = "a person with purple hair"
 GENERATOR = {"resolution": 64, "channel_base": 512, "channel_max": 16}
 LAYERS = 10
 STYLE_DIMENSIONS = (16,) * 12 + (8, 8)
-# Name: StyleSpace, optimizer, learning rate, weight of the identity loss, steps, latents (numbered
-# ones that stay clear of leaky ReLU's kinks, as in make_optimization.py). With gradients as small
-# as here Ranger's eps rules, and its default rate of 0.5 moves nothing that float32 could show.
-# Its five steps are momentum alone; the longer runs reach RAdam's second phase and Lookahead.
+# Name: StyleSpace, optimizer, learning rate, weight of the identity loss, steps, number of the
+# latents, which avoid leaky ReLU's kinks as in make_optimization.py. These gradients are so small
+# that Ranger's eps dominates, and its default rate of 0.5 changes nothing in float32. Its first
+# five steps are only momentum; the longer runs reach RAdam's second phase and Lookahead.
 CASES = {
     "adam": (False, "adam", 0.5, 0.1, 5, 4),
     "ranger": (False, "ranger", 1e6, 0.1, 5, 0),
@@ -69,7 +69,7 @@ def input_shapes(in_styles: bool, steps: int, number: int) -> dict[str, tuple[in
 
 
 def batches(shapes: dict[str, tuple[int, ...]], in_styles: bool) -> tuple[Any, list[torch.Tensor]]:
-    """Returns the latents as the official files hold them, and as the data loader deals them."""
+    """Returns the latents as the official files hold them, and as the data loader yields them."""
     latents = [torch.from_numpy(seeded.seeded_tensor(*item, SEED)) for item in shapes.items()]
     if not in_styles:
         return latents[0], list(latents[0].split(BATCH))

@@ -22,9 +22,9 @@ STEPS_RUN = 5
 DESCRIPTION = "a person with purple hair"
 GENERATOR = {"resolution": 64, "channel_base": 512, "channel_max": 16}
 LAYERS = 10
-# Name: mode, StyleSpace, number of steps the schedule is made for, weight of the identity loss,
-# latents to start from. Where an activation lies within rounding of leaky ReLU's kink, rounding
-# decides the gradient, and Adam makes much of it; the numbered latents are ones that stay clear.
+# Name: mode, StyleSpace, number of steps of the schedule, weight of the identity loss, latents to
+# start from. If an activation is within rounding of leaky ReLU's kink, rounding decides the
+# gradient, and Adam amplifies the difference; the numbered latents avoid this.
 CASES = {
     "edit": ("edit", False, 5, 0.0, "w_plus.0"),
     "edit_start_of_300": ("edit", False, 300, 0.0, "w_plus.0"),

@@ -20,8 +20,8 @@ SEED = 1
 TRUNCATION = 0.7
 # Name: resolution, mapping depth, channel base and maximum.
 ROSINALITY = {"rosinality_32": (32, 8, 32768, 512), "rosinality_64": (64, 8, 1024, 32)}
-# Likewise, and the width of z and w and the clamp of activations; 256 is NVIDIA's, and only the
-# small one cuts anything off.
+# The same, the widths of z and w, and the clamp of activations. 256 is NVIDIA's; only the small
+# clamp has an effect.
 NVIDIA = {
     "nvidia_64": (64, 2, 1024, 32, 48, 64, 256),
     "nvidia_clamped": (32, 8, 512, 32, 64, 64, 1.5),

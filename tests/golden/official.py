@@ -1,8 +1,8 @@
 """Runs the official PyTorch code, unedited, on any machine.
 
 The official repositories expect CUDA, torchvision, TensorBoard and downloaded checkpoints. Here
-their imports find stand-ins, ``cuda`` means the CPU where there is no GPU, and checkpoints come
-from memory. `optimize` and `train` run the official loops themselves and report every step.
+their imports get stand-ins, ``cuda`` means the CPU if there is no GPU, and checkpoints come from
+memory. `optimize` and `train` run the official loops themselves and report every step.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class _StandIn(ModuleType):
 
     @staticmethod
     def fix_text(text: str) -> str:
-        """Does ftfy's part for texts that need none."""
+        """Replaces ftfy.fix_text for texts that need no fixing."""
         if not text.isascii():
             raise ModuleNotFoundError("tokenizing other than ASCII text needs the package ftfy")
         return text
@@ -99,7 +99,7 @@ def fill(module: torch.nn.Module, seed: int) -> dict[str, Any]:
 
 
 def narrow(generator: type, channel_base: int, channel_max: int) -> type:
-    """Returns rosinality's ``Generator`` with NVIDIA's rule for the channels, to test it small."""
+    """Returns rosinality's ``Generator`` with NVIDIA's rule for the channels, for small tests."""
 
     class NarrowGenerator(generator):
         @property
@@ -213,7 +213,7 @@ def train(
         clip_model: in place of the downloaded ViT-B/32.
         generator: the class, official or narrowed.
         batches: in place of the shuffled latents.
-        on_step: called after every step with the mapper and the losses that the step began with.
+        on_step: called after every step with the mapper and the losses before the step.
     """
     train_options = importlib.import_module("mapper.options.train_options").TrainOptions()
     coach_module = importlib.import_module("mapper.training.coach")

@@ -22,7 +22,7 @@ def path(name: str) -> Path:
 
 
 def photo(name: str) -> Image.Image:
-    """The photograph in RGB; of ``astronaut_cut`` only a part, which cuts off some of the head."""
+    """The photograph in RGB; ``astronaut_cut`` is a part without some of the head."""
     with Image.open(path(name.removesuffix("_cut"))) as image:
         image = image.convert("RGB")
     return image.crop(_CUT_BOX) if name.endswith("_cut") else image

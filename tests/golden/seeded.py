@@ -1,8 +1,8 @@
-"""Weights and inputs regenerated from a key, a shape and a seed, and the goldens made from them.
+"""Weights and inputs regenerated from a key, a shape and a seed, and the golden files.
 
-A golden file holds seeds, shapes and what the official PyTorch code computed; the weights
-themselves are never stored. Values come from Philox's raw integers, whose stream numpy
-guarantees, through exact float32 arithmetic, so every machine and numpy sees the same bits.
+A golden file contains seeds, shapes and outputs of the official PyTorch code; the weights
+themselves are not stored. Values come from Philox's raw integers, whose stream numpy
+guarantees, through exact float32 arithmetic, so the bits are the same everywhere.
 """
 
 import json
@@ -101,11 +101,11 @@ def state_dict(manifest: Mapping[str, Shape], seed: int) -> dict[str, np.ndarray
 
 @dataclass(frozen=True)
 class Golden:
-    """What went into a run of the official code, as seeds, and what came out.
+    """Inputs of a run of the official code, as seeds, and its outputs.
 
     Attributes:
         settings: ``weights`` (model name to ``seed`` and ``shapes``), ``inputs`` (name to shape),
-            ``seed`` of the inputs, ``versions`` and whatever else the run depended on.
+            ``seed`` of the inputs, ``versions`` and everything else that the run depended on.
         arrays: the official outputs by name, in the official layout (images NCHW).
     """
 

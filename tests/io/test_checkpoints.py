@@ -139,7 +139,7 @@ def test_an_existing_directory_is_not_overwritten(generator, generator_path):
     assert sorted(generator_path.rglob("*")) == before
 
 
-def test_a_full_disk_is_told_in_one_line(generator, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(generator, tmp_path, monkeypatch):
     def full(*_):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand so on")
 
@@ -149,7 +149,7 @@ def test_a_full_disk_is_told_in_one_line(generator, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["parameters", "tokenizer", "configuration"])
-def test_what_a_crash_left_unfinished_does_not_load(clip, tmp_path, monkeypatch, where):
+def test_an_unfinished_checkpoint_does_not_load(clip, tmp_path, monkeypatch, where):
     def crash(*_, **__):
         raise KeyboardInterrupt
 
@@ -164,7 +164,7 @@ def test_what_a_crash_left_unfinished_does_not_load(clip, tmp_path, monkeypatch,
     elif where == "tokenizer":
         tokenizer_files = Unfinished(tokenizer_files)
     else:
-        # Ours alone: Orbax writes JSON too, and earlier.
+        # Only our config.json: Orbax also writes JSON, and earlier.
         broken = types.SimpleNamespace(dumps=crash, loads=json.loads)
         monkeypatch.setattr(checkpoints, "json", broken)
     with pytest.raises(KeyboardInterrupt):
@@ -174,12 +174,12 @@ def test_what_a_crash_left_unfinished_does_not_load(clip, tmp_path, monkeypatch,
         load_clip(tmp_path / "clip")
 
 
-def test_a_missing_directory_is_refused_with_the_way_out(tmp_path):
+def test_a_missing_directory_is_refused_with_advice(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.*ckpt_convert"):
         load_generator(tmp_path / "nowhere")
 
 
-def test_a_file_is_refused_with_the_way_out(tmp_path):
+def test_a_file_is_refused_with_advice(tmp_path):
     (tmp_path / "ffhq.pkl").write_bytes(b"")
     with pytest.raises(InputError, match=r"is a file.*ckpt_convert"):
         load_generator(tmp_path / "ffhq.pkl")
@@ -266,7 +266,7 @@ def test_zeroed_parameters_are_refused_before_orbax_reads_them(damaged):
     with pytest.raises(InputError, match=r"cannot be read: parameters/.* is damaged") as error:
         load_generator(damaged)
     assert "\n" not in str(error.value)
-    # Orbax would close its event loop while it is still reading, hence "Event loop is closed".
+    # Orbax would close its event loop while reading, which raises "Event loop is closed".
     time.sleep(0.5)
 
 
@@ -329,7 +329,7 @@ def test_missing_parameters_are_refused(damaged):
         load_generator(damaged)
 
 
-def test_files_that_others_put_there_do_no_harm(generator, generator_path, tmp_path):
+def test_unknown_files_are_ignored(generator, generator_path, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(generator_path, copy)
     (copy / "parameters" / ".DS_Store").write_bytes(b"x")
@@ -346,23 +346,25 @@ def test_an_empty_path_is_not_the_default(load):
     ("path", "package"),
     [("gs://bucket", "styleclip-jax[gcs]"), ("s3://bucket", "etils[epath-s3]")],
 )
-def test_a_path_whose_file_system_needs_a_package_says_which(generator, monkeypatch, path, package):
+def test_a_path_whose_file_system_needs_a_package_names_it(generator, monkeypatch, path, package):
     def missing(*_):
         raise ImportError("Please install gcsfs")
 
     monkeypatch.setattr(type(epath.Path(path)), "exists", missing)
     for use in (load_generator, load_mapper, load_tokenizer, lambda p: save_model(p, generator)):
-        with pytest.raises(InputError, match=re.escape(f"pip install '{package}' (Please")):
+        with pytest.raises(
+            InputError, match=re.escape(f"(Please install gcsfs); run pip install '{package}'")
+        ):
             use(path)
 
 
 @pytest.mark.parametrize("path", ["https://example.com/ffhq", "no-such-scheme://ffhq"])
-def test_a_url_is_refused_with_the_way_out(path):
+def test_a_url_is_refused_with_advice(path):
     with pytest.raises(InputError, match="download it first"):
         load_generator(path)
 
 
-def test_a_user_that_does_not_exist_and_a_circle_of_links_are_refused(generator, tmp_path):
+def test_unknown_users_and_cycles_of_links_are_refused(generator, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "link")
     for use in (load_generator, load_mapper, load_tokenizer, lambda p: save_model(p, generator)):
         with pytest.raises(InputError, match="no such user"):

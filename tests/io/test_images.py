@@ -17,7 +17,7 @@ def test_bytes_and_floats_convert_without_loss():
     np.testing.assert_array_equal(images.to_uint8(floats), values)
 
 
-def test_values_beyond_the_range_are_clipped_and_nan_is_grey():
+def test_values_beyond_the_range_are_clipped_and_nan_is_gray():
     values = np.array([[[-7.0, 7.0, np.nan]]], np.float32)
     np.testing.assert_array_equal(images.to_uint8(values), [[[0, 255, 128]]])
 
@@ -35,14 +35,14 @@ def test_a_jpeg_is_read_back_nearly(tmp_path):
 
 
 def test_photos_are_turned_upright(tmp_path):
-    picture = images.to_pil(random_image(48, 64))
+    image = images.to_pil(random_image(48, 64))
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: rotated by 90 degrees.
-    picture.save(tmp_path / "photo.png", exif=exif)
+    image.save(tmp_path / "photo.png", exif=exif)
     assert images.read_image(tmp_path / "photo.png").shape == (64, 48, 3)
 
 
-def test_transparent_and_grey_images_become_rgb(tmp_path):
+def test_transparent_and_gray_images_become_rgb(tmp_path):
     for mode in ("RGBA", "L", "P"):
         Image.new(mode, (8, 8)).save(tmp_path / f"{mode}.png")
         assert images.read_image(tmp_path / f"{mode}.png").shape == (8, 8, 3)
@@ -58,7 +58,7 @@ def test_truncated_images_are_refused(tmp_path, kept):
         images.read_image(path)
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_a_file_that_is_not_an_image_is_refused(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(InputError, match=r"text\.png cannot be read"):
         images.read_image(tmp_path / "text.png")
@@ -68,7 +68,7 @@ def test_what_is_no_image_is_refused(tmp_path):
         images.read_image(tmp_path)
 
 
-def test_an_unknown_ending_is_refused(tmp_path):
+def test_an_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"'\.bmp', expected one of \.png"):
         images.write_image(tmp_path / "image.bmp", random_image())
     assert not list(tmp_path.iterdir())
@@ -90,7 +90,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_resizing_keeps_colours():
+def test_resizing_preserves_colors():
     batch = np.stack([np.full((64, 64, 3), value, np.float32) for value in (-0.5, 0.75)])
     for size in (16, 100):
         resized = images.resize(images.jax.numpy.asarray(batch), size)
@@ -100,13 +100,13 @@ def test_resizing_keeps_colours():
         )
 
 
-def colour(value, size):
+def color(value, size):
     return np.full((2, size, size, 3), value, np.float32)
 
 
 @pytest.mark.parametrize(("size", "shown"), [(16, 256), (64, 256), (300, 300), (1024, 512)])
-def test_sheets_show_images_at_a_size_that_one_can_see(size, shown):
-    sheet = images.before_after_sheet(colour(-1, size), colour(1, size), "a hat")
+def test_sheets_show_images_at_a_visible_size(size, shown):
+    sheet = images.before_after_sheet(color(-1, size), color(1, size), "a hat")
     pixels = np.asarray(sheet)
     black = (pixels == 0).all(axis=2)
     # A row of the first image, and the caption's letters above are thinner than an image.
@@ -115,7 +115,7 @@ def test_sheets_show_images_at_a_size_that_one_can_see(size, shown):
 
 
 def test_sheets_have_a_column_for_every_label_in_order():
-    columns = [colour(value, 256) for value in (-1, 0, 1)]
+    columns = [color(value, 256) for value in (-1, 0, 1)]
     pixels = np.asarray(images.sheet(columns, ["none", "half", "full"]))
     row = pixels[pixels.shape[0] // 2 + 60, :, 0].astype(int)
     middle = [row[12 + 268 * i + 128] for i in range(3)]
@@ -123,7 +123,7 @@ def test_sheets_have_a_column_for_every_label_in_order():
 
 
 def test_captions_are_written_and_long_ones_wrapped():
-    columns = [colour(1, 64)] * 2
+    columns = [color(1, 64)] * 2
     plain = images.sheet(columns, ["", ""])
     short = images.sheet(columns, ["before", "a hat"])
     long = images.sheet(columns, ["before", "a person with a hat and " * 3])
@@ -131,7 +131,7 @@ def test_captions_are_written_and_long_ones_wrapped():
     assert plain.height == short.height < long.height
 
 
-def test_gifs_move(tmp_path):
+def test_gifs_are_animated(tmp_path):
     frames = [np.full((32, 32, 3), value, np.float32) for value in (-1, 0, 1)]
     images.write_gif(tmp_path / "steps.gif", frames)
     with Image.open(tmp_path / "steps.gif") as gif:

@@ -28,12 +28,12 @@ def test_stylespace_coordinates_are_read_back_exactly_and_in_order(generator, st
 
 
 @pytest.mark.parametrize("name", ["faces.npy", "faces"])
-def test_the_ending_of_a_name_may_be_left_out(w_plus, tmp_path, name):
+def test_the_suffix_may_be_omitted(w_plus, tmp_path, name):
     save_latents(tmp_path / name, w_plus)
     assert [path.name for path in tmp_path.iterdir()] == ["faces.npy"]
 
 
-def test_the_ending_of_the_other_kind_is_refused(w_plus, styles, tmp_path):
+def test_the_suffix_of_the_other_kind_is_refused(w_plus, styles, tmp_path):
     with pytest.raises(InputError, match=r"ends in \.npz, expected \.npy for W\+"):
         save_latents(tmp_path / "faces.npz", w_plus)
     with pytest.raises(InputError, match=r"ends in \.npy, expected \.npz for StyleSpace"):
@@ -41,7 +41,7 @@ def test_the_ending_of_the_other_kind_is_refused(w_plus, styles, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_double_precision_is_taken(generator, w_plus, tmp_path):
+def test_double_precision_is_accepted(generator, w_plus, tmp_path):
     np.save(tmp_path / "faces.npy", np.asarray(w_plus, np.float64))
     loaded = load_latents(tmp_path / "faces.npy", generator)
     assert jax.tree.leaves(loaded)[0].dtype == jnp.float32
@@ -91,9 +91,7 @@ def test_a_failed_write_leaves_the_old_file(generator, w_plus, tmp_path, monkeyp
         (np.full((1, 8, 16), 1e300), "infinite"),
     ],
 )
-def test_arrays_that_are_no_latents_of_this_generator_are_refused(
-    generator, tmp_path, array, message
-):
+def test_arrays_that_do_not_match_the_generator_are_refused(generator, tmp_path, array, message):
     np.save(tmp_path / "bad.npy", array)
     with pytest.raises(InputError, match=message):
         load_latents(tmp_path / "bad.npy", generator)
@@ -124,7 +122,9 @@ def drop_one(arrays):
         (drop_one, "10 arrays layer_01, ..., layer_10.*11 StyleSpace arrays"),
     ],
 )
-def test_stylespace_files_that_do_not_fit_are_refused(generator, styles, tmp_path, damage, message):
+def test_stylespace_files_that_do_not_match_are_refused(
+    generator, styles, tmp_path, damage, message
+):
     arrays = {f"layer_{i:02}": np.array(style) for i, style in enumerate(styles)}
     damage(arrays)
     np.savez(tmp_path / "bad.npz", allow_pickle=False, **arrays)
@@ -202,7 +202,7 @@ def test_a_missing_file_and_a_directory_are_refused(generator, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["latents", "photo"])
-def test_a_pipe_is_refused_instead_of_waited_for(generator, tmp_path, kind):
+def test_a_pipe_is_refused_without_waiting(generator, tmp_path, kind):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is a pipe"):
         if kind == "latents":
@@ -211,7 +211,7 @@ def test_a_pipe_is_refused_instead_of_waited_for(generator, tmp_path, kind):
             read_photo(tmp_path / "pipe")
 
 
-def test_a_user_that_does_not_exist_and_a_circle_of_links_are_refused(generator, tmp_path):
+def test_unknown_users_and_cycles_of_links_are_refused(generator, tmp_path):
     with pytest.raises(InputError, match="no such user"):
         load_latents("~no-such-user/faces.npy", generator)
     (tmp_path / "link").symlink_to(tmp_path / "link")
@@ -219,7 +219,7 @@ def test_a_user_that_does_not_exist_and_a_circle_of_links_are_refused(generator,
         load_latents(tmp_path / "link" / "faces.npy", generator)
 
 
-def test_a_small_archive_does_not_inflate_to_more_than_memory_holds(generator, styles, tmp_path):
+def test_a_small_archive_cannot_inflate_beyond_memory(generator, styles, tmp_path):
     arrays = {f"layer_{i:02}": np.asarray(style) for i, style in enumerate(styles)}
     arrays["layer_00"] = np.zeros((2**20, 80), np.float32)
     np.savez_compressed(tmp_path / "faces.npz", allow_pickle=False, **arrays)

@@ -103,7 +103,7 @@ def test_an_edit_keeps_the_mode_and_all_bits_outside(tmp_path, mode):
 
 
 @pytest.mark.parametrize(("mode", "becomes"), [("P", "RGBA"), ("1", "L")])
-def test_palettes_and_single_bits_become_full_colours_and_look_the_same_outside(mode, becomes):
+def test_palettes_and_single_bits_become_full_colors_and_look_the_same_outside(mode, becomes):
     photo = random_photo(mode)
     result = edit(photo)
     assert result.mode == becomes
@@ -122,7 +122,7 @@ def test_exif_and_icc_profile_are_kept(tmp_path, ending):
     assert result.info["icc_profile"] == b"a profile"
 
 
-def test_turned_tiff_files_are_read_upright(tmp_path):
+def test_rotated_tiff_files_are_read_upright(tmp_path):
     photo = random_photo("CMYK")
     photo.save(tmp_path / "photo.tif", exif=exif(6))
     expected = photo.transpose(Image.Transpose.ROTATE_270)
@@ -140,8 +140,8 @@ def test_transparent_parts_are_white():
     np.testing.assert_array_equal(np.asarray(upright_rgb(photo))[0, :, 0], [255, 0])
 
 
-def test_of_an_animation_the_first_frame_is_read(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     for ending in ("gif", "webp", "png"):
         path = tmp_path / f"animation.{ending}"
         frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
@@ -196,13 +196,13 @@ def names(paths):
     return [path.name for path in paths]
 
 
-def test_directories_and_globs_give_their_images_in_order_of_names(folder):
+def test_directories_and_globs_give_their_images_sorted_by_name(folder):
     assert names(find_images([folder])) == ["a.JPG", "b.png", "c.jpeg"]
     assert names(find_images([folder / "*.*"])) == ["a.JPG", "b.png", "c.jpeg"]
     assert names(find_images([folder / "**" / "*"])) == ["a.JPG", "b.png", "c.jpeg", "d.png"]
 
 
-def test_files_keep_their_order_and_come_once(folder):
+def test_files_keep_their_order_without_duplicates(folder):
     paths = [str(folder / "c.jpeg"), folder, folder / "inner" / "*", folder / "notes.txt"]
     assert names(find_images(paths)) == ["c.jpeg", "a.JPG", "b.png", "d.png", "notes.txt"]
 

@@ -57,7 +57,7 @@ def test_an_empty_text_is_refused(tokenizer, text):
         tokenizer([text])
 
 
-def test_texts_are_encoded_alike_alone_and_in_a_batch(clip, clip_path):
+def test_texts_are_encoded_the_same_alone_and_in_a_batch(clip, clip_path):
     tokenizer = load_tokenizer(clip_path)
     together = encode_texts(clip, tokenizer, ["a hat", "glasses"])
     assert together.shape == (2, 16)
@@ -110,7 +110,7 @@ def test_a_damaged_configuration_is_refused(clip_path, tmp_path, monkeypatch, si
 
 
 @pytest.mark.parametrize("merges", ["a", "a b c", "a b", "zz a"])
-def test_merges_of_what_is_no_token_are_refused(clip_path, tmp_path, merges):
+def test_merges_of_unknown_tokens_are_refused(clip_path, tmp_path, merges):
     shutil.copytree(clip_path, tmp_path / "clip")
     (tmp_path / "clip" / "tokenizer" / "merges.txt").write_text(merges)
     with pytest.raises(InputError, match="damaged"):
@@ -133,7 +133,7 @@ def test_the_templates_are_those_of_the_official_global_directions():
     assert "a photo of many {}." not in IMAGENET_TEMPLATES
 
 
-def test_words_are_told_apart_from_their_case_and_punctuation():
+def test_words_are_found_without_case_and_punctuation():
     assert words_of("A red-headed Person, (it's) \U0001f600!") == [
         "a",
         "red-headed",

@@ -31,7 +31,7 @@ def dt(clip):
 
 @pytest.fixture
 def directions(generator, clip):
-    """The first channel of every second row has to do with nothing."""
+    """Directions with random relevance."""
     dims = generator.config.style_dims
     widths = [dim for i, dim in enumerate(dims) if i % 3 != 1]
     directions = Directions(DirectionsConfig(widths, clip.config.embed_dim), rngs=nnx.Rngs(0))
@@ -86,7 +86,7 @@ def test_strength_zero_is_the_image_itself(generator, mapper, clip, styles, dt):
     jax.tree.map(np.testing.assert_array_equal, edit.styles, styles)
 
 
-def test_channels_that_have_nothing_to_do_with_the_text_stay(
+def test_channels_that_are_not_relevant_to_the_text_do_not_change(
     generator, mapper, clip, styles, dt, directions
 ):
     products = np.abs(np.asarray(directions.relevance[...] @ dt))
@@ -111,6 +111,6 @@ def test_a_direction_of_another_clip_is_refused(generator, mapper, clip, styles,
         edit_with_delta_mapper(generator, mapper, clip, styles, dt[:3])
 
 
-def test_a_mapper_for_any_text_is_not_applied_without_one(generator, mapper, styles):
+def test_a_mapper_for_any_text_is_not_applied_without_a_text(generator, mapper, styles):
     with pytest.raises(InputError, match="needs the direction of a text"):
         apply_mapper(generator, mapper, styles)

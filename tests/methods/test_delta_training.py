@@ -79,7 +79,7 @@ def mapper(generator, clip):
     return DeltaMapper(config, rngs=nnx.Rngs(0))
 
 
-def test_all_images_are_seen_also_where_they_do_not_fill_batches(generator, clip):
+def test_all_images_are_encoded_even_if_they_do_not_fill_batches(generator, clip):
     devices = jax.device_count()
     latents = sample_latents(generator, 2 * devices + 1, seed=3)
     counts = []
@@ -97,7 +97,7 @@ def test_all_images_are_seen_also_where_they_do_not_fill_batches(generator, clip
     np.testing.assert_allclose(np.linalg.norm(seen.features, axis=-1), 1, rtol=1e-5)
 
 
-def test_styles_are_seen_as_the_w_plus_that_they_come_from(generator, clip):
+def test_styles_and_their_w_plus_give_the_same_features(generator, clip):
     latents = sample_latents(generator, 8, seed=3)
     styles = jax.jit(Generator.styles)(generator, latents)
     one, other = (see_styles(generator, clip, x, 8) for x in (latents, styles))
@@ -135,7 +135,7 @@ def test_training_learns_the_changes_and_is_deterministic(images, mapper):
     np.testing.assert_array_equal(metrics["loss"], train()[1]["loss"])
 
 
-def test_noise_changes_the_training_and_not_the_evaluation(images, mapper):
+def test_noise_changes_the_training_but_not_the_evaluation(images, mapper):
     pairs = make_pairs(images, np.arange(8), np.arange(8)[::-1])
     noisy, clean = DeltaTrainConfig(direction_noise=1.0), DeltaTrainConfig()
     losses = {
@@ -148,7 +148,7 @@ def test_noise_changes_the_training_and_not_the_evaluation(images, mapper):
     np.testing.assert_allclose(evaluated[1]["loss"], losses["clean"], rtol=1e-5)
 
 
-def test_directions_have_unit_length_and_those_of_equal_images_none(images):
+def test_directions_have_unit_length_and_are_zero_for_equal_images(images):
     pairs = make_pairs(images, np.arange(3), np.array([1, 0, 2]))
     lengths = jnp.linalg.norm(pair_directions(pairs), axis=-1)
     np.testing.assert_allclose(lengths, [1, 1, 0], rtol=1e-5)

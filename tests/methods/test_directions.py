@@ -83,7 +83,7 @@ def test_stylespace_latents_are_edited_like_w_plus(generator, directions, w_plus
     np.testing.assert_allclose(of_w, of_styles, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_that_were_left_out_stay(generator, w_plus, styles):
+def test_layers_without_relevance_do_not_change(generator, w_plus, styles):
     edit = edit_with_direction(generator, make_directions(generator, 3), w_plus, direction())
     same = [np.array_equal(a, b) for a, b in zip(styles, edit.styles, strict=True)]
     assert same == [False, True, False, False] + [True] * (len(styles) - 4)
@@ -162,7 +162,9 @@ def test_edits_have_gradients(generator, directions, w_plus):
     assert all(np.isfinite(g).all() and np.any(g) for g in gradients)
 
 
-def test_a_threshold_that_keeps_nothing_names_the_largest_that_does(generator, directions, w_plus):
+def test_a_threshold_that_keeps_no_channel_is_refused_with_the_largest_that_does(
+    generator, directions, w_plus
+):
     with pytest.raises(InputError, match=r"reaches the threshold 0\.99; .* most 0\.\d+$") as e:
         edit_with_direction(generator, directions, w_plus, direction(), 4.0, 0.99)
     largest = float(str(e.value).split()[-1])
@@ -171,7 +173,7 @@ def test_a_threshold_that_keeps_nothing_names_the_largest_that_does(generator, d
     )
 
 
-def test_images_stay_where_nothing_is_kept_under_jit(generator, directions, w_plus):
+def test_images_do_not_change_under_jit_if_no_channel_is_kept(generator, directions, w_plus):
     edit = jax.jit(lambda t: edit_with_direction(generator, directions, w_plus, direction(), 4, t))
     np.testing.assert_allclose(edit(0.99).images, generator(w_plus), rtol=1e-4, atol=1e-4)
 

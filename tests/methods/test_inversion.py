@@ -40,7 +40,7 @@ ENCODER = E4EConfig(
 
 @pytest.fixture(scope="module")
 def generator(generator):
-    """The random generator with weaker colours, so that images lie in [-1, 1]."""
+    """The random generator with weaker colors, so that images lie in [-1, 1]."""
     generator = jax.tree.map(jnp.copy, generator)
     for rgb in generator.synthesis.rgbs:
         rgb.kernel[...] *= 0.1
@@ -68,7 +68,7 @@ def lpips():
     return LPIPS(LPIPSConfig(stages=((4, 1), (8, 1))), rngs=nnx.Rngs(0))
 
 
-def test_without_steps_the_answer_is_the_encoders(generator, encoder, images):
+def test_without_steps_the_latents_are_the_encoders(generator, encoder, images):
     inversion = invert(generator, images, encoder, InvertConfig(steps=0))
     expected = encoder(images)
     np.testing.assert_allclose(inversion.latents, expected, rtol=1e-5, atol=1e-5)
@@ -90,7 +90,7 @@ def test_refinement_makes_every_term_smaller(generator, encoder, images, lpips, 
     assert np.all(after.losses[-1] < after.losses[0])
 
 
-def test_the_pull_holds_the_latents_to_the_encoders_answer(generator, encoder, images):
+def test_latent_lambda_keeps_the_latents_near_the_encoders(generator, encoder, images):
     answer = encode(generator, encoder, images)
 
     def distance(latent_lambda):
@@ -121,9 +121,7 @@ def test_without_an_encoder_one_latent_for_all_layers_is_found(generator, images
     assert np.any(other.latents != layers)
 
 
-def test_one_loop_on_the_device_does_what_steps_from_the_host_do(
-    generator, encoder, images, monkeypatch
-):
+def test_the_device_loop_and_the_steps_from_the_host_agree(generator, encoder, images, monkeypatch):
     config = InvertConfig(steps=4)
     from_host = invert(generator, images, encoder, config)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -173,7 +171,7 @@ def test_images_of_another_size_are_refused(generator):
 @pytest.mark.parametrize(
     "changes", [{"steps": -1}, {"learning_rate": math.nan}, {"latent_lambda": -1.0}]
 )
-def test_settings_without_meaning_are_refused(changes):
+def test_invalid_settings_are_refused(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
         InvertConfig(**changes)
 
@@ -186,7 +184,7 @@ def test_errors_have_their_units():
     assert np.isfinite(reconstruction_errors(3 * ones, ones)["psnr"]).all()
 
 
-def test_tuning_brings_back_what_no_latent_describes(generator, w_plus, images, lpips):
+def test_tuning_restores_details_that_latents_do_not_describe(generator, w_plus, images, lpips):
     marked, w_plus = images[:1].at[:, 8:24, 8:24].set(jnp.array([1.0, -1.0, 1.0])), w_plus[:1]
     config = TuneConfig(steps=60, learning_rate=2e-2, stop_distance=0.0)
     before = jax.tree.map(np.asarray, generator)

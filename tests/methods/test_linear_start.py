@@ -69,7 +69,7 @@ def test_the_first_samples_do_not_depend_on_how_many_follow(generator, clip):
     np.testing.assert_allclose(np.linalg.norm(many.features[0], axis=-1), 1, atol=1e-5)
 
 
-def test_one_sample_is_no_regression(generator, clip):
+def test_a_single_sample_is_refused(generator, clip):
     with pytest.raises(InputError, match="the number of samples is 1, expected at least 2"):
         sample_features(generator, clip, 1)
 

@@ -20,7 +20,7 @@ from flax import nnx
 from ckpt_convert import arcface as arcface_conversion
 from ckpt_convert import clip as clip_conversion
 from ckpt_convert import mapper as mapper_conversion
-from ckpt_convert import mapping, stylegan2
+from ckpt_convert import stylegan2, tables
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import build, flatten
@@ -75,7 +75,7 @@ def official_networks() -> Any:
     file = source("generator")
     file.tensors["latent_avg"] = np.zeros(config.w_dim, np.float32)
     table = stylegan2.make_table(file, stylegan2.ROSINALITY, "")
-    generator = mapping.fill(Generator, config, file, table, stylegan2.ROSINALITY.ignored)
+    generator = tables.fill(Generator, config, file, table, stylegan2.ROSINALITY.ignored)
     clip = clip_conversion.convert(source("clip")).model
     return generator, clip, arcface_conversion.convert(source("arcface")).model
 
@@ -247,7 +247,7 @@ def test_training_lowers_the_loss(generator, clip):
 
 @pytest.mark.parametrize("space", ["w_plus", "stylespace"])
 def test_a_mapper_starts_with_the_best_step_along_the_direction(generator, clip, space):
-    """The best of the steps; that a step is 3 is what the latents say."""
+    """The best step is 3, by construction of the loss."""
     config = MapperTrainConfig()
     architecture = generator.config
     kind = LevelsMapper if space == "w_plus" else FullStyleSpaceMapper
@@ -326,7 +326,7 @@ def test_the_terms_of_a_step_are_weighted(generator, clip):
 
 
 def make_strong(mapper):
-    """A mapper whose edits are seen."""
+    """A mapper whose edits are visible."""
     return jax.tree.map(lambda x: 3 * x, mapper)
 
 
@@ -397,7 +397,7 @@ def test_a_mapper_is_applied_with_the_strength_on_its_card(generator):
     np.testing.assert_allclose(edited, w_plus(2) + 0.5 * residual, atol=1e-5)
 
 
-def test_a_mapper_of_another_generator_is_warned_of(generator):
+def test_a_mapper_of_another_generator_gives_a_warning(generator):
     card = mapper_card("a hat", MapperTrainConfig(), generator)
     mapper = small_mapper(card=card)
     apply_mapper(generator, mapper, w_plus(2))
@@ -438,7 +438,7 @@ def test_two_texts_are_refused(generator, clip):
         make_mapper_train_step(generator, clip, two, MapperTrainConfig())
 
 
-def test_a_batch_that_does_not_divide_by_the_devices_is_refused(monkeypatch):
+def test_a_batch_that_is_not_divisible_by_the_devices_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     with pytest.raises(InputError, match=r"batch of 6 is not divisible by 4 devices; .* of 8"):
@@ -447,7 +447,7 @@ def test_a_batch_that_does_not_divide_by_the_devices_is_refused(monkeypatch):
         shard(w_plus(6))
 
 
-def test_an_epoch_deals_every_latent_once_in_an_order_of_its_own():
+def test_an_epoch_uses_every_latent_once_in_its_own_order():
     epochs = [
         [i for step in range(4 * n, 4 * n + 4) for i in batch_indices(3, step, 9, 2)]
         for n in range(3)
@@ -490,7 +490,7 @@ def test_shares_name_texts_to_keep_and_losses_below_zero():
     )
 
 
-def test_a_training_that_does_nothing_is_warned_of_by_name():
+def test_a_training_without_effect_gives_named_warnings():
     first = {"clip_loss": 0.8, "latent_l2": 0.01}
     latents = np.random.default_rng(0).normal(size=(200, 3, 4))
     assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 0.01}, latents) == []

@@ -203,7 +203,7 @@ def test_the_same_input_gives_the_same_bits(generator, clip, latents, texts):
 
 
 @pytest.mark.parametrize("config", [CONFIG, DIRECTION])
-def test_every_image_of_a_batch_is_edited_as_it_were_alone(
+def test_every_image_of_a_batch_is_edited_as_if_it_were_alone(
     generator, clip, latents, texts, neutral, config
 ):
     edit = functools.partial(edit_latents, config=config, neutral_features=neutral)
@@ -241,7 +241,7 @@ def test_the_direction_is_that_from_the_neutral_text_and_the_original(
     assert (text - plain > 0.1).all()
 
 
-def test_a_larger_orthogonal_lambda_keeps_what_the_text_does_not_name(
+def test_a_larger_orthogonal_lambda_preserves_what_the_text_does_not_mention(
     generator, clip, latents, texts, neutral
 ):
     other = jax.random.normal(jax.random.key(7), (1, 16))
@@ -336,7 +336,7 @@ def test_a_larger_l2_lambda_keeps_the_latents_closer(generator, clip, latents, t
     assert moved[1] < 0.8 * moved[0]
 
 
-def test_stylespace_edits_leave_the_torgb_styles_alone(generator, clip, latents, texts):
+def test_stylespace_edits_do_not_change_the_torgb_styles(generator, clip, latents, texts):
     styles = jax.jit(Generator.styles)(generator, latents)
     config = dataclasses.replace(CONFIG, space="stylespace")
     result = edit_latents(generator, clip, styles, texts, config)
@@ -351,7 +351,7 @@ def test_in_w_all_layers_change_by_the_same_amount(generator, clip, latents, tex
     np.testing.assert_allclose(moved, jnp.broadcast_to(moved[:, :1], moved.shape), atol=1e-6)
 
 
-def test_generating_is_not_held_back(generator, clip, texts):
+def test_generating_has_no_distance_term(generator, clip, texts):
     start = generator.mean_latents(1)
     free, held = (
         edit_latents(
@@ -374,7 +374,7 @@ def test_the_guide_resolution_is_for_the_losses_only(generator, clip, latents, t
 
 
 @pytest.mark.parametrize("path", ["from the host", "in one loop"])
-def test_an_image_whose_loss_is_low_enough_stays_as_it_is(
+def test_an_image_whose_loss_is_low_enough_no_longer_changes(
     generator, clip, latents, texts, path, request
 ):
     if path == "in one loop":
@@ -402,7 +402,7 @@ def test_stops_at_once_when_the_losses_are_low_from_the_start(generator, clip, l
 
 
 @pytest.mark.parametrize(("patience", "min_improvement"), [(2, 0.03), (4, 10.0)])
-def test_an_image_whose_loss_improves_no_more_stays_as_it_is(
+def test_an_image_whose_loss_stalls_no_longer_changes(
     generator, clip, latents, texts, patience, min_improvement
 ):
     config = OptimizeConfig(steps=30)
@@ -459,7 +459,7 @@ def test_an_image_whose_loss_is_not_finite_does_not_stop_the_others(
     assert np.isfinite(result.images).all()
 
 
-def test_what_the_last_step_made_is_checked_too(generator, clip, latents, texts):
+def test_the_final_images_are_checked_too(generator, clip, latents, texts):
     config = dataclasses.replace(CONFIG, steps=2, learning_rate=1e38)
     with pytest.raises(FloatingPointError, match="image is not finite at step 2 of 2; try a lower"):
         edit_latents(generator, clip, latents, texts, config)
@@ -676,7 +676,7 @@ def test_an_identity_loss_without_arcface_is_refused(generator, clip, latents, t
         edit_latents(generator, clip, latents, texts, config)
 
 
-def test_the_learning_rate_ramps_up_and_down_as_officially():
+def test_the_learning_rate_schedule_is_the_official_one():
     schedule = learning_rate_schedule(0.1, 300)
     for step in (0, 3, 15, 100, 224, 225, 280, 299):
         # get_lr of the official optimization/run_optimization.py.
@@ -710,7 +710,7 @@ def test_the_learning_rate_ramps_up_and_down_as_officially():
         ({"view_kinds": ()}, "view_kinds are none"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(monkeypatch, changes, message):
+def test_invalid_settings_are_refused(monkeypatch, changes, message):
     # Users have no run-time type checks.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(InputError, match=message):
@@ -722,7 +722,7 @@ def test_no_latents_are_refused(generator, clip, latents, texts):
         edit_latents(generator, clip, latents[:0], texts, CONFIG)
 
 
-def test_latents_that_do_not_fit_are_refused(generator, clip, latents, texts):
+def test_latents_that_do_not_match_are_refused(generator, clip, latents, texts):
     with pytest.raises(InputError, match=r"\(3, 5, 16\).*\(batch, 6, 16\)"):
         edit_latents(generator, clip, latents[:, :5], texts, CONFIG)
     styles = jax.jit(Generator.styles)(generator, latents)
@@ -733,7 +733,7 @@ def test_latents_that_do_not_fit_are_refused(generator, clip, latents, texts):
         edit_latents(generator, clip, styles[:-1], texts, config)
 
 
-def test_text_features_that_do_not_fit_are_refused(generator, clip, latents, texts):
+def test_text_features_that_do_not_match_are_refused(generator, clip, latents, texts):
     with pytest.raises(InputError, match=r"\(2, 16\), expected \(1, 16\) or \(3, 16\)"):
         edit_latents(generator, clip, latents, texts[:2], CONFIG)
 

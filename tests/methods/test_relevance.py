@@ -76,7 +76,7 @@ def test_differences_are_those_of_an_obvious_loop(generator, clip, features):
 
 
 @pytest.mark.parametrize("space", ["stylespace", "w"])
-def test_the_jacobian_is_jaxs(generator, clip, space):
+def test_the_jacobian_equals_jaxs(generator, clip, space):
     config = dataclasses.replace(CONFIG, method="jacobian", space=space)
     described, statistics = setup(generator, clip, config)
     # 16 cotangents are not a multiple of 5.
@@ -103,7 +103,7 @@ def test_the_jacobian_is_jaxs(generator, clip, space):
 
 
 @pytest.mark.parametrize("method", ["differences", "jacobian"])
-def test_a_run_goes_on_where_it_was_stopped(generator, clip, method):
+def test_a_run_resumes_where_it_was_stopped(generator, clip, method):
     config = dataclasses.replace(CONFIG, method=method, space="w")
     described, statistics = setup(generator, clip, config)
     steps = [(p.done, p.total.copy()) for p in relevance_steps(generator, clip, config, statistics)]
@@ -137,7 +137,7 @@ def test_published_relevances_get_scales_from_the_generator(generator):
     )
 
 
-def test_convolutions_above_the_guiding_resolution_are_left_out(generator, clip):
+def test_convolutions_above_the_guide_resolution_are_omitted(generator, clip):
     described = directions_config(generator, clip, CONFIG)
     assert described.widths == channel_widths(generator.config, "stylespace")[:5]
 

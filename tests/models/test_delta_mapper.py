@@ -103,6 +103,6 @@ def test_styles_and_features_of_other_networks_are_refused():
         ({"lr_multiplier": float("nan")}, "lr_multiplier"),
     ],
 )
-def test_an_architecture_that_cannot_be_is_refused(wrong, message):
+def test_an_impossible_architecture_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         DeltaMapperConfig(**{"style_dims": (4, 4, 4)} | wrong)

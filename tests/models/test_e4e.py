@@ -50,7 +50,7 @@ def test_latents_are_the_official_ones(name, model):
     assert np.abs(latents - GOLDEN[name]).max() <= 1e-4 * np.abs(GOLDEN[name]).max()
 
 
-def test_the_answer_is_added_to_the_mean_latent_or_to_given_latents():
+def test_the_prediction_is_added_to_the_mean_latent_or_to_given_latents():
     encoder = small_encoder()
     images = jnp.ones((2, 32, 32, 3))
     latents = encoder(images)

@@ -76,7 +76,7 @@ def test_a_mapper_starts_at_the_residual_that_it_is_given(kind):
             assert not new.any()
 
 
-def test_groups_that_are_left_out_have_no_parameters_and_no_residual():
+def test_disabled_groups_have_no_parameters_and_no_residual():
     config = MapperConfig(w_dim=4, num_layers=10, coarse=False, fine=False)
     mapper = LevelsMapper(config, rngs=nnx.Rngs(0))
     assert {path[0] for path, _ in nnx.to_flat_state(nnx.state(mapper))} == {"medium"}
@@ -90,9 +90,9 @@ def test_a_generator_without_fine_layers_has_no_fine_network():
     assert mapper(jnp.ones((2, 8, 4))).shape == (2, 8, 4)
 
 
-def test_a_mapper_with_nothing_to_learn_is_refused():
+def test_a_mapper_without_groups_is_refused():
     config = MapperConfig(num_layers=8, coarse=False, medium=False)
-    with pytest.raises(InputError, match="nothing to learn"):
+    with pytest.raises(InputError, match="no coarse, medium or fine group"):
         LevelsMapper(config, rngs=nnx.Rngs(0))
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from ckpt_convert import mapping, stylegan2
+from ckpt_convert import stylegan2, tables
 from ckpt_convert.formats import SourceFile
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import build, flatten
@@ -40,7 +40,7 @@ def official_generator(name, dtype=jnp.float32):
     source = SourceFile(name, "pytorch", weights, {}, {})
     table = stylegan2.make_table(source, layout, "")
     config = GeneratorConfig(**GOLDEN.settings["configs"][name])
-    model = mapping.fill(Generator, config, source, table, layout.ignored)
+    model = tables.fill(Generator, config, source, table, layout.ignored)
     return build(Generator, config, lambda _: flatten(model), dtype)
 
 
@@ -89,7 +89,7 @@ def test_images_of_styles_are_the_official_ones(name):
     assert_close(images, GOLDEN[f"{name}.image_from_styles"])
 
 
-def test_bfloat16_draws_nearly_the_same_image_in_float32():
+def test_bfloat16_gives_nearly_the_same_image_in_float32():
     w_plus = jnp.asarray(GOLDEN.input("nvidia_64.w_plus"))
     images = jax.jit(Generator.__call__)(official_generator("nvidia_64", jnp.bfloat16), w_plus)
     assert images.dtype == jnp.float32
@@ -98,7 +98,7 @@ def test_bfloat16_draws_nearly_the_same_image_in_float32():
     assert 1e-4 < error < 2e-2
 
 
-def test_a_lower_resolution_is_the_picture_of_the_smaller_generator(generator):
+def test_a_lower_resolution_is_the_image_of_the_smaller_generator(generator):
     config = GeneratorConfig(
         resolution=16, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8
     )
@@ -161,7 +161,7 @@ def test_image_upsampling_is_zero_insertion_and_a_blur():
 
 
 @pytest.mark.parametrize("what", ["mapping", "styles", "demodulation"])
-def test_what_everything_depends_on_is_exact_float32_on_accelerators(generator, what):
+def test_mapping_styles_and_demodulation_are_exact_float32_on_accelerators(generator, what):
     w_plus = generator.mean_latents(2)
     conv = generator.synthesis.convs[0]
     with jax.default_matmul_precision("default"):
@@ -220,7 +220,7 @@ def test_layers_without_channels_are_refused():
 
 
 @pytest.mark.parametrize("clamp", [0.0, -256.0, float("nan")])
-def test_a_clamp_that_leaves_nothing_is_refused(clamp):
+def test_a_clamp_that_is_not_positive_is_refused(clamp):
     with pytest.raises(ValueError, match="conv_clamp"):
         GeneratorConfig(conv_clamp=clamp)
 

@@ -126,7 +126,7 @@ def test_a_missing_flag_is_one_line_with_code_one(run_script, tmp_path):
     assert run_script(str(tmp_path / "script.py"), "a text") == (1, "", expected)
 
 
-def test_a_file_of_flags_that_is_no_text_is_refused(run, tmp_path):
+def test_a_flagfile_that_is_not_text_is_refused(run, tmp_path):
     (tmp_path / "flags").write_bytes(b"--fail=no\n\x96\xff")
     outcome = run(f"--flagfile={tmp_path / 'flags'}")
     expected = "error: a --flagfile is not a text file; expected one --name=value per line\n"
@@ -157,7 +157,7 @@ def run_process(tmp_path):
     return run
 
 
-def test_a_process_of_its_own_fails_likewise(run_process):
+def test_a_separate_process_fails_the_same_way(run_process):
     done = run_process("input")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: the input is bad\n"

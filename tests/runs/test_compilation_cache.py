@@ -8,7 +8,7 @@ from styleclip_jax.runs.compilation_cache import enable_compilation_cache
 
 @pytest.fixture
 def changes(monkeypatch):
-    """The options of JAX that are changed; none is."""
+    """Records changes of JAX's options without making them."""
     changes = {}
     monkeypatch.setattr(jax.config, "update", changes.__setitem__)
     monkeypatch.setenv("HOME", "/home/somebody")

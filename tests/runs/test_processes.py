@@ -21,7 +21,7 @@ print(jax.process_count())
 
 @pytest.fixture
 def joined(monkeypatch) -> list[dict]:
-    """What JAX was asked to join; it joins nothing."""
+    """Records the arguments with which JAX joins processes, without joining."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: calls.append(options))
     return calls
@@ -56,7 +56,7 @@ def test_a_process_that_is_told_its_number_keeps_all_its_devices(joined):
     assert joined[0]["cluster_detection_method"] == "deactivate"
 
 
-def test_a_process_in_a_kubernetes_pod_is_alone_without_noise():
+def test_a_process_in_a_kubernetes_pod_runs_alone_without_a_warning():
     done = subprocess.run(
         [sys.executable, "-c", ALONE],
         env=os.environ | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},

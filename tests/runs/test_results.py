@@ -55,14 +55,14 @@ def test_a_url_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_run_leaves_nothing(tmp_path):
+def test_a_failed_run_leaves_no_files(tmp_path):
     with pytest.raises(RuntimeError), run_directory(tmp_path / "results") as directory:
         (directory / "half.png").write_text("")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_run_leaves_no_parents_behind_and_takes_none_away(tmp_path):
+def test_a_failed_run_removes_only_the_parents_that_it_created(tmp_path):
     (tmp_path / "mine").mkdir()
     for path in ("mine/a/b", "mine"):
         with pytest.raises(RuntimeError), run_directory(tmp_path / path):
@@ -70,14 +70,14 @@ def test_a_failed_run_leaves_no_parents_behind_and_takes_none_away(tmp_path):
         assert [str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")] == ["mine"]
 
 
-def test_results_of_a_user_that_does_not_exist_or_in_a_circle_of_links_are_refused(tmp_path):
+def test_results_of_unknown_users_and_in_cycles_of_links_are_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "link")
     for path in ("~no-such-user/results", tmp_path / "link" / "results"):
         with pytest.raises(InputError), run_directory(path):
             raise AssertionError("there is no such directory")
 
 
-def test_a_directory_in_which_nothing_can_be_written_is_not_left_behind(tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_written_to_is_removed(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 

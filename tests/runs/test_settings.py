@@ -14,7 +14,7 @@ def file(tmp_path):
     return path
 
 
-def test_settings_become_flags_and_the_latents_are_those_beside_them(file):
+def test_settings_become_flags_and_the_latents_are_next_to_them(file):
     assert expand(["optimize.py", f"--settings={file}"], "optimize.py") == [
         "optimize.py",
         "--description=a hat",
@@ -27,7 +27,7 @@ def test_settings_become_flags_and_the_latents_are_those_beside_them(file):
 
 
 @pytest.mark.parametrize("given", [["--steps=5"], ["--steps", "5"], ["-steps=5"]])
-def test_flags_that_are_given_prevail(file, given):
+def test_given_flags_prevail(file, given):
     argv = expand(["optimize.py", "--settings", str(file), *given], "optimize.py")
     assert "--steps=80" not in argv
     assert argv[-len(given) :] == given
@@ -53,12 +53,12 @@ def test_settings_of_another_script_are_refused_with_its_name(file):
         '{"script": "optimize.py", "latents": "start.npy", "flags": 7}',
     ],
 )
-def test_damaged_settings_end_in_one_line(file, content):
+def test_damaged_settings_print_one_line(file, content):
     file.write_text(content)
     with pytest.raises(InputError, match="is damaged"):
         expand(["optimize.py", f"--settings={file}"], "optimize.py")
 
 
-def test_missing_settings_end_in_one_line(tmp_path):
+def test_missing_settings_print_one_line(tmp_path):
     with pytest.raises(InputError):
         expand(["optimize.py", f"--settings={tmp_path / 'absent'}"], "optimize.py")

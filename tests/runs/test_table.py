@@ -3,7 +3,7 @@ from styleclip_jax.runs.table import Column, print_headings, print_row
 COLUMNS = {"whole": Column("whole", ".1%"), "gain": Column("gain", "+.3f")}
 
 
-def test_figures_stand_below_their_headings(capsys):
+def test_numbers_are_printed_below_their_headings(capsys):
     print_headings("optimization", COLUMNS)
     print_row("eyes=wink", {"gain": 0.1234, "whole": 0.5, "other": 1}, COLUMNS)
     title, headings, row = capsys.readouterr().out.strip().splitlines()
@@ -13,7 +13,7 @@ def test_figures_stand_below_their_headings(capsys):
         assert headings.index(heading) + len(heading) == row.index(figure) + len(figure)
 
 
-def test_a_figure_that_is_missing_is_a_dash_and_a_long_name_has_its_own_line(capsys):
+def test_a_missing_number_is_a_dash_and_a_long_name_has_its_own_line(capsys):
     print_row("x" * 40, {"whole": 1.0}, COLUMNS)
     name, row = capsys.readouterr().out.splitlines()
     assert name == "x" * 40

@@ -1,6 +1,6 @@
-"""Applies a table of parameter names, from official keys to ours.
+"""Renames and transforms official parameters by a table.
 
-A table row is (source key, target path, transform). :func:`expand` fills in the fields in braces,
+A row is (source key, target path, transform). :func:`expand` fills in the fields in braces,
 once for every layer. Every key of a source must be consumed by a row or be in the converter's list
 of ignored keys.
 """
