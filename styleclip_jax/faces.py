@@ -32,6 +32,9 @@ _LARGEST_SIDE, _LEAST_SIDE = 2048, 256
 # A detection with a lower score is used only if it is the best one; dlib's threshold is zero.
 _CERTAIN_SCORE = 0.25
 
+# Smaller crops, in pixels of the photo, have no padding to blur.
+_LEAST_CROP = 2
+
 # Relative to the crop's side: the width of the fading border, and the margin around changed pixels
 # in which `paste_back` uses the edited crop.
 _FEATHER, _MARGIN = 1 / 12, 1 / 64
@@ -184,11 +187,24 @@ def align_face(
 
     Raises:
         NoFaceError: There is no face.
-        InputError: dlib is not installed.
+        InputError: dlib is not installed, or the face is outside the photo or smaller than two
+            pixels.
     """
     image = upright_rgb(photo)
     quad = _face_quad(find_faces(image)[0] if landmarks is None else landmarks)
     original_size = image.size
+    if _side(quad) < _LEAST_CROP:
+        raise InputError(
+            f"the face's crop is {_side(quad):.1f} pixels wide, expected at least {_LEAST_CROP}; use"
+            " a larger photo"
+        )
+    # Of the first pixel, whose center is zero, half is below zero.
+    low, high = quad.min(axis=0) + 0.5, quad.max(axis=0) + 0.5
+    if (low >= image.size).any() or (high <= 0).any():
+        raise InputError(
+            f"the face from {low.round()} to {high.round()} is outside the photo of {image.width} x"
+            f" {image.height} pixels; use the landmarks of this photo"
+        )
 
     shrink = int(_side(quad) / size * 0.5)
     if shrink > 1:
@@ -213,7 +229,7 @@ def _face_quad(landmarks: Landmarks) -> Quad:
     eyes, eye_to_eye = (left_eye + right_eye) / 2, right_eye - left_eye
     eye_to_mouth = (landmarks[48] + landmarks[54]) / 2 - eyes
     x = eye_to_eye - eye_to_mouth[::-1] * [-1, 1]
-    x = x / np.hypot(*x) * max(2 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
+    x = x / max(np.hypot(*x), 1e-9) * max(2 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
     y = x[::-1] * [-1, 1]
     center = eyes + 0.1 * eye_to_mouth
     return np.stack([center - x - y, center - x + y, center + x + y, center + x - y])
@@ -346,7 +362,9 @@ def _changed(before: Image.Image, after: Image.Image) -> Float[np.ndarray, "size
             np.uint8
         )
     )
-    widened = moved.filter(ImageFilter.MaxFilter(2 * round(_MARGIN * size / 2) + 1))
+    # At least one pixel, because Pillow divides by zero, which ends the process, if there is none.
+    reach = max(round(_MARGIN * size / 2), 1)
+    widened = moved.filter(ImageFilter.MaxFilter(2 * reach + 1))
     return _blur(np.asarray(widened), _MARGIN * size / 2) / 255
 
 

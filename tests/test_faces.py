@@ -121,13 +121,39 @@ def test_faces_of_small_and_large_photos_are_found(landmarks):
         np.testing.assert_allclose(quad, expected, atol=40 if scale < 1 else 5)
 
 
-def test_photos_of_a_single_pixel_have_no_face_and_can_still_be_aligned():
+def test_photos_of_a_single_pixel_can_be_aligned():
     photo = Image.new("RGB", (1, 1), "red")
-    with pytest.raises(InputError, match="no face was found"):
-        find_faces(photo)
     crop, transform = align_face(photo, 16, landmarks=face_in_square(4, -1, -1))
     assert np.ptp(np.asarray(crop), axis=(0, 1)).max() <= 1
     assert paste_back(photo, crop, transform).size == (1, 1)
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3, 10, 40])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (10, 10), (1, 50), (300, 2)])
+def test_tiny_faces_and_photos_are_pasted_or_refused(width, size):
+    photo = Image.new("RGB", size, "red")
+    for resolution in (1, 16, 32, 64):
+        landmarks = face_in_square(width)
+        if width < 2:
+            with pytest.raises(InputError, match=f"{width:.1f} pixels wide, expected at least 2"):
+                align_face(photo, resolution, landmarks=landmarks)
+            continue
+        crop, transform = align_face(photo, resolution, landmarks=landmarks)
+        edited = Image.new("RGB", crop.size, "blue")
+        assert paste_back(photo, edited, transform, unedited=crop).size == size
+
+
+@pytest.mark.parametrize("position", [(-50, 0), (0, -50), (100, 0), (0, 80)])
+def test_a_face_outside_the_photo_is_refused(position):
+    photo = Image.new("RGB", (100, 80))
+    with pytest.raises(InputError, match="is outside the photo of 100 x 80 pixels"):
+        align_face(photo, 32, landmarks=face_in_square(50, *position))
+
+
+def test_small_photos_are_searched_for_faces():
+    for size in ((1, 1), (2, 3), (10, 10), (1, 300), (300, 1), (40, 40)):
+        with pytest.raises(InputError, match="no face was found"):
+            find_faces(Image.effect_noise(size, 50).convert("RGB"))
 
 
 def test_another_detector_can_take_dlibs_place(monkeypatch):

@@ -3,12 +3,14 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import photographs
 import pytest
 from flax import nnx
 from PIL import Image
 
 from styleclip_jax.io.checkpoints import load_generator, save_model
 from styleclip_jax.io.images import read_image
+from styleclip_jax.io.photos import read_photo, upright_rgb
 from styleclip_jax.models import E4E, LPIPS, E4EConfig, LevelsMapper, LPIPSConfig, MapperConfig
 from styleclip_jax.runs import photos
 
@@ -165,6 +167,74 @@ def test_an_edited_face_is_pasted_back(run, checkpoints, tmp_path, monkeypatch):
     assert result.shape == pixels.shape
     np.testing.assert_array_equal(result[:10], pixels[:10])
     assert (result[65, 65] != pixels[65, 65]).any()
+
+
+@pytest.fixture(params=["hopper", "astronaut"])
+def photograph(request, tmp_path):
+    """A photograph: as shipped, with an ICC profile, or gray and turned by its EXIF."""
+    path = photographs.path(request.param)
+    if request.param == "astronaut":
+        return path
+    profile = read_photo(photographs.path("astronaut")).info["icc_profile"]
+    tags = Image.Exif()
+    tags[0x0112], tags[0x010F] = 6, "camera"
+    turned = read_photo(path).convert("L").transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "hopper.jpg", exif=tags, icc_profile=profile)
+    return tmp_path / "hopper.jpg"
+
+
+def outside(quad, size):
+    """Where the centers of pixels are outside a square."""
+    upper_left, lower_left, _, upper_right = np.array(quad)
+    y, x = np.mgrid[: size[1], : size[0]] + 0.5
+    sides = np.stack([upper_right - upper_left, lower_left - upper_left], axis=1)
+    inside = np.linalg.inv(sides) @ np.stack([x - upper_left[0], y - upper_left[1]]).reshape(2, -1)
+    return ((inside < 0) | (inside > 1)).any(axis=0).reshape(size[1], size[0])
+
+
+def test_photographs_are_found_inverted_edited_and_pasted_back(
+    run, photograph, checkpoints, clip_path, tmp_path
+):
+    edits = {
+        "apply_mapper.py": (f"--mapper={checkpoints / 'mapper'}", "--strength=5"),
+        "optimize.py": ("--description=a hat", "--steps=2", f"--clip={clip_path}"),
+    }
+    outcome = run("invert.py", "--refine_steps=1", image=photograph)
+    assert outcome.code == 0, outcome.err
+    (inverted,) = measured(tmp_path / "results")
+    photo = read_photo(photograph)
+    upright = np.asarray(upright_rgb(photo))
+    kept = outside(inverted["quad"], upright_rgb(photo).size)
+    assert 0.2 < kept.mean() < 0.9
+    for script, arguments in edits.items():
+        for source in ("image", "inversion"):
+            given = {"image": photograph, "inversion": tmp_path / "results"}[source]
+            results = tmp_path / f"{script}-{source}"
+            outcome = run(
+                script,
+                *arguments,
+                "--paste_back",
+                *(["--refine_steps=1"] if source == "image" else []),
+                **{source: given, "results_dir": results},
+            )
+            assert outcome.code == 0, outcome.err
+            (pasted,) = results.glob("*/photos/*")
+            edited = read_photo(pasted)
+            assert (edited.mode, edited.size) == (photo.mode, photo.size)
+            for name in ("exif", "icc_profile"):
+                assert edited.info.get(name) == photo.info.get(name)
+            pixels = np.asarray(upright_rgb(edited))
+            np.testing.assert_array_equal(pixels[kept], upright[kept])
+            assert (pixels != upright).any(axis=2).mean() > 0.01
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (10, 10), (40, 40)])
+def test_a_tiny_photo_without_a_face_ends_in_one_line(run, tmp_path, size):
+    Image.effect_noise(size, 50).save(tmp_path / "tiny.png")
+    outcome = run("invert.py", image=tmp_path / "tiny.png")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "tiny.png: no face" in outcome.err
+    assert not (tmp_path / "results").exists()
 
 
 def test_pasting_back_what_was_not_aligned_is_refused(run, pictures, checkpoints):
