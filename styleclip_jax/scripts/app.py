@@ -35,7 +35,7 @@ flags.DEFINE_string(
     "directions",
     None,
     "Directions for instant edits: a directory written by make_directions.py. Default: the avatars'"
-    " directions; with --generator or --clip, instant edits are disabled without it.",
+    " directions; with --generator or --clip, instant edits need this or a mapper for any text.",
 )
 flags.DEFINE_string("mappers_dir", None, "Directory of runs of train_mapper.py, for their mappers.")
 flags.DEFINE_bool("warmup", True, "Compile the programs before the page opens.")
@@ -91,6 +91,9 @@ def main(_: Sequence[str]) -> None:
 def find_mappers() -> dict[str, str]:
     """Mappers by name: those of the package for the avatars, and those of ``--mappers_dir``."""
     found = {} if FLAGS.generator else {name: name for name in pretrained_mappers()}
+    if FLAGS.clip:
+        # Works only with the CLIP that ships.
+        found.pop("any_text", None)
     if FLAGS.mappers_dir:
         directory = Path(FLAGS.mappers_dir)
         if not directory.is_dir():

@@ -25,7 +25,7 @@ from styleclip_jax.app.passwords import hash_password
 ROOT = Path(__file__).parents[2]
 # Only ends tests that hang.
 TIMEOUT = 600
-BEARD = ("a person with a beard", 7, 4.0, "a person", "", None)
+BEARD = ("a person with a beard", 7, 1.5, "a person", "", None, "any_text")
 
 
 def post(url, name, data, cookie=""):
@@ -69,12 +69,17 @@ def test_the_service_is_healthy(service):
 
 def test_programs_edit_over_http_and_chain_by_latents(service):
     face = call(service.url, "face", 7)
-    edited = call(service.url, "instant", *BEARD)
-    assert np.abs(pixels(face) - pixels(edited)).mean() > 2
-    assert edited["settings"]["flags"]["strength"] == [4.0]
-    text, *_ = BEARD
-    same = call(service.url, "instant", text, 0, 0.0, "a person", edited["latents"], None)
-    assert np.abs(pixels(same) - pixels(edited)).max() <= 1
+    for using, strength, script in (
+        ("any_text", 1.5, "apply_mapper.py"),
+        ("directions", 4.0, "directions.py"),
+    ):
+        edited = call(service.url, "instant", *BEARD[:2], strength, *BEARD[3:-1], using)
+        assert np.abs(pixels(face) - pixels(edited)).mean() > 2
+        assert edited["settings"]["script"] == script
+        assert edited["settings"]["flags"]["strength"] == [strength]
+        arguments = (BEARD[0], 0, 0.0, "a person", edited["latents"], None, using)
+        same = call(service.url, "instant", *arguments)
+        assert np.abs(pixels(same) - pixels(edited)).max() <= 1
 
 
 def test_a_strength_that_is_left_out_is_chosen_and_reported(service):
@@ -89,12 +94,14 @@ def test_a_strength_that_is_left_out_is_chosen_and_reported(service):
 @pytest.mark.parametrize(
     "data",
     [
-        ("", 0, 4.0, "a person", "", None),
-        ("x" * 5000, 0, 4.0, "a person", "", None),
-        ("a person with a hat", -1, 4.0, "a person", "", None),
-        ("a person with a hat", 0, 4.0, "a person", "rubbish", None),
-        ("a person with a hat", 0, 4.0, "a person", "", 1.0),
-        ("a person with a hat", 0, "four", "a person", "", None),
+        ("", 0, 4.0, "a person", "", None, "directions"),
+        ("x" * 5000, 0, 4.0, "a person", "", None, "directions"),
+        ("a person with a hat", -1, 4.0, "a person", "", None, "directions"),
+        ("a person with a hat", 0, 4.0, "a person", "rubbish", None, "directions"),
+        ("a person with a hat", 0, 4.0, "a person", "", 1.0, "directions"),
+        ("a person with a hat", 0, 1.0, "a person", "", 100.0, "any_text"),
+        ("a person with a hat", 0, 1.0, "a person", "", None, "magic"),
+        ("a person with a hat", 0, "four", "a person", "", None, "directions"),
     ],
 )
 def test_rubbish_gets_an_error_and_harms_nobody(service, data):
@@ -126,13 +133,13 @@ def test_twenty_clients_at_once_all_get_their_own_answers_and_no_memory_stays(se
 
     def ask(request):
         text, seed = request
-        return pixels(call(service.url, "instant", text, seed, 4.0, "a person", "", None))
+        return pixels(call(service.url, "instant", text, seed, *BEARD[2:]))
 
     alone = {request: ask(request) for request in sorted(set(requests))}
 
     def vanish(listen):
         # Sends a request and never fetches the answer, or leaves before it is ready.
-        event = post(service.url, "instant", (texts[0], 3, 4.0, "a person", "", None))
+        event = post(service.url, "instant", (texts[0], 3, *BEARD[2:]))
         if listen:
             urllib.request.urlopen(f"{service.url}/gradio_api/call/instant/{event}").close()
 
