@@ -67,7 +67,7 @@ from styleclip_jax.methods.optimization import (
     edit_latents,
 )
 from styleclip_jax.methods.relevance import with_scales
-from styleclip_jax.models import DeltaMapper
+from styleclip_jax.models import E4E, DeltaMapper
 from styleclip_jax.runs.command_line import differences
 from styleclip_jax.runs.objective_flags import NEUTRAL
 
@@ -189,10 +189,7 @@ class Engine:
             self.config = OptimizeConfig(guidance="direction", views=1, start_samples=512)
         self.generator = load_generator(generator)
         self.clip, self.tokenizer = load_clip(clip), load_tokenizer(clip)
-        self.encoder = None
-        if encoder:
-            self.encoder = load_encoder(encoder)
-            check_encoder(self.generator, self.encoder)
+        self.encoder_path = encoder
         self.directions = None
         self.direction_defaults = DirectionDefaults() if generator else AVATARS_DIRECTIONS
         if directions or not (generator or clip):
@@ -200,7 +197,7 @@ class Engine:
             check_fingerprints(self.directions, self.generator, self.clip)
             if self.directions.scales is None:
                 self.directions = with_scales(self.directions, self.generator)
-        self.warm = threading.Event()
+        self.warm, self.closing = threading.Event(), threading.Event()
         self._templates = IMAGENET_TEMPLATES if clip else ()
         self.mapper_paths = mappers
         loaded = {name: load_mapper(path) for name, path in mappers.items()}
@@ -226,25 +223,51 @@ class Engine:
         config = self.any_text.config if self.any_text else None
         return sum(config.style_dims[i] for i in config.changed) if config else 0
 
+    @functools.cached_property
+    def encoder(self) -> E4E | None:
+        """The encoder, loaded when it is used first.
+
+        Raises:
+            InputError: It cannot be read, or is for another generator.
+        """
+        if self.encoder_path is None:
+            return None
+        encoder = load_encoder(self.encoder_path)
+        check_encoder(self.generator, encoder)
+        return encoder
+
     def warm_up(self) -> None:
         """Compiles the programs of the first edit."""
         face = self.random_face(0)
         for using in self.instant_choices[:1]:
-            self.exact(self.instant(face, Instant(_ANY_TEXT, self.neutral, using=using)))
+            self.instant(face, Instant(_ANY_TEXT, self.neutral, using=using))
 
     def warm_up_rest(self) -> None:
-        """Compiles all other programs, in the background; sets ``warm`` at the end."""
-        face = self.random_face(0)
-        for using in self.instant_choices[1:]:
-            self.exact(self.instant(face, Instant(_ANY_TEXT, self.neutral, using=using)))
-        for name in self.mappers:
-            self.mapped(face, Mapped(name))
-        recipe = Optimized(_ANY_TEXT, self.neutral, steps=self.config.steps)
-        # One step is enough.
-        next(self.optimize(face, recipe))
-        for size in SIZES[1:]:
-            self._synthesize(self.generator, np.repeat(face.latents, size, axis=0))
+        """Compiles all other programs but those of uploads; sets ``warm`` at the end.
+
+        Ends early once ``closing`` is set.
+        """
+        for compile_one in self._other_programs():
+            if self.closing.is_set():
+                return
+            # A mapper may be for another generator; its users get the message.
+            with contextlib.suppress(InputError):
+                compile_one()
         self.warm.set()
+
+    def _other_programs(self) -> Iterator[Callable[[], Any]]:
+        face = self.random_face(0)
+        for using in self.instant_choices:
+            recipe = Instant(_ANY_TEXT, self.neutral, using=using)
+            yield lambda recipe=recipe: self.exact(self.instant(face, recipe))
+        for size in SIZES[1:]:
+            latents = np.repeat(face.latents, size, axis=0)
+            yield lambda latents=latents: self._synthesize(self.generator, latents)
+        for name in self.mappers:
+            yield lambda name=name: self.mapped(face, Mapped(name))
+        optimized = Optimized(_ANY_TEXT, self.neutral, steps=self.config.steps)
+        # One step is enough.
+        yield lambda: next(self.optimize(face, optimized))
 
     def random_face(self, seed: int) -> Face:
         """A random image; the seed chooses it.

@@ -236,7 +236,7 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
         )
         new_face = words(gr.Button, {"value": "new_face"}, min_width=120, elem_id="new-face")
     gallery = gr.HTML(elem_id="gallery", js_on_load=pictures.SELECT)
-    with gr.Row(visible=engine.encoder is not None, elem_classes="bottom"):
+    with gr.Row(visible=engine.encoder_path is not None, elem_classes="bottom"):
         upload = words(
             gr.UploadButton,
             {"label": "upload"},

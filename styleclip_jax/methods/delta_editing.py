@@ -17,8 +17,8 @@ from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 
 # The official default.
 THRESHOLD = 0.03
-# What :func:`best_delta_strengths` tries; the first leaves images as they are.
-_AUTOMATIC_STRENGTHS = (0.0, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
+# What :func:`best_delta_strengths` tries, besides 0.
+_AUTOMATIC_STRENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 
 
 class DeltaEdit(NamedTuple):
@@ -131,15 +131,15 @@ def best_delta_strengths(
         generator, mapper, clip, latents, dt, directions, threshold, min_change
     )
 
-    def features(strength: float) -> Float[Array, "batch embed"]:
-        if not strength:
-            return before
+    def features(strength: Float[Array, ""]) -> Float[Array, "batch embed"]:
         images = _edit(generator, styles, residual, strength).images
         return image_features(clip, images, mapper.config.preprocess)
 
-    return lowest_loss(features, unit(dt), _AUTOMATIC_STRENGTHS)
+    return lowest_loss(features, before, unit(dt), _AUTOMATIC_STRENGTHS)
 
 
+# Compiled on its own only to be traced once for all functions that use it.
+@jax.jit
 def _residual(
     generator: Generator,
     mapper: DeltaMapper,
