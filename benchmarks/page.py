@@ -3,7 +3,6 @@
 Starts app.py with the models that ship and sends the requests that the page sends.
 """
 
-import functools
 import json
 import os
 import signal
