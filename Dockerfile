@@ -1,14 +1,19 @@
 # Serves the page of app.py, as a user without privileges and on a read-only root:
 #   docker build --tag=styleclip .
 #   docker run --read-only --tmpfs=/tmp --publish=127.0.0.1:7860:7860 styleclip
-FROM python:3.12-slim
-
+FROM python:3.12 AS build
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE styleclip_commands.py ./
 COPY styleclip_jax styleclip_jax
 COPY ckpt_convert ckpt_convert
-RUN pip install --no-cache-dir '.[app]' && useradd --uid=10001 --no-create-home styleclip
+# Dependencies without a wheel are compiled here.
+RUN pip wheel --no-cache-dir --wheel-dir=/wheels '.[app]'
 
+# Has no compiler.
+FROM python:3.12-slim
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    pip install --no-cache-dir --no-index --find-links=/wheels 'styleclip-jax[app]'
+RUN useradd --uid=10001 --no-create-home styleclip
 USER styleclip
 WORKDIR /tmp
 # The only place that can be written to.

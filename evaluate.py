@@ -30,6 +30,7 @@ from avatars import classifier as attribute_classifier
 from avatars.attributes import implied
 from avatars.scores import edit_score, kept_by_slot, read_labels
 from avatars.texts import EDITS, Edit, select
+from avatars.texts_uk import UKRAINIAN_EDITS
 from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_DIRECTIONS, AVATARS_NEUTRAL
 from styleclip_jax.errors import InputError
 from styleclip_jax.faces import face_descriptor
@@ -130,6 +131,7 @@ flags.DEFINE_multi_string(
     [],
     "Any text to evaluate; repeat the flag for several. Without --texts, only these are used.",
 )
+flags.DEFINE_enum("language", "en", ["en", "uk"], "Language of the wordings of --texts.")
 flags.DEFINE_integer("wordings", None, "Number of wordings per edit. Default: all.", lower_bound=1)
 flags.DEFINE_string(
     "neutral",
@@ -315,7 +317,8 @@ def label_name(method: Method, text: str) -> str:
 
 def make_tasks() -> list[Task]:
     """The tasks given by the flags, each with its mapper if there are any."""
-    edits = select(FLAGS.texts) if FLAGS.texts or not FLAGS.description else ()
+    written = {"en": EDITS, "uk": UKRAINIAN_EDITS}[FLAGS.language]
+    edits = select(FLAGS.texts, written) if FLAGS.texts or not FLAGS.description else ()
     tasks = [(edit.name, edit.wordings[: FLAGS.wordings], edit) for edit in edits]
     tasks += [(text, (text,), None) for text in FLAGS.description]
     mappers = FLAGS.mapper or [None] * len(tasks)

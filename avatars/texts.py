@@ -370,17 +370,17 @@ EDITS = (
 )
 
 
-def select(names: Sequence[str]) -> tuple[Edit, ...]:
+def select(names: Sequence[str], edits: tuple[Edit, ...] = EDITS) -> tuple[Edit, ...]:
     """The edits with these names or wordings, in this order; all of them if none are given.
 
     Raises:
         InputError: There is no such edit.
     """
-    found = {text: edit for edit in EDITS for text in (edit.name, *edit.wordings)}
+    found = {text: edit for edit in edits for text in (edit.name, *edit.wordings)}
     for name in names:
         if name not in found:
             raise InputError(
                 f"there is no text {name!r}, expected a wording or one of"
-                f" {', '.join(edit.name for edit in EDITS)}"
+                f" {', '.join(edit.name for edit in edits)}"
             )
-    return tuple(found[name] for name in names) or EDITS
+    return tuple(found[name] for name in names) or edits

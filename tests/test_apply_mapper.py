@@ -337,3 +337,5 @@ def test_a_text_and_a_mapper_that_do_not_match_are_refused(apply, tmp_path, any_
     )
     assert_refused(both, tmp_path, "cannot be added to others")
     assert_refused(apply("--threshold=0.1"), tmp_path, "no effect without --directions")
+    refused = apply("--min_change=0.1")
+    assert_refused(refused, tmp_path, "--min_change is only for mappers for any text")

@@ -10,7 +10,7 @@ import gradio as gr
 
 from styleclip_jax.app import pictures
 from styleclip_jax.app.engine import FILM, Edit, Engine, Face, TooSlowError, animation, png
-from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe
+from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe, Using
 from styleclip_jax.app.session import Session
 from styleclip_jax.app.strings import say
 from styleclip_jax.errors import InputError
@@ -31,6 +31,7 @@ class Asked(NamedTuple):
     method: str
     text: str
     neutral: str
+    using: Using
     strength: float
     automatic: bool
     threshold: float
@@ -212,7 +213,7 @@ class Actions:
             text=recipe.text,
             strength=recipe.strength,
             changed=edit.changed,
-            channels=self._engine.channels,
+            channels=self._engine.channels(recipe.using),
         )
 
     def cancelled(self, language: str, session: Session) -> tuple[str, str]:
@@ -264,7 +265,8 @@ class Actions:
         neutral = asked.neutral.strip() or self._engine.neutral
         if asked.method == "instant":
             strength = None if asked.automatic else float(asked.strength)
-            return Instant(asked.text.strip(), neutral, strength, float(asked.threshold))
+            threshold = float(asked.threshold)
+            return Instant(asked.text.strip(), neutral, strength, threshold, asked.using)
         if asked.method == "mapper":
             return Mapped(asked.mapper or "", float(asked.mapper_strength))
         return Optimized(

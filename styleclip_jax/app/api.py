@@ -9,7 +9,7 @@ import tempfile
 import typing
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 import jax
@@ -26,7 +26,7 @@ from styleclip_jax.app.engine import (
     png,
 )
 from styleclip_jax.app.pictures import data_uri
-from styleclip_jax.app.recipes import Instant, Mapped, Optimized
+from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Using
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.latents import load_latents
 
@@ -78,12 +78,13 @@ def add_api(
         neutral: str = engine.neutral,
         latents: str = "",
         threshold: float | None = None,
+        using: Using = engine.instant_choices[0] if engine.instant_choices else "any_text",
     ) -> dict:
-        """Edits the face of a seed or of latents along the direction of a text.
+        """Edits the face of a seed or of latents with any text: by a mapper, or by directions.
 
         Without a strength, CLIP chooses the best one for the face.
         """
-        recipe = Instant(text, neutral, strength, threshold)
+        recipe = Instant(text, neutral, strength, threshold, using)
         return answer(lambda: engine.instant(start(seed, latents), recipe))
 
     def mapper(mapper: str, seed: int = 0, strength: float = 0.1, latents: str = "") -> dict:
@@ -145,6 +146,8 @@ def _is_of(value: Any, hint: Any) -> bool:
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and math.isfinite(value)
+    if typing.get_origin(hint) is Literal:
+        return isinstance(value, str) and value in typing.get_args(hint)
     if hint == list[str]:
         return isinstance(value, list) and all(isinstance(text, str) for text in value)
     return isinstance(value, hint) and not isinstance(value, bool)

@@ -23,7 +23,7 @@ from PIL import Image
 from styleclip_jax.app import recipes
 from styleclip_jax.app.batching import SIZES, Batcher
 from styleclip_jax.app.photos import Photo, Pixels, finished, read_upload
-from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe
+from styleclip_jax.app.recipes import Instant, Mapped, Optimized, Recipe, Using
 from styleclip_jax.avatars import (
     AVATARS_CONFIG,
     AVATARS_DIRECTIONS,
@@ -43,8 +43,14 @@ from styleclip_jax.io.latents import latents_ending, write_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize, to_styles
+from styleclip_jax.methods.delta_editing import (
+    best_delta_strengths,
+    edit_with_delta_mapper,
+    move_styles,
+)
 from styleclip_jax.methods.directions import (
     DirectionDefaults,
+    NoChannelError,
     automatic_threshold,
     best_strengths,
     check_fingerprints,
@@ -61,7 +67,7 @@ from styleclip_jax.methods.optimization import (
     edit_latents,
 )
 from styleclip_jax.methods.relevance import with_scales
-from styleclip_jax.models import DeltaMapper
+from styleclip_jax.models import E4E, DeltaMapper
 from styleclip_jax.runs.command_line import differences
 from styleclip_jax.runs.objective_flags import NEUTRAL
 
@@ -124,6 +130,14 @@ class Progress(NamedTuple):
     edit: Edit | None = None
 
 
+class _Moved(NamedTuple):
+    """Edited latents, not synthesized yet: the complete recipe and the number of channels."""
+
+    recipe: Instant
+    latents: Latents | HostLatents
+    changed: int
+
+
 class TooSlowError(Exception):
     """A request took longer than the limit."""
 
@@ -150,10 +164,11 @@ class Engine:
     Args:
         generator: A checkpoint directory. None: the avatars.
         clip: A checkpoint directory. None: the avatars CLIP.
-        mappers: Mappers by name: the directory, or the name of one that ships with the package.
+        mappers: Mappers by name: the directory, or the name of one that ships with the package. The
+            first mapper for any text is used by instant edits.
         encoder: A checkpoint directory. None: uploads are disabled.
         directions: A checkpoint directory. None: the avatars' directions; with other models,
-            instant edits are disabled.
+            instant edits with directions are disabled.
         limits: Limits of one request.
     """
 
@@ -174,10 +189,7 @@ class Engine:
             self.config = OptimizeConfig(guidance="direction", views=1, start_samples=512)
         self.generator = load_generator(generator)
         self.clip, self.tokenizer = load_clip(clip), load_tokenizer(clip)
-        self.encoder = None
-        if encoder:
-            self.encoder = load_encoder(encoder)
-            check_encoder(self.generator, self.encoder)
+        self.encoder_path = encoder
         self.directions = None
         self.direction_defaults = DirectionDefaults() if generator else AVATARS_DIRECTIONS
         if directions or not (generator or clip):
@@ -185,12 +197,13 @@ class Engine:
             check_fingerprints(self.directions, self.generator, self.clip)
             if self.directions.scales is None:
                 self.directions = with_scales(self.directions, self.generator)
-        self.warm = threading.Event()
+        self.warm, self.closing = threading.Event(), threading.Event()
         self._templates = IMAGENET_TEMPLATES if clip else ()
         self.mapper_paths = mappers
         loaded = {name: load_mapper(path) for name, path in mappers.items()}
-        # Mappers for any text are not supported.
         self.mappers = {n: m for n, m in loaded.items() if not isinstance(m, DeltaMapper)}
+        for_any_text = [(n, m) for n, m in loaded.items() if isinstance(m, DeltaMapper)]
+        self._any_text_name, self.any_text = for_any_text[0] if for_any_text else ("", None)
         self._synthesize = jax.jit(synthesize)
         self._batcher = Batcher(lambda w: to_uint8(self._synthesize(self.generator, w)))
         self._features = Cache(self._encode)
@@ -198,27 +211,63 @@ class Engine:
         self._text_directions = Cache(self._text_direction)
 
     @property
-    def channels(self) -> int:
+    def instant_choices(self) -> tuple[Using, ...]:
+        """What instant edits can use, the best first (avatars/REPORT.md)."""
+        possible: dict[Using, Any] = {"any_text": self.any_text, "directions": self.directions}
+        return tuple(using for using, model in possible.items() if model is not None)
+
+    def channels(self, using: Using) -> int:
         """Number of channels that instant edits can change."""
-        return self.directions.config.channels if self.directions else 0
+        if using == "directions":
+            return self.directions.config.channels if self.directions else 0
+        config = self.any_text.config if self.any_text else None
+        return sum(config.style_dims[i] for i in config.changed) if config else 0
+
+    @functools.cached_property
+    def encoder(self) -> E4E | None:
+        """The encoder, loaded when it is used first.
+
+        Raises:
+            InputError: It cannot be read, or is for another generator.
+        """
+        if self.encoder_path is None:
+            return None
+        encoder = load_encoder(self.encoder_path)
+        check_encoder(self.generator, encoder)
+        return encoder
 
     def warm_up(self) -> None:
         """Compiles the programs of the first edit."""
         face = self.random_face(0)
-        if self.directions:
-            self.exact(self.instant(face, Instant(_ANY_TEXT, self.neutral)))
+        for using in self.instant_choices[:1]:
+            self.instant(face, Instant(_ANY_TEXT, self.neutral, using=using))
 
     def warm_up_rest(self) -> None:
-        """Compiles all other programs, in the background; sets ``warm`` at the end."""
-        face = self.random_face(0)
-        for name in self.mappers:
-            self.mapped(face, Mapped(name))
-        recipe = Optimized(_ANY_TEXT, self.neutral, steps=self.config.steps)
-        # One step is enough.
-        next(self.optimize(face, recipe))
-        for size in SIZES[1:]:
-            self._synthesize(self.generator, np.repeat(face.latents, size, axis=0))
+        """Compiles all other programs but those of uploads; sets ``warm`` at the end.
+
+        Ends early once ``closing`` is set.
+        """
+        for compile_one in self._other_programs():
+            if self.closing.is_set():
+                return
+            # A mapper may be for another generator; its users get the message.
+            with contextlib.suppress(InputError):
+                compile_one()
         self.warm.set()
+
+    def _other_programs(self) -> Iterator[Callable[[], Any]]:
+        face = self.random_face(0)
+        for using in self.instant_choices:
+            recipe = Instant(_ANY_TEXT, self.neutral, using=using)
+            yield lambda recipe=recipe: self.exact(self.instant(face, recipe))
+        for size in SIZES[1:]:
+            latents = np.repeat(face.latents, size, axis=0)
+            yield lambda latents=latents: self._synthesize(self.generator, latents)
+        for name in self.mappers:
+            yield lambda name=name: self.mapped(face, Mapped(name))
+        optimized = Optimized(_ANY_TEXT, self.neutral, steps=self.config.steps)
+        # One step is enough.
+        yield lambda: next(self.optimize(face, optimized))
 
     def random_face(self, seed: int) -> Face:
         """A random image; the seed chooses it.
@@ -255,31 +304,59 @@ class Engine:
         return Face(jax.device_get(inversion.latents), pixels, photo)
 
     def instant(self, start: Face, recipe: Instant) -> Edit:
-        """Edits along the direction of a text; the result's recipe has all automatic values.
+        """Edits with any text; the result's recipe has all automatic values.
 
         Raises:
-            InputError: There are no directions, or no channel reaches the threshold.
+            InputError: There are no directions or mapper, no channel reaches the threshold, or the
+                threshold is negative.
         """
+        if recipe.threshold is not None and recipe.threshold < 0:
+            raise InputError(f"the threshold is {recipe.threshold}, expected at least 0")
+        dt = self._text_directions((self.check_text(recipe.text), self.check_text(recipe.neutral)))
+        before = _on_device(start.latents)
+        # The image is synthesized in a batch with those of other users.
+        if recipe.using == "any_text":
+            recipe, latents, changed = self._move_with_mapper(before, dt, recipe)
+        else:
+            recipe, latents, changed = self._move_with_directions(before, dt, recipe)
+        face = self.face(jax.device_get(latents), start.photo)
+        return Edit(start, recipe, face, changed)
+
+    def _move_with_mapper(self, before: Latents, dt: Array, recipe: Instant) -> _Moved:
+        if self.any_text is None:
+            raise InputError(
+                "there is no mapper for any text for this generator; start with --mappers_dir"
+            )
+        models = self.generator, self.any_text, self.clip
+        strength, least = recipe.strength, recipe.threshold or 0.0
+        if strength is None:
+            best = best_delta_strengths(*models, before, dt, min_change=least)
+            strength = np.asarray(best).item()
+        styles, changed, largest = jax.device_get(
+            move_styles(*models, before, dt, strength, min_change=least)
+        )
+        if not changed.item():
+            raise NoChannelError(least, largest.item())
+        recipe = dataclasses.replace(recipe, strength=strength, threshold=least)
+        return _Moved(recipe, styles, changed.item())
+
+    def _move_with_directions(self, before: Latents, dt: Array, recipe: Instant) -> _Moved:
         if not self.directions:
             raise InputError("there are no directions for this generator; start with --directions")
-        dt = self._text_directions((self.check_text(recipe.text), self.check_text(recipe.neutral)))
         threshold, strength = recipe.threshold, recipe.strength
         if threshold is None:
             threshold = self.direction_defaults.threshold
         if threshold is None:
             channels = self.direction_defaults.min_channels
             threshold = float(automatic_threshold(self.directions, dt, channels))
-        before = _on_device(start.latents)
         if strength is None:
             best = best_strengths(self.generator, self.directions, self.clip, before, dt, threshold)
-            strength = float(best[0])
-        recipe = dataclasses.replace(recipe, strength=strength, threshold=threshold)
-        # The image is synthesized in a batch with those of other users.
+            strength = np.asarray(best).item()
         latents, changed = move_latents(
             self.generator, self.directions, before, dt, strength, threshold
         )
-        face = self.face(jax.device_get(latents), start.photo)
-        return Edit(start, recipe, face, int(changed))
+        recipe = dataclasses.replace(recipe, strength=strength, threshold=threshold)
+        return _Moved(recipe, latents, int(changed))
 
     def mapped(self, start: Face, recipe: Mapped) -> Edit:
         """Edits with a mapper.
@@ -408,16 +485,25 @@ class Engine:
         recipe = edit.recipe
         if not isinstance(recipe, Instant):
             return edit
-        assert self.directions and recipe.strength is not None and recipe.threshold is not None
+        assert recipe.strength is not None and recipe.threshold is not None
         dt = self._text_directions((recipe.text, recipe.neutral))
-        images = edit_with_direction(
-            self.generator,
-            self.directions,
-            _on_device(edit.start.latents),
-            dt,
-            recipe.strength,
-            recipe.threshold,
-        ).images
+        before = _on_device(edit.start.latents)
+        if recipe.using == "any_text":
+            assert self.any_text
+            images = edit_with_delta_mapper(
+                self.generator,
+                self.any_text,
+                self.clip,
+                before,
+                dt,
+                jnp.full(1, recipe.strength),
+                min_change=recipe.threshold,
+            ).images
+        else:
+            assert self.directions
+            images = edit_with_direction(
+                self.generator, self.directions, before, dt, recipe.strength, recipe.threshold
+            ).images
         face = dataclasses.replace(edit.face, pixels=to_uint8(images[0]))
         return dataclasses.replace(edit, face=face)
 
@@ -444,17 +530,20 @@ class Engine:
         """The settings of an edit in JSON, for ``--settings`` of the script that they name."""
         recipe = edit.recipe
         flags = {name: path for name, path in self.paths.items() if path}
-        if not isinstance(recipe, Instant):
+        values = recipe.flags()
+        if recipe.script != "directions.py":
             flags.pop("directions", None)
-        if isinstance(recipe, Mapped):
+        if isinstance(recipe, Instant) and recipe.using == "any_text":
+            values["mapper"] = [self.mapper_paths[self._any_text_name]]
+        elif isinstance(recipe, Mapped):
             flags.pop("clip", None)
-            recipe = dataclasses.replace(recipe, mapper=self.mapper_paths[recipe.mapper])
+            values["mapper"] = [self.mapper_paths[recipe.mapper]]
         elif isinstance(recipe, Optimized):
             flags |= differences(self._config(edit.start), OptimizeConfig())
         settings = {
             "script": recipe.script,
             "latents": _start_name(edit),
-            "flags": flags | recipe.flags(),
+            "flags": flags | values,
         }
         return json.dumps(settings, indent=2)
 
@@ -493,7 +582,7 @@ class Engine:
 
     def _text_direction(self, texts: tuple[str, str]) -> Array:
         """The direction of instant edits."""
-        return text_direction(self.clip, self.tokenizer, *texts, self._templates)[None]
+        return text_direction(self.clip, self.tokenizer, *texts, self._templates)
 
 
 def _on_device(latents: HostLatents) -> Latents:

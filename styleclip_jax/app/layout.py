@@ -8,6 +8,7 @@ from gradio.themes import Default
 
 from styleclip_jax.app import pictures
 from styleclip_jax.app.engine import Engine
+from styleclip_jax.app.recipes import Using
 from styleclip_jax.app.strings import EXAMPLES, LANGUAGES, say
 from styleclip_jax.methods.directions import STRENGTH, THRESHOLD
 
@@ -132,6 +133,7 @@ class Controls(NamedTuple):
     method: gr.Radio
     text: gr.Textbox
     neutral: gr.Textbox
+    using: gr.Radio
     strength: gr.Slider
     automatic: gr.Checkbox
     threshold: gr.Slider
@@ -234,7 +236,7 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
         )
         new_face = words(gr.Button, {"value": "new_face"}, min_width=120, elem_id="new-face")
     gallery = gr.HTML(elem_id="gallery", js_on_load=pictures.SELECT)
-    with gr.Row(visible=engine.encoder is not None, elem_classes="bottom"):
+    with gr.Row(visible=engine.encoder_path is not None, elem_classes="bottom"):
         upload = words(
             gr.UploadButton,
             {"label": "upload"},
@@ -266,10 +268,18 @@ def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
         elem_id="method",
     )
     with gr.Group(visible=methods[0] == "instant") as instant_group:
-        strength = _slider(words, "strength", -10, 10, STRENGTH, 0.1)
+        choices = engine.instant_choices or ("any_text",)
+        using = words(
+            gr.Radio,
+            {"label": "using", "choices": choices},
+            value=choices[0],
+            visible=len(choices) > 1,
+            elem_id="using",
+        )
+        strength_span, threshold_span = instant_spans(engine, choices[0])
+        strength = _slider(words, "strength", strength_span)
         automatic = words(gr.Checkbox, {"label": "automatic"}, value=True, elem_id="automatic")
-        threshold = engine.direction_defaults.threshold or THRESHOLD
-        threshold = _slider(words, "threshold", 0.05, 0.6, threshold, 0.01)
+        threshold = _slider(words, "threshold", threshold_span)
     with gr.Group(visible=methods[0] == "mapper") as mapper_group:
         names = [(name.replace("_", " "), name) for name in engine.mappers]
         mapper = words(
@@ -279,11 +289,11 @@ def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
             value=names[0][1] if names else None,
             elem_id="mapper",
         )
-        mapper_strength = _slider(words, "strength", -0.2, 0.2, 0.1, 0.005, "mapper-strength")
+        mapper_strength = _slider(words, "strength", Span(-0.2, 0.2, 0.1, 0.005), "mapper-strength")
     with gr.Group(visible=methods[0] == "optimize") as optimize_group:
         most = engine.limits.steps
-        steps = _slider(words, "steps", 5, most, min(engine.config.steps, most), 1)
-        hold = _slider(words, "hold", 0, 2, engine.config.orthogonal_lambda, 0.05)
+        steps = _slider(words, "steps", Span(5, most, min(engine.config.steps, most), 1))
+        hold = _slider(words, "hold", Span(0, 2, engine.config.orthogonal_lambda, 0.05))
         keep_texts = words(
             gr.Textbox,
             {"label": "keep_texts", "info": "keep_texts_info"},
@@ -299,6 +309,7 @@ def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
         method,
         text,
         neutral,
+        using,
         strength,
         automatic,
         threshold,
@@ -336,15 +347,23 @@ def _text(words: Words, engine: Engine) -> tuple[gr.HTML, gr.Textbox, gr.Textbox
     return heading, text, neutral, examples
 
 
-def _slider(
-    words: Words, key: str, least: Any, most: Any, value: Any, step: float, elem_id: str = ""
-) -> gr.Slider:
-    return words(
-        gr.Slider,
-        {"label": key, "info": f"{key}_info"},
-        minimum=least,
-        maximum=most,
-        value=value,
-        step=step,
-        elem_id=elem_id or key,
-    )
+class Span(NamedTuple):
+    """The range of a slider and its value."""
+
+    minimum: float
+    maximum: float
+    value: Any
+    step: float
+
+
+def instant_spans(engine: Engine, using: Using) -> tuple[Span, Span]:
+    """The spans of the strength and the threshold of instant edits."""
+    if using == "any_text":
+        return Span(-3, 3, 1, 0.05), Span(0, 2, 0, 0.05)
+    threshold = engine.direction_defaults.threshold or THRESHOLD
+    return Span(-10, 10, STRENGTH, 0.1), Span(0.05, 0.6, threshold, 0.01)
+
+
+def _slider(words: Words, key: str, span: Span, elem_id: str = "") -> gr.Slider:
+    texts = {"label": key, "info": f"{key}_info"}
+    return words(gr.Slider, texts, elem_id=elem_id or key, **span._asdict())

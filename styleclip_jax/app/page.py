@@ -9,6 +9,7 @@ from styleclip_jax.app import layout
 from styleclip_jax.app.actions import Actions
 from styleclip_jax.app.api import add_api
 from styleclip_jax.app.engine import Engine
+from styleclip_jax.app.recipes import Using
 from styleclip_jax.app.session import Session, first_session
 from styleclip_jax.app.strings import EXAMPLES, preferred_language, say
 
@@ -30,7 +31,7 @@ def build_page(engine: Engine, admit: Any) -> gr.Blocks:
         admit: A context manager around every edit, see :class:`Actions`.
     """
     actions = Actions(engine, admit, [engine.random_face(seed) for seed in _GALLERY_SEEDS])
-    possible = {"instant": engine.directions, "mapper": engine.mappers, "optimize": True}
+    possible = {"instant": engine.instant_choices, "mapper": engine.mappers, "optimize": True}
     methods = tuple(method for method in layout.METHODS if possible[method])
     words = layout.Words()
     with gr.Blocks(title=say("en", "title"), analytics_enabled=False) as page:
@@ -45,6 +46,7 @@ def build_page(engine: Engine, admit: Any) -> gr.Blocks:
                 form = layout.form(words, engine, methods)
         _connect_language(page, actions, words, language, session, heading, view, choice, form)
         _connect(actions, language, session, view, choice, form)
+        _connect_using(engine, actions, [language, session], view, form.controls)
         add_api(engine, admit, _EDITS, _QUICK)
     return page
 
@@ -160,6 +162,27 @@ def _connect(
         button.click(save, visit, view.link, **_FAST).success(
             None, None, None, js=_CLICK_LINK, **_HIDDEN
         )
+
+
+def _connect_using(
+    engine: Engine,
+    actions: Actions,
+    visit: list[gr.State],
+    view: layout.View,
+    controls: layout.Controls,
+) -> None:
+    """Sets the sliders to what suits the way of instant edits, and edits again."""
+
+    def sliders(using: Using) -> list[Any]:
+        spans = layout.instant_spans(engine, using)
+        return [*(gr.update(**span._asdict()) for span in spans), True]
+
+    inputs = [*visit, *controls]
+    results = [visit[1], view.picture, view.status, controls.strength]
+    moved = [controls.strength, controls.threshold, controls.automatic]
+    controls.using.input(sliders, controls.using, moved, **_FAST).then(
+        actions.drag, inputs, results, **_FAST
+    )
 
 
 def _connect_edits(

@@ -1,7 +1,7 @@
 """Settings of an edit, from which a script reproduces the image."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_NEUTRAL
 from styleclip_jax.methods.optimization import OptimizeConfig
@@ -9,32 +9,42 @@ from styleclip_jax.methods.optimization import OptimizeConfig
 # The file with the latents before the edit, next to the settings, without its suffix.
 START = "start"
 
+# What computes an instant edit: the mapper for any text, or directions.
+Using = Literal["any_text", "directions"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Instant:
-    """An edit along the direction of a text.
+    """An edit with any text in one forward pass.
 
     Attributes:
         text: What the image should show.
         neutral: What it shows before and after the edit.
-        strength: See :func:`styleclip_jax.edit_with_direction`. None: the best one for the image,
-            chosen by CLIP.
-        threshold: See :func:`styleclip_jax.edit_with_direction`. None: automatic.
+        strength: Strength of the edit. None: the best one for the image, chosen by CLIP.
+        threshold: ``threshold`` of :func:`styleclip_jax.edit_with_direction`, or ``min_change`` of
+            :func:`styleclip_jax.edit_with_delta_mapper`. None: the default.
+        using: What computes the edit.
     """
 
-    script: ClassVar[str] = "directions.py"
     text: str
     neutral: str = AVATARS_NEUTRAL
     strength: float | None = None
     threshold: float | None = None
+    using: Using = "any_text"
+
+    @property
+    def script(self) -> str:
+        """The script that reproduces the edit."""
+        return "apply_mapper.py" if self.using == "any_text" else "directions.py"
 
     def flags(self) -> dict[str, Any]:
-        """The flags of the script; strength and threshold must be known."""
+        """The flags of the script except the mapper; strength and threshold must be known."""
+        threshold = "min_change" if self.using == "any_text" else "threshold"
         return {
             "description": [self.text],
             "neutral": self.neutral,
             "strength": [self.strength],
-            "threshold": self.threshold,
+            threshold: self.threshold,
         }
 
 

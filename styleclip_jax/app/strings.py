@@ -46,6 +46,9 @@ _TABLE = {
     "instant": ("Instant", "Миттєво"),
     "mapper": ("Trained", "Навчений"),
     "optimize": ("Thorough", "Ретельно"),
+    "using": ("Computed by", "Обчислює"),
+    "any_text": ("Mapper for any text", "Мережа для будь-якого тексту"),
+    "directions": ("Directions", "Напрямки"),
     "strength": ("Strength", "Сила"),
     "strength_info": (
         "Drag it; negative values edit the other way round.",
@@ -54,13 +57,12 @@ _TABLE = {
     "automatic": ("Choose the strength for me", "Підібрати силу автоматично"),
     "threshold": ("Threshold", "Поріг"),
     "threshold_info": (
-        "How much a channel has to do with the text to change; larger values change less else.",
-        "Наскільки канал має стосуватися тексту, щоб змінитися; більші значення менше змінюють"
-        " решту.",
+        "Channels below it stay as they are; larger values change less of the rest.",
+        "Канали, нижчі за нього, не змінюються; більші значення менше змінюють решту.",
     ),
     "channels": (
-        "Done: {text} (strength {strength:.1f}, {changed} of {channels} channels)",
-        "Готово: {text} (сила {strength:.1f}, каналів: {changed} з {channels})",
+        "Done: {text} (strength {strength:.2f}, {changed} of {channels} channels)",
+        "Готово: {text} (сила {strength:.2f}, каналів: {changed} з {channels})",
     ),
     "unchanged": (
         "Done: {text}. The picture shows it already, as far as the model can tell; move the"

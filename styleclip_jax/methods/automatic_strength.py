@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -23,7 +24,8 @@ def comparison_resolution(generator: Generator, clip: CLIP) -> int:
 
 
 def lowest_loss(
-    features: Callable[[float], Float[Array, "batch embed"]],
+    features: Callable[[Float[Array, ""]], Float[Array, "batch embed"]],
+    before: Float[Array, "batch embed"],
     direction: Float[Array, " embed"],
     strengths: Sequence[float],
 ) -> Float[Array, " batch"]:
@@ -31,11 +33,13 @@ def lowest_loss(
 
     Args:
         features: CLIP's unit features of the images that are edited with a strength.
+        before: Those of the images before the edit, which stand for strength 0.
         direction: Unit direction of the text.
-        strengths: The candidates; the first leaves the images unchanged.
+        strengths: The candidates except 0.
     """
-    # Not a loop in the program, which would run convolutions on one thread of a CPU.
-    every = jnp.stack([features(strength) for strength in strengths])
-    losses = change_loss(every, every[0], direction, _ORTHOGONAL_LAMBDA)
+    # Not a loop in the program, which would run convolutions on one thread of a CPU. Traced once.
+    edited = jax.jit(features)
+    every = jnp.stack([before, *(edited(jnp.float32(strength)) for strength in strengths)])
+    losses = change_loss(every, before, direction, _ORTHOGONAL_LAMBDA)
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
-    return jnp.asarray(strengths)[best]
+    return jnp.asarray([0.0, *strengths])[best]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import Latents, to_styles
@@ -17,8 +17,8 @@ from styleclip_jax.models.stylegan2 import Generator, StyleSpace
 
 # The official default.
 THRESHOLD = 0.03
-# What :func:`best_delta_strengths` tries; the first leaves images as they are.
-_AUTOMATIC_STRENGTHS = (0.0, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
+# What :func:`best_delta_strengths` tries, besides 0.
+_AUTOMATIC_STRENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 
 
 class DeltaEdit(NamedTuple):
@@ -33,6 +33,20 @@ class DeltaEdit(NamedTuple):
     styles: StyleSpace
 
 
+class DeltaChange(NamedTuple):
+    """Edited styles, without images.
+
+    Attributes:
+        styles: StyleSpace coordinates of the edited images.
+        changed: Number of changed channels of each image.
+        largest: The largest change of each image's channels before the strength multiplies it.
+    """
+
+    styles: StyleSpace
+    changed: Int[Array, " batch"]
+    largest: Float[Array, " batch"]
+
+
 @jax.jit
 def edit_with_delta_mapper(
     generator: Generator,
@@ -44,6 +58,7 @@ def edit_with_delta_mapper(
     *,
     directions: Directions | None = None,
     threshold: float | Float[Array, ""] = THRESHOLD,
+    min_change: float | Float[Array, ""] = 0.0,
 ) -> DeltaEdit:
     """Edits images with a mapper for any text; compiled once for all texts and strengths.
 
@@ -62,12 +77,35 @@ def edit_with_delta_mapper(
             directions do not cover never do.
         threshold: Least relevance of such channels. The official code compares 0.03 with products
             of the texts' difference before it is scaled to unit length.
+        min_change: Channels whose change is smaller, before ``strength`` multiplies it, do not
+            change; larger values preserve more of the image. Needs no directions.
 
     Raises:
         InputError: The models and the latents do not fit each other.
     """
-    styles, residual = _residual(generator, mapper, clip, latents, dt, directions, threshold)
+    styles, residual = _residual(
+        generator, mapper, clip, latents, dt, directions, threshold, min_change
+    )
     return _edit(generator, styles, residual, strength)
+
+
+@jax.jit
+def move_styles(
+    generator: Generator,
+    mapper: DeltaMapper,
+    clip: CLIP,
+    latents: Latents,
+    dt: Float[Array, " embed"],
+    strength: float | Float[Array, ""] | Float[Array, " batch"] = 1.0,
+    *,
+    min_change: float | Float[Array, ""] = 0.0,
+) -> DeltaChange:
+    """Edits as :func:`edit_with_delta_mapper` does, without synthesizing the edited images."""
+    styles, residual = _residual(generator, mapper, clip, latents, dt)
+    largest = jnp.max(jnp.abs(jnp.concatenate(residual, axis=1)), axis=1)
+    residual = _at_least(residual, min_change)
+    changed = jnp.sum(jnp.concatenate(residual, axis=1) != 0, axis=1)
+    return DeltaChange(_move(styles, residual, strength), changed, largest)
 
 
 @jax.jit
@@ -80,6 +118,7 @@ def best_delta_strengths(
     *,
     directions: Directions | None = None,
     threshold: float | Float[Array, ""] = THRESHOLD,
+    min_change: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, " batch"]:
     """The strength of :func:`edit_with_delta_mapper` that suits each image best, as CLIP sees it.
 
@@ -88,24 +127,32 @@ def best_delta_strengths(
     stay as it is. Arguments as for :func:`edit_with_delta_mapper`. Takes a forward pass of CLIP for
     each strength, and of the generator up to the resolution that CLIP sees.
     """
-    styles, residual = _residual(generator, mapper, clip, latents, dt, directions, threshold)
+    styles, residual = _residual(
+        generator, mapper, clip, latents, dt, directions, threshold, min_change
+    )
     resolution = comparison_resolution(generator, clip)
 
-    def features(strength: float) -> Float[Array, "batch embed"]:
-        images = generator.synthesize(_move(styles, residual, strength), resolution)
+    def encode(styles: StyleSpace) -> Float[Array, "batch embed"]:
+        images = generator.synthesize(styles, resolution)
         return image_features(clip, images, mapper.config.preprocess)
 
-    return lowest_loss(features, unit(dt), _AUTOMATIC_STRENGTHS)
+    def features(strength: Float[Array, ""]) -> Float[Array, "batch embed"]:
+        return encode(_move(styles, residual, strength))
+
+    return lowest_loss(features, encode(styles), unit(dt), _AUTOMATIC_STRENGTHS)
 
 
+# Compiled on its own only to be traced once for all functions that use it.
+@jax.jit
 def _residual(
     generator: Generator,
     mapper: DeltaMapper,
     clip: CLIP,
     latents: Latents,
     dt: Float[Array, " embed"],
-    directions: Directions | None,
-    threshold: float | Float[Array, ""],
+    directions: Directions | None = None,
+    threshold: float | Float[Array, ""] = THRESHOLD,
+    min_change: float | Float[Array, ""] = 0.0,
 ) -> tuple[StyleSpace, StyleSpace]:
     """Styles of the images, and the mapper's change of them."""
     styles = to_styles(generator, latents)
@@ -117,7 +164,11 @@ def _residual(
         residual = jax.tree.map(
             jnp.multiply, residual, _relevant(generator, directions, dt, threshold)
         )
-    return styles, residual
+    return styles, _at_least(residual, min_change)
+
+
+def _at_least(residual: StyleSpace, min_change: float | Float[Array, ""]) -> StyleSpace:
+    return jax.tree.map(lambda r: jnp.where(jnp.abs(r) < min_change, 0.0, r), residual)
 
 
 def _relevant(

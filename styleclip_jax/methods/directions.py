@@ -42,8 +42,8 @@ class DirectionDefaults(NamedTuple):
     min_channels: int = 20
 
 
-# Candidates of :func:`best_strengths`; the first one leaves images unchanged.
-_AUTOMATIC_STRENGTHS = (0.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+# Candidates of :func:`best_strengths`, besides 0.
+_AUTOMATIC_STRENGTHS = (2.0, 3.0, 4.0, 5.0, 6.0)
 # From the most to the least disentangled edit.
 _AUTOMATIC_THRESHOLDS = (np.arange(29, 9, -1) / 100).astype(np.float32)
 
@@ -256,11 +256,12 @@ def _best_strengths(
 ) -> Float[Array, " batch"]:
     resolution = comparison_resolution(generator, clip)
 
-    def features(strength: float) -> Float[Array, "batch embed"]:
+    def features(strength: Float[Array, ""]) -> Float[Array, "batch embed"]:
         moved, _ = _move(generator, directions, latents, dt, strength, threshold)
         return image_features(clip, synthesize(generator, moved, resolution), preprocess)
 
-    return lowest_loss(features, unit(dt.sum(axis=0)), _AUTOMATIC_STRENGTHS)
+    before = image_features(clip, synthesize(generator, latents, resolution), preprocess)
+    return lowest_loss(features, before, unit(dt.sum(axis=0)), _AUTOMATIC_STRENGTHS)
 
 
 def channel_weights(

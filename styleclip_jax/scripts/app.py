@@ -6,6 +6,7 @@ Examples:
   python app.py --generator=checkpoints/ffhq --clip=checkpoints/vit-b-32 --host=0.0.0.0
 """
 
+import gc
 import os
 import tempfile
 import threading
@@ -35,7 +36,7 @@ flags.DEFINE_string(
     "directions",
     None,
     "Directions for instant edits: a directory written by make_directions.py. Default: the avatars'"
-    " directions; with --generator or --clip, instant edits are disabled without it.",
+    " directions; with --generator or --clip, instant edits need this or a mapper for any text.",
 )
 flags.DEFINE_string("mappers_dir", None, "Directory of runs of train_mapper.py, for their mappers.")
 flags.DEFINE_bool("warmup", True, "Compile the programs before the page opens.")
@@ -57,6 +58,8 @@ flags.DEFINE_float(
 
 def main(_: Sequence[str]) -> None:
     """Loads the models and serves the page."""
+    # Collecting garbage among what imports and compilations leave takes a seventh of the start-up.
+    gc.disable()
     with tempfile.TemporaryDirectory(prefix="styleclip-app-") as directory:
         # Gradio reads these when it is imported. Its files are removed at the end.
         os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -79,18 +82,32 @@ def main(_: Sequence[str]) -> None:
             FLAGS.directions,
             limits,
         )
+        if FLAGS.encoder:
+            # A wrong one ends the script, not the first upload.
+            assert models.encoder
         if FLAGS.warmup:
             models.warm_up()
-            threading.Thread(target=models.warm_up_rest, daemon=True).start()
         work = server.Work()
         app = server.make_app(models, work, FLAGS.max_waiting, **options)
+        rest = threading.Thread(target=models.warm_up_rest)
+        if FLAGS.warmup:
+            rest.start()
+        gc.freeze()
+        gc.enable()
         print(f"the page is at http://{FLAGS.host}:{FLAGS.port}", flush=True)
-        server.serve(app, work, FLAGS.host, FLAGS.port, FLAGS.grace_seconds)
+        try:
+            server.serve(app, work, FLAGS.host, FLAGS.port, FLAGS.grace_seconds)
+        finally:
+            # The process waits for the thread, which would abort it if it were a daemon.
+            models.closing.set()
 
 
 def find_mappers() -> dict[str, str]:
     """Mappers by name: those of the package for the avatars, and those of ``--mappers_dir``."""
     found = {} if FLAGS.generator else {name: name for name in pretrained_mappers()}
+    if FLAGS.clip:
+        # Works only with the CLIP that ships.
+        found.pop("any_text", None)
     if FLAGS.mappers_dir:
         directory = Path(FLAGS.mappers_dir)
         if not directory.is_dir():

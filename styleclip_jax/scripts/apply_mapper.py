@@ -100,6 +100,13 @@ flags.DEFINE_float(
     "With --directions: minimum relevance to the text of the style channels that change.",
     lower_bound=0,
 )
+flags.DEFINE_float(
+    "min_change",
+    0.0,
+    "With --description: least change of a style channel, before --strength multiplies it, for it"
+    " to change; larger values preserve more of the image.",
+    lower_bound=0,
+)
 flags.DEFINE_multi_float(
     "strength",
     None,
@@ -164,7 +171,7 @@ def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
         raise InputError("a mapper for any text cannot be added to others; give only one --mapper")
     if for_any_text and not FLAGS.description:
         raise InputError(f"--mapper={FLAGS.mapper[0]} is for any text; give --description")
-    for name in ("description", "neutral", "clip", "templates", "directions"):
+    for name in ("description", "neutral", "clip", "templates", "directions", "min_change"):
         if FLAGS[name].present and not for_any_text:
             raise InputError(
                 f"--{name} is only for mappers for any text, but --mapper={FLAGS.mapper[0]} is for"
@@ -211,11 +218,11 @@ def compile_edit(
     clip, tokenizer = replicate(load_clip(FLAGS.clip, FLAGS.dtype)), load_tokenizer(FLAGS.clip)
     note_unknown_words(FLAGS.clip, tokenizer, [FLAGS.description, FLAGS.neutral])
     dt = text_direction(clip, tokenizer, FLAGS.description, FLAGS.neutral, chosen_templates())
-    selection = {}
+    selection: dict[str, Any] = {"min_change": FLAGS.min_change}
     if FLAGS.directions:
         directions = load_directions(FLAGS.directions)
         check_fingerprints(directions, generator, clip)
-        selection = {"directions": replicate(directions), "threshold": FLAGS.threshold}
+        selection |= {"directions": replicate(directions), "threshold": FLAGS.threshold}
     models = generator, mapper, clip
 
     def edit(latents: Latents, strength: Any) -> Any:

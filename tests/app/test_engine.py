@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import zipfile
@@ -5,17 +6,19 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from styleclip_jax.app.engine import Engine
 from styleclip_jax.app.recipes import Instant, Optimized
 from styleclip_jax.errors import InputError
-from styleclip_jax.io.checkpoints import load_clip, load_directions, save_model
+from styleclip_jax.io.checkpoints import load_clip, load_directions, load_mapper, save_model
 from styleclip_jax.io.latents import load_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
+from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
 from styleclip_jax.methods.directions import NoChannelError, edit_with_direction, text_direction
 from styleclip_jax.methods.relevance import build_directions
-from styleclip_jax.models import DirectionsConfig
+from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, DirectionsConfig
 from styleclip_jax.models.directions import channel_widths
 
 
@@ -32,13 +35,26 @@ def directions_path(generator, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(generator_path, long_text_clip_path, directions_path):
+def any_text_path(generator, tmp_path_factory):
+    """A random mapper for any text."""
+    config = DeltaMapperConfig(generator.config.style_dims, embed_dim=16, width=8)
+    path = tmp_path_factory.mktemp("mappers") / "any"
+    save_model(path, DeltaMapper(config, rngs=nnx.Rngs(0)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(generator_path, long_text_clip_path, directions_path, any_text_path):
     return Engine(
-        str(generator_path), str(long_text_clip_path), {}, directions=str(directions_path)
+        str(generator_path),
+        str(long_text_clip_path),
+        {"any": str(any_text_path)},
+        directions=str(directions_path),
     )
 
 
-RECIPE = Instant("a hat", "a face", strength=2.0, threshold=0.2)
+RECIPE = Instant("a hat", "a face", strength=2.0, threshold=0.2, using="directions")
+ANY_TEXT = Instant("a hat", "a face", strength=2.0, threshold=0.01, using="any_text")
 
 
 def test_edits_of_another_generator_are_those_of_its_directions(
@@ -61,6 +77,28 @@ def test_edits_of_another_generator_are_those_of_its_directions(
     assert edit.changed == int(expected.changed) > 0
 
 
+def test_edits_by_a_mapper_for_any_text_are_those_of_the_library(
+    engine, generator, any_text_path, long_text_clip_path
+):
+    assert engine.instant_choices == ("any_text", "directions")
+    edit = engine.instant(engine.random_face(0), ANY_TEXT)
+    clip, tokenizer = load_clip(long_text_clip_path), load_tokenizer(long_text_clip_path)
+    mapper = load_mapper(any_text_path)
+    assert isinstance(mapper, DeltaMapper)
+    dt = text_direction(clip, tokenizer, "a hat", "a face", IMAGENET_TEMPLATES)
+    latents = jnp.asarray(engine.random_face(0).latents)
+    expected = edit_with_delta_mapper(generator, mapper, clip, latents, dt, 2.0, min_change=0.01)
+    for ours, theirs in zip(edit.face.latents, expected.styles, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    moved = [a - b for a, b in zip(expected.styles, generator.styles(latents), strict=True)]
+    assert edit.changed == sum(np.count_nonzero(np.abs(x) > 1e-3) for x in moved) > 0
+    assert edit.changed <= engine.channels("any_text")
+    settings = json.loads(engine.settings(edit))
+    assert settings["script"] == "apply_mapper.py"
+    assert settings["flags"]["mapper"] == [str(any_text_path)]
+    assert settings["flags"]["min_change"] == 0.01 and "directions" not in settings["flags"]
+
+
 def test_edits_of_style_channels_chain_with_any_method_and_are_saved_as_such(
     engine, generator, tmp_path
 ):
@@ -78,8 +116,9 @@ def test_edits_of_style_channels_chain_with_any_method_and_are_saved_as_such(
     assert json.loads(engine.settings(last.edit))["flags"]["space"] == "stylespace"
 
 
-def test_what_was_chosen_automatically_is_in_the_recipe(engine):
-    recipe = engine.instant(engine.random_face(0), Instant("a hat", "a face")).recipe
+@pytest.mark.parametrize("using", ["any_text", "directions"])
+def test_what_was_chosen_automatically_is_in_the_recipe(engine, using):
+    recipe = engine.instant(engine.random_face(0), Instant("a hat", "a face", using=using)).recipe
     assert isinstance(recipe, Instant)
     assert recipe.strength is not None and recipe.threshold is not None
 
@@ -87,8 +126,16 @@ def test_what_was_chosen_automatically_is_in_the_recipe(engine):
 def test_a_threshold_that_nothing_passes_and_missing_directions_are_named(
     engine, generator_path, long_text_clip_path
 ):
-    with pytest.raises(NoChannelError, match="no channel reaches the threshold 1"):
-        engine.instant(engine.random_face(0), Instant("a hat", "a face", 1.0, 1.0))
+    for recipe in (RECIPE, ANY_TEXT):
+        high = dataclasses.replace(recipe, threshold=100.0)
+        with pytest.raises(NoChannelError, match="no channel reaches the threshold 100") as failure:
+            engine.instant(engine.random_face(0), high)
+        low = dataclasses.replace(recipe, threshold=0.99 * float(failure.value.largest))
+        assert engine.instant(engine.random_face(0), low).changed
+        with pytest.raises(InputError, match="expected at least 0"):
+            engine.instant(engine.random_face(0), dataclasses.replace(recipe, threshold=-1.0))
     other = Engine(str(generator_path), str(long_text_clip_path), {})
     with pytest.raises(InputError, match="--directions"):
         other.instant(other.random_face(0), RECIPE)
+    with pytest.raises(InputError, match="--mappers_dir"):
+        other.instant(other.random_face(0), ANY_TEXT)

@@ -32,6 +32,13 @@ def choose_method(page, name):
     page.locator("#method").get_by_role("radio", name=name).check()
 
 
+def choose_using(page, name):
+    """Chooses what computes instant edits; its sliders follow."""
+    page.locator("#using").get_by_role("radio", name=name).check()
+    least = {"Directions": "-10", "Mapper for any text": "-3"}[name]
+    page.locator(f"#strength input[type=number][min='{least}']").wait_for()
+
+
 def change(page):
     page.locator("#go").click()
     page.locator("#status").get_by_text("Done:").wait_for()
@@ -58,13 +65,18 @@ def test_a_text_changes_the_picture(open_page):
     assert np.abs(before - after).mean() > 2
 
 
-def test_the_picture_follows_the_slider_and_zero_changes_nothing(open_page):
+@pytest.mark.parametrize(
+    ("using", "strengths"),
+    [("Mapper for any text", (0, 1, 2.5, -1)), ("Directions", (0, 3, 7, -3))],
+)
+def test_the_picture_follows_the_slider_and_zero_changes_nothing(open_page, using, strengths):
     page = open_page()
     write(page, "a person with a beard")
     change(page)
+    choose_using(page, using)
     before = picture(page, ".before")
     distances = []
-    for value in (0, 3, 7):
+    for value in strengths:
         old = page.locator("#picture img.after").get_attribute("src")
         set_slider(page, "#strength", value)
         page.wait_for_function(
@@ -72,18 +84,31 @@ def test_the_picture_follows_the_slider_and_zero_changes_nothing(open_page):
         )
         distances.append(np.abs(picture(page, ".after") - before).mean())
     assert distances[0] < 0.5 < distances[1] < distances[2]
+    assert distances[3] > 0.5
     # Choosing a strength disables the automatic strength.
     assert not page.locator("#automatic input").is_checked()
 
 
-def test_a_threshold_that_nothing_passes_says_so_and_a_lower_one_how_many_channels(open_page):
+@pytest.mark.parametrize(
+    ("using", "text", "high", "low", "channels"),
+    [
+        ("Mapper for any text", "a person with closed eyes", 2, 0.5, 1472),
+        ("Directions", "a tall person", 0.6, 0.1, 96),
+    ],
+)
+def test_a_threshold_that_nothing_passes_says_so_and_a_lower_one_how_many_channels(
+    open_page, using, text, high, low, channels
+):
     page = open_page()
-    write(page, "a tall person")
-    set_slider(page, "#threshold", 0.6)
+    if using == "Directions":
+        choose_using(page, using)
+    write(page, text)
+    set_slider(page, "#threshold", high)
     page.locator("#status").get_by_text("Nothing passes; lower the threshold to").wait_for()
     assert page.locator("#picture img.after").count() == 0
-    set_slider(page, "#threshold", 0.1)
-    page.locator("#status").get_by_text(re.compile(r"[1-9]\d* of 96 channels")).wait_for()
+    set_slider(page, "#threshold", low)
+    some = re.compile(rf"[1-9]\d* of {channels} channels")
+    page.locator("#status").get_by_text(some).wait_for()
 
 
 def test_an_empty_text_gets_a_message(open_page):
@@ -125,13 +150,20 @@ def test_edits_chain_and_undo_takes_them_back(open_page):
     assert np.array_equal(picture(page, ""), first)
 
 
-@pytest.mark.parametrize("method", ["Instant", "Trained", "Thorough"])
+@pytest.mark.parametrize("method", ["Instant", "Directions", "Trained", "Thorough"])
 def test_the_saved_settings_make_the_same_picture_bit_for_bit(open_page, method, tmp_path):
     page = open_page()
-    choose_method(page, method)
+    if method == "Directions":
+        choose_using(page, method)
+    else:
+        choose_method(page, method)
     if method != "Trained":
         write(page, "a person with sunglasses")
-    change(page)
+    if method in ("Instant", "Directions"):
+        set_slider(page, "#threshold", 0.1)
+        page.locator("#status").get_by_text("Done:").wait_for()
+    else:
+        change(page)
     archive = zipfile.ZipFile(io.BytesIO(save(page, "#download_all")))
     archive.extractall(tmp_path)
     assert (tmp_path / "image.png").read_bytes() == save(page, "#download_image")

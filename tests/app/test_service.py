@@ -1,61 +1,21 @@
 import base64
 import io
 import itertools
-import json
-import os
-import re
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from styleclip_jax.app.passwords import hash_password
+from tests.app.calls import TIMEOUT, call, post
 
-ROOT = Path(__file__).parents[2]
-# Only ends tests that hang.
-TIMEOUT = 600
-BEARD = ("a person with a beard", 7, 4.0, "a person", "", None)
-
-
-def post(url, name, data, cookie=""):
-    """Asks for a function of the API as curl would; returns what to fetch the answer with."""
-    request = urllib.request.Request(
-        f"{url}/gradio_api/call/{name}",
-        json.dumps({"data": data}).encode(),
-        {"Content-Type": "application/json", "Cookie": cookie},
-    )
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        return json.load(response)["event_id"]
-
-
-def call(url, name, *data, cookie=""):
-    """Calls a function of the API."""
-    event = post(url, name, data, cookie)
-    request = urllib.request.Request(
-        f"{url}/gradio_api/call/{name}/{event}", headers={"Cookie": cookie}
-    )
-    kind = ""
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as lines:
-        for line in map(bytes.decode, lines):
-            if line.startswith("event: "):
-                kind = line.removeprefix("event: ").strip()
-            elif line.startswith("data: ") and kind in ("complete", "error"):
-                answer = json.loads(line.removeprefix("data: "))
-                if kind == "error":
-                    raise RuntimeError(answer)
-                return answer[0]
-    raise AssertionError("the answer is missing")
+BEARD = ("a person with a beard", 7, 1.5, "a person", "", None, "any_text")
 
 
 def pixels(answer):
@@ -69,12 +29,17 @@ def test_the_service_is_healthy(service):
 
 def test_programs_edit_over_http_and_chain_by_latents(service):
     face = call(service.url, "face", 7)
-    edited = call(service.url, "instant", *BEARD)
-    assert np.abs(pixels(face) - pixels(edited)).mean() > 2
-    assert edited["settings"]["flags"]["strength"] == [4.0]
-    text, *_ = BEARD
-    same = call(service.url, "instant", text, 0, 0.0, "a person", edited["latents"], None)
-    assert np.abs(pixels(same) - pixels(edited)).max() <= 1
+    for using, strength, script in (
+        ("any_text", 1.5, "apply_mapper.py"),
+        ("directions", 4.0, "directions.py"),
+    ):
+        edited = call(service.url, "instant", *BEARD[:2], strength, *BEARD[3:-1], using)
+        assert np.abs(pixels(face) - pixels(edited)).mean() > 2
+        assert edited["settings"]["script"] == script
+        assert edited["settings"]["flags"]["strength"] == [strength]
+        arguments = (BEARD[0], 0, 0.0, "a person", edited["latents"], None, using)
+        same = call(service.url, "instant", *arguments)
+        assert np.abs(pixels(same) - pixels(edited)).max() <= 1
 
 
 def test_a_strength_that_is_left_out_is_chosen_and_reported(service):
@@ -89,12 +54,14 @@ def test_a_strength_that_is_left_out_is_chosen_and_reported(service):
 @pytest.mark.parametrize(
     "data",
     [
-        ("", 0, 4.0, "a person", "", None),
-        ("x" * 5000, 0, 4.0, "a person", "", None),
-        ("a person with a hat", -1, 4.0, "a person", "", None),
-        ("a person with a hat", 0, 4.0, "a person", "rubbish", None),
-        ("a person with a hat", 0, 4.0, "a person", "", 1.0),
-        ("a person with a hat", 0, "four", "a person", "", None),
+        ("", 0, 4.0, "a person", "", None, "directions"),
+        ("x" * 5000, 0, 4.0, "a person", "", None, "directions"),
+        ("a person with a hat", -1, 4.0, "a person", "", None, "directions"),
+        ("a person with a hat", 0, 4.0, "a person", "rubbish", None, "directions"),
+        ("a person with a hat", 0, 4.0, "a person", "", 1.0, "directions"),
+        ("a person with a hat", 0, 1.0, "a person", "", 100.0, "any_text"),
+        ("a person with a hat", 0, 1.0, "a person", "", None, "magic"),
+        ("a person with a hat", 0, "four", "a person", "", None, "directions"),
     ],
 )
 def test_rubbish_gets_an_error_and_harms_nobody(service, data):
@@ -126,13 +93,13 @@ def test_twenty_clients_at_once_all_get_their_own_answers_and_no_memory_stays(se
 
     def ask(request):
         text, seed = request
-        return pixels(call(service.url, "instant", text, seed, 4.0, "a person", "", None))
+        return pixels(call(service.url, "instant", text, seed, *BEARD[2:]))
 
     alone = {request: ask(request) for request in sorted(set(requests))}
 
     def vanish(listen):
         # Sends a request and never fetches the answer, or leaves before it is ready.
-        event = post(service.url, "instant", (texts[0], 3, 4.0, "a person", "", None))
+        event = post(service.url, "instant", (texts[0], 3, *BEARD[2:]))
         if listen:
             urllib.request.urlopen(f"{service.url}/gradio_api/call/instant/{event}").close()
 
@@ -214,70 +181,3 @@ def test_a_full_queue_refuses_at_once_and_serves_again_later(strict):
     while service.health()["edits"]:
         time.sleep(0.1)
     assert call(service.url, "face", 1, cookie=cookie)["image"]
-
-
-# Of a process that imports it at its start: writes nowhere but in this directory.
-READ_ONLY = """
-import os, sys
-def check(event, arguments):
-    path, writes = None, event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir")
-    if event == "open":
-        path, _, flags = arguments
-        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    elif writes:
-        path = arguments[0]
-    if writes and isinstance(path, (str, bytes, os.PathLike)):
-        place = os.path.realpath(os.fsdecode(path))
-        if not place.startswith(({directory!r}, "/dev/", "/proc/")):
-            raise OSError(30, "Read-only file system", place)
-sys.addaudithook(check)
-"""
-
-
-@pytest.fixture
-def container(start_service, tmp_path):
-    """The service as the Dockerfile starts it: of all directories it can write in one alone."""
-    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
-    command, check, variables = (
-        re.findall(pattern, lines, re.MULTILINE)[0]
-        for pattern in (r"^CMD (.*)", r"^HEALTHCHECK .*CMD (.*)", r"^ENV (.*)")
-    )
-    command, check = json.loads(command), json.loads(check)
-    (tmp_path / "sitecustomize.py").write_text(READ_ONLY.format(directory=str(tmp_path)))
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": f"{tmp_path}:{ROOT}",
-        "TMPDIR": str(tmp_path),
-        **dict(x.split("=") for x in variables.replace("/tmp", str(tmp_path)).split()),
-    }
-    assert command[0] == "styleclip-app"
-    service = start_service(
-        "--nowarmup",
-        *command[1:],
-        command=(sys.executable, "-m", "styleclip_jax.scripts.app"),
-        cwd=tmp_path,
-        env=environment,
-    )
-    port = service.url.rpartition(":")[2]
-    service.check = [sys.executable, *(word.replace("7860", port) for word in check[1:])]
-    return service
-
-
-def test_the_container_serves_on_a_read_only_root_and_lets_a_running_edit_finish(
-    container, tmp_path
-):
-    subprocess.run(container.check, check=True)
-    answers = []
-
-    def edit():
-        answers.append(call(container.url, "optimize", *OPTIMIZE[:2], 20, *OPTIMIZE[3:]))
-
-    client = threading.Thread(target=edit)
-    client.start()
-    while container.health()["edits"] == 0:
-        time.sleep(0.05)
-    container.process.send_signal(signal.SIGTERM)
-    client.join(TIMEOUT)
-    assert answers and answers[0]["image"]
-    assert container.process.wait(TIMEOUT) == 0
-    assert not [*tmp_path.glob("styleclip-app-*")]

@@ -12,6 +12,7 @@ from styleclip_jax.methods.delta_editing import (
     apply_delta_mapper,
     best_delta_strengths,
     edit_with_delta_mapper,
+    move_styles,
 )
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, Directions, DirectionsConfig
@@ -61,7 +62,7 @@ def test_the_automatic_strength_has_the_lowest_direction_loss(
     generator, mapper, clip, w_plus, dt, monkeypatch
 ):
     tried, chosen = (0.0, -3.0, 1.0, 4.0), set()
-    monkeypatch.setattr(module, "_AUTOMATIC_STRENGTHS", tried)
+    monkeypatch.setattr(module, "_AUTOMATIC_STRENGTHS", tried[1:])
     for sign in (1, -1):
         edits = [
             edit_with_delta_mapper(generator, mapper, clip, w_plus, sign * dt, x) for x in tried
@@ -97,6 +98,31 @@ def test_channels_that_are_not_relevant_to_the_text_do_not_change(
     moved = [np.any(a != b, axis=0) for a, b in zip(edit.styles, styles, strict=True)]
     convs = np.concatenate([m for i, m in enumerate(moved) if i % 3 != 1])
     np.testing.assert_array_equal(convs, products >= threshold)
+
+
+def test_channels_that_change_too_little_stay(generator, mapper, clip, styles, dt):
+    whole = edit_with_delta_mapper(generator, mapper, clip, styles, dt)
+    changes = [np.asarray(a - b) for a, b in zip(whole.styles, styles, strict=True)]
+    least = float(np.median(np.abs(changes[0])))
+    edit = edit_with_delta_mapper(generator, mapper, clip, styles, dt, -2.0, min_change=least)
+    for edited, style, change in zip(edit.styles, styles, changes, strict=True):
+        # Those next to the limit may be rounded to either side.
+        clear = np.abs(np.abs(change) - least) > 1e-4
+        expected = style - 2 * np.where(np.abs(change) < least, 0, change)
+        np.testing.assert_allclose(edited[clear], expected[clear], rtol=1e-3, atol=1e-4)
+
+
+def test_moved_styles_are_those_of_the_edit(generator, mapper, clip, styles, dt):
+    moved = move_styles(generator, mapper, clip, styles, dt, 2.0, min_change=0.01)
+    edit = edit_with_delta_mapper(generator, mapper, clip, styles, dt, 2.0, min_change=0.01)
+    for ours, theirs in zip(moved.styles, edit.styles, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    changes = np.concatenate([a - b for a, b in zip(moved.styles, styles, strict=True)], axis=1)
+    np.testing.assert_array_equal(moved.changed, (changes != 0).sum(axis=1))
+    np.testing.assert_allclose(moved.largest, np.abs(changes).max(axis=1) / 2, rtol=1e-3)
+    still = move_styles(generator, mapper, clip, styles, dt, 2.0, min_change=1e6)
+    jax.tree.map(np.testing.assert_array_equal, still.styles, styles)
+    assert not still.changed.any()
 
 
 def test_directions_of_w_are_refused(generator, mapper, clip, styles, dt):

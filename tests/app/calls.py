@@ -1,0 +1,37 @@
+"""Calls of the page's API as curl would make them."""
+
+import json
+import urllib.request
+
+# Only ends tests that hang.
+TIMEOUT = 600
+
+
+def post(url, name, data, cookie=""):
+    """Asks for a function of the API and returns what to fetch the answer with."""
+    request = urllib.request.Request(
+        f"{url}/gradio_api/call/{name}",
+        json.dumps({"data": data}).encode(),
+        {"Content-Type": "application/json", "Cookie": cookie},
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        return json.load(response)["event_id"]
+
+
+def call(url, name, *data, cookie=""):
+    """Calls a function of the API."""
+    event = post(url, name, data, cookie)
+    request = urllib.request.Request(
+        f"{url}/gradio_api/call/{name}/{event}", headers={"Cookie": cookie}
+    )
+    kind = ""
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as lines:
+        for line in map(bytes.decode, lines):
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ").strip()
+            elif line.startswith("data: ") and kind in ("complete", "error"):
+                answer = json.loads(line.removeprefix("data: "))
+                if kind == "error":
+                    raise RuntimeError(answer)
+                return answer[0]
+    raise AssertionError("the answer is missing")

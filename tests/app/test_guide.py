@@ -1,0 +1,79 @@
+"""The programs in docs/guide/page.md run against the served page."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from styleclip_jax.app.passwords import hash_password
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "page.md"
+# Only ends tests that hang.
+TIMEOUT = 600
+
+
+def programs(language, section):
+    """The programs in a section of the guide."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", GUIDE.read_text(), re.M | re.S)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run(language, program, url, directory):
+    """Runs a program of the guide."""
+    assert "http://127.0.0.1:7860" in program
+    if language == "bash" and not shutil.which("curl"):
+        pytest.skip("there is no curl")
+    if language == "python":
+        pytest.importorskip("gradio_client")
+    command = ["bash", "-euc"] if language == "bash" else [sys.executable, "-c"]
+    return subprocess.run(
+        [*command, program.replace("http://127.0.0.1:7860", url)],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+def printed_by(*arguments):
+    outcome = run(*arguments)
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout
+
+
+def test_gradio_client_edits_and_chains(service, tmp_path):
+    (program,) = programs("python", "Over HTTP")
+    printed = printed_by("python", program, service.url, tmp_path)
+    assert printed.count("data:image/png;base64,") == 2
+    assert "'strength': [1.5]" in printed and "apply_mapper.py" in printed
+
+
+def test_curl_edits_and_asks_for_the_health(service, tmp_path):
+    edit, health = programs("bash", "Over HTTP")
+    printed = printed_by("bash", edit, service.url, tmp_path)
+    assert "event: complete" in printed and "data:image/png;base64," in printed
+    assert json.loads(printed_by("bash", health, service.url, tmp_path))["status"] == "ok"
+
+
+@pytest.fixture(scope="module")
+def protected(start_service, tmp_path_factory):
+    file = tmp_path_factory.mktemp("users") / "users"
+    file.write_text(f"olena:{hash_password('secret')}\n")
+    return start_service("--nowarmup", f"--auth_file={file}")
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_a_user_of_the_auth_file_logs_in(protected, tmp_path, language):
+    (program,) = programs(language, "Passwords")
+    assert "data:image/png;base64," in printed_by(language, program, protected.url, tmp_path)
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_a_wrong_password_gets_nothing(protected, tmp_path, language):
+    (program,) = programs(language, "Passwords")
+    outcome = run(language, program.replace("secret", "secrets"), protected.url, tmp_path)
+    assert outcome.returncode != 0 and "data:image" not in outcome.stdout
