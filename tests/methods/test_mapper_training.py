@@ -140,6 +140,7 @@ def steps_by_devices(tmp_path_factory) -> dict[str, dict]:
     processes = {}
     for name, (devices, *joining) in commands.items():
         flags = [
+            os.environ["XLA_FLAGS"],
             f"--xla_force_host_platform_device_count={devices}",
             f"--xla_dump_to={directory / name}",
             "--xla_dump_hlo_as_text",
