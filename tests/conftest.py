@@ -33,11 +33,16 @@ ROOT = Path(__file__).parents[1]
 gc.set_threshold(100_000, 20, 20)
 # Several test processes share an accelerator.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# XLA takes longer to optimize most programs of the tests than they run. `XLA_FLAGS= pytest` tests
+# with the code that it generates for users.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # Tests and the scripts that they start share a compilation cache, separate from the user's.
 _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 for _option, _value in {
     "jax_compilation_cache_dir": _COMPILED.name,
     "jax_persistent_cache_min_compile_time_secs": 0,
+    # See also `optimized`.
+    "jax_disable_most_optimizations": os.environ["XLA_FLAGS"] != "",
 }.items():
     jax.config.update(_option, _value)
     os.environ[_option.upper()] = str(_value)
@@ -67,6 +72,15 @@ def _forget_compiled_programs():
     """Frees compiled programs of a module, because Linux allows 65,530 mappings per process."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Lets XLA optimize programs, for networks that run for longer than that takes."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

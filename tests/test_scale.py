@@ -61,6 +61,7 @@ def edited(generator_path, clip_path, tmp_path_factory) -> Path:
 
 def start(devices: int, directory: Path, name: str, *command: str) -> subprocess.Popen:
     flags = [
+        os.environ["XLA_FLAGS"],
         f"--xla_force_host_platform_device_count={devices}",
         f"--xla_dump_to={directory / 'programs' / name}",
         "--xla_dump_hlo_as_text",

@@ -74,7 +74,7 @@ def start(generator_path, clip_path, arcface_path):
         return subprocess.Popen(
             [sys.executable, "train_mapper.py", *arguments(flags)],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": device_count},
+            env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {device_count}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

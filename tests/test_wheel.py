@@ -55,7 +55,14 @@ def test_it_is_typed_and_knows_its_version(wheel):
     assert (wheel / "styleclip_jax" / "py.typed").exists()
 
 
-def test_the_lines_of_the_readme_pass_pyright_in_a_project_that_installs_it(wheel, tmp_path):
+@pytest.mark.parametrize(
+    "checker",
+    [("pyright", "--pythonpath", sys.executable), ("mypy", "--cache-dir=/dev/null")],
+    ids=["pyright", "mypy"],
+)
+def test_the_lines_of_the_readme_pass_a_type_checker_where_it_is_installed(
+    wheel, tmp_path, checker
+):
     lines = "\n".join(
         re.findall("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     )
@@ -64,8 +71,10 @@ def test_the_lines_of_the_readme_pass_pyright_in_a_project_that_installs_it(whee
     config = {"extraPaths": [str(wheel)], "typeCheckingMode": "standard"}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
     done = subprocess.run(
-        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "user.py"],
+        [sys.executable, "-m", *checker, "user.py"],
         cwd=tmp_path,
+        # Where mypy looks for installed packages.
+        env=os.environ | {"PYTHONPATH": str(wheel)},
         capture_output=True,
         text=True,
     )
