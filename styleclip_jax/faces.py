@@ -195,8 +195,8 @@ def align_face(
     original_size = image.size
     if _side(quad) < _LEAST_CROP:
         raise InputError(
-            f"the face's crop is {_side(quad):.1f} pixels wide, expected at least {_LEAST_CROP}; use"
-            " a larger photo"
+            f"the face's crop is {_side(quad):.1f} pixels wide, expected at least {_LEAST_CROP};"
+            " use a larger photo"
         )
     # Of the first pixel, whose center is zero, half is below zero.
     low, high = quad.min(axis=0) + 0.5, quad.max(axis=0) + 0.5
