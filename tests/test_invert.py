@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +27,7 @@ ENCODER = E4EConfig(
     stages=((4, 1), (8, 1), (8, 1), (8, 1)),
     reduction=4,
 )
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -112,22 +117,81 @@ def test_a_photo_without_a_face_is_named(run, pictures, monkeypatch):
     assert "a.png: no face" in outcome.err and "--align=false" in outcome.err
 
 
-def test_a_tuned_generator_is_used_by_the_edits_that_follow(
-    run, pictures, checkpoints, clip_path, tmp_path
-):
-    arguments = ("--align=false", "--refine_steps=1", "--tune", "--tune_steps=2")
-    assert run("invert.py", *arguments, image=pictures).code == 0
-    inversion = tmp_path / "results"
-    tuned = load_generator(inversion / "generator")
-    assert "tuned" in measured(inversion)[0]
+@pytest.fixture(scope="module")
+def tuned(generator_path, checkpoints, tmp_path_factory):
+    """Results of invert.py --tune of two photos, which the generator cannot synthesize."""
+    directory = tmp_path_factory.mktemp("tuned")
+    for name, color in {"a.png": "red", "b.png": "blue"}.items():
+        image = Image.new("RGB", (32, 32), "white")
+        image.paste(color, (8, 8, 24, 24))
+        image.save(directory / name)
+    flags = {
+        "generator": generator_path,
+        "encoder": checkpoints / "encoder",
+        "lpips": checkpoints / "lpips",
+        "results_dir": directory / "results",
+        "image": directory / "*.png",
+    }
+    command = [f"--{name}={value}" for name, value in flags.items()]
+    command += ["--align=false", "--refine_steps=1", "--tune", "--tune_steps=120"]
+    subprocess.run([sys.executable, ROOT / "invert.py", *command], check=True, cwd=ROOT)
+    return directory / "results"
 
-    edits = {"inversion": inversion, "results_dir": tmp_path / "edited"}
-    outcome = run("apply_mapper.py", f"--mapper={checkpoints / 'mapper'}", **edits)
-    assert outcome.code == 0, outcome.err
-    latents = jnp.asarray(np.load(inversion / "latents.npy"))
-    before = read_image(tmp_path / "edited/before/000.png")
-    expected = np.clip(np.asarray(tuned(latents[:1]))[0], -1, 1)
-    np.testing.assert_allclose(before, expected, atol=0.6 / 127.5)
+
+def synthesized(inversion, photo, generator):
+    """A photo's latents as the generator tuned for the same or another photo synthesizes them."""
+    latents = jnp.asarray(np.load(inversion / "latents.npy")[photo : photo + 1])
+    tuned = load_generator(inversion / f"generators/{generator:03}")
+    return np.clip(np.asarray(tuned(latents))[0], -1, 1)
+
+
+def test_each_photo_gets_its_own_tuned_generator(tuned):
+    images = measured(tuned)
+    assert [Path(image["photo"]).name for image in images] == ["a.png", "b.png"]
+    for i, image in enumerate(images):
+        assert image["generator"] == f"generators/{i:03}"
+        assert image["tuned"]["mse"] < 0.9 * image["mse"]
+        aligned = read_image(tuned / "aligned" / image["file"])
+        own, other = (np.square(synthesized(tuned, i, j) - aligned).mean() for j in (i, 1 - i))
+        assert own == pytest.approx(image["tuned"]["mse"], rel=1e-2)
+        assert own < other
+
+
+def test_edits_use_the_generator_tuned_for_each_photo(
+    run_script, generator_path, tuned, checkpoints, clip_path, tmp_path
+):
+    text = ["--description=a hat", "--steps=1", "--learning_rate=1e-6", f"--clip={clip_path}"]
+    scripts = {
+        "apply_mapper.py": [f"--mapper={checkpoints / 'mapper'}", "--strength=1e-6"],
+        "optimize.py": text,
+        "directions.py": [*text, "--method=stylemc", "--templates=false", "--guide_resolution=32"],
+    }
+    for script, arguments in scripts.items():
+        results = tmp_path / script
+        given = [f"--generator={generator_path}", f"--inversion={tuned}"]
+        outcome = run_script(script, *given, f"--results_dir={results}", *arguments)
+        assert outcome.code == 0, outcome.err
+        places = {path.parent for path in results.glob("*/001.png")}
+        assert len(places) == 2  # Before, and after an edit too small to see.
+        for place in places:
+            for i in range(2):
+                found = read_image(place / f"{i:03}.png")
+                np.testing.assert_allclose(found, synthesized(tuned, i, i), atol=1.6 / 127.5)
+
+
+def test_a_batch_size_with_tuned_generators_is_refused(run, tuned, checkpoints):
+    mapper = f"--mapper={checkpoints / 'mapper'}"
+    outcome = run("apply_mapper.py", mapper, "--batch_size=2", inversion=tuned)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "--batch_size has no effect with photos" in outcome.err
+
+
+def test_a_missing_tuned_generator_is_named(run, tuned, checkpoints, tmp_path):
+    damaged = shutil.copytree(tuned, tmp_path / "damaged")
+    shutil.rmtree(damaged / "generators" / "001")
+    outcome = run("apply_mapper.py", f"--mapper={checkpoints / 'mapper'}", inversion=damaged)
+    assert outcome.code == 1
+    assert "generators/001" in outcome.err and "Traceback" not in outcome.err
 
 
 def test_an_edit_of_a_photo_shows_all_stages(run, pictures, clip_path, tmp_path):

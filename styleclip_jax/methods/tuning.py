@@ -1,7 +1,7 @@
-"""Pivotal tuning (PTI, Roich et al., arXiv 2106.05744): tunes a generator for given images.
+"""Pivotal tuning (PTI, Roich et al., arXiv 2106.05744): tunes a generator for an image.
 
 The latents of an inversion stay fixed; the generator's weights are trained until it synthesizes the
-images from them. Edits of these latents then preserve details that latents do not describe.
+image from them. Edits of these latents then preserve details that latents do not describe.
 """
 
 import dataclasses
@@ -33,8 +33,7 @@ class TuneConfig:
         learning_rate: Learning rate of Adam.
         pixel_lambda: Weight of the mean squared error of pixels.
         perceptual_lambda: Weight of the perceptual distance.
-        stop_distance: Stop when the mean perceptual distance of all images is at most this.
-        batch_size: Images per step.
+        stop_distance: Stop when the mean perceptual distance of the images is at most this.
     """
 
     steps: int = 350
@@ -42,12 +41,11 @@ class TuneConfig:
     pixel_lambda: float = 1.0
     perceptual_lambda: float = 1.0
     stop_distance: float = 0.06
-    batch_size: int = 4
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             number = getattr(self, field.name)
-            least = 1 if field.name in ("steps", "batch_size") else 0
+            least = 1 if field.name == "steps" else 0
             if not least <= number < float("inf"):
                 raise InputError(f"{field.name} is {number}, expected a number of at least {least}")
 
@@ -57,11 +55,11 @@ class TuneResult(NamedTuple):
 
     Attributes:
         generator: A new generator; the given one is not modified.
-        distances: (steps, batch_size), the perceptual distances before every step.
+        distances: (steps, count), the perceptual distances before every step.
     """
 
     generator: Generator
-    distances: Float[np.ndarray, "steps batch"]
+    distances: Float[np.ndarray, "steps count"]
 
 
 def tune_generator(
@@ -73,7 +71,9 @@ def tune_generator(
     *,
     on_progress: Callable[[int], object] | None = None,
 ) -> TuneResult:
-    """Tunes a generator's synthesis network for images.
+    """Tunes a generator's synthesis network for an image, or for several at once.
+
+    A generator tuned for one image reproduces it best.
 
     Args:
         generator: The generator; it is not modified.
@@ -94,19 +94,14 @@ def tune_generator(
             f"images have shape {images.shape}, expected"
             f" ({len(latents)}, {resolution}, {resolution}, 3)"
         )
-    batch = min(config.batch_size, len(latents))
     optimizer = optax.adam(config.learning_rate)
     # A copy without weak types, which the first step would lose, so that the second one
     # would be compiled again.
     tuned = jax.tree.map(lambda x: jnp.array(x, x.dtype), generator)
     state = optimizer.init(nnx.state(tuned, _TRAINABLE))
-    rounds = -(-len(latents) // batch)
     distances = []
     for step in range(config.steps):
-        some = (step * batch + np.arange(batch)) % len(latents)
-        tuned, state, found = tune_step(
-            tuned, state, latents[some], images[some], perceptual, config
-        )
+        tuned, state, found = tune_step(tuned, state, latents, images, perceptual, config)
         distances.append(np.asarray(found))
         if not np.isfinite(found).all():
             raise FloatingPointError(
@@ -114,7 +109,7 @@ def tune_generator(
             )
         if on_progress:
             on_progress(step + 1)
-        if len(distances) >= rounds and np.mean(distances[-rounds:]) <= config.stop_distance:
+        if np.mean(found) <= config.stop_distance:
             break
     return TuneResult(tuned, np.stack(distances))
 

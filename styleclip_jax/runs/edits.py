@@ -127,7 +127,7 @@ class Task(NamedTuple):
     direction: Array | None
 
 
-def make_batches(size: int, resolution: int) -> list[Batch]:
+def make_batches(size: int, resolution: int, *, alone: bool = False) -> list[Batch]:
     """Splits images into this host's batches of one size, so that they share a compiled program.
 
     Every host has at least one batch, so that all of them can compile; with fewer images than
@@ -136,11 +136,15 @@ def make_batches(size: int, resolution: int) -> list[Batch]:
     Args:
         size: Number of images of all hosts.
         resolution: Resolution of the images, for the default of ``--batch_size``.
+        alone: Make batches of one image, because each has its own generator.
 
     Raises:
         InputError: The batch size is not divisible by the number of devices.
     """
     devices, hosts = jax.device_count(), jax.process_count()
+    if alone:
+        mine = [lone_batch(number) for number in range(jax.process_index(), size, hosts)]
+        return mine or [lone_batch(size - 1)._replace(count=0)]
     per_device = _LEAST_PER_DEVICE * 1024 // resolution
     FLAGS.set_default("batch_size", devices * min(per_device, _MOST_PER_DEVICE))
     if FLAGS.batch_size % devices:

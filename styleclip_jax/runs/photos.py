@@ -1,5 +1,6 @@
 """Photos as the input of scripts: flags, alignment, inversion, results, and pasting back."""
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,13 @@ from tqdm import tqdm
 from styleclip_jax.avatars import AVATARS_INVERT_CONFIG
 from styleclip_jax.errors import InputError
 from styleclip_jax.faces import FaceTransform, NoFaceError, align_face, find_faces, paste_back
-from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_encoder, load_lpips
+from styleclip_jax.io.checkpoints import (
+    load_arcface,
+    load_clip,
+    load_encoder,
+    load_generator,
+    load_lpips,
+)
 from styleclip_jax.io.files import expand_user, parse_json
 from styleclip_jax.io.images import from_pil, read_image
 from styleclip_jax.io.latents import load_latents, save_latents
@@ -33,15 +40,15 @@ from styleclip_jax.methods.inversion import (
 from styleclip_jax.models import E4E, ArcFace, Generator
 from styleclip_jax.runs import command_line
 from styleclip_jax.runs.results import METRICS_FILE, image_name, write_images
-from styleclip_jax.sharding import equal_batches, spread
+from styleclip_jax.sharding import equal_batches, replicate, spread
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 4
 # Steps without an encoder.
 _STEPS_WITHOUT_ENCODER = 500
 _REFINEMENT = ("refine_steps", "refine_learning_rate", "latent_lambda")
-# The tuned generator in the results of invert.py.
-TUNED = "generator"
+# In the results of invert.py: the directory of the generators tuned for each photo.
+_GENERATORS = "generators"
 
 # --help lists the flags with those of the script that calls define_flags.
 flags.disclaim_key_flags()
@@ -147,8 +154,8 @@ def define_edit_flags() -> None:
     flags.DEFINE_string(
         "inversion",
         None,
-        "Results directory of invert.py, instead of --image: edits its photos, with its tuned"
-        " generator if there is one.",
+        "Results directory of invert.py, instead of --image: edits its photos, each with the"
+        " generator tuned for it if there is one.",
     )
     flags.DEFINE_bool("paste_back", False, "Also paste the edited faces back into their photos.")
     flags.DEFINE_enum(
@@ -172,6 +179,11 @@ def check_flags() -> None:
         raise InputError("--latents and photos are both given, expected one; remove the other")
     if edits and FLAGS.paste_back and not (FLAGS.image or FLAGS.inversion):
         raise InputError("--paste_back has no effect without photos; add --image or --inversion")
+    if edits and has_tuned_generators() and FLAGS["batch_size"].present:
+        raise InputError(
+            "--batch_size has no effect with photos that have their own tuned generators, which are"
+            " edited one by one; remove --batch_size"
+        )
     if edits and FLAGS["blend"].present and not FLAGS.paste_back:
         raise InputError("--blend has no effect without --paste_back; add --paste_back")
     if not FLAGS.generator:
@@ -189,10 +201,34 @@ def check_flags() -> None:
         )
 
 
-def generator_path() -> str | Path | None:
-    """The path of the generator: the tuned one of ``--inversion``, or ``--generator``."""
-    tuned = expand_user(FLAGS.inversion) / TUNED if FLAGS.inversion else None
-    return tuned if tuned and tuned.exists() else FLAGS.generator
+def has_tuned_generators() -> bool:
+    """Whether each photo of ``--inversion`` has its own generator."""
+    return bool(FLAGS.inversion) and (expand_user(FLAGS.inversion) / _GENERATORS).exists()
+
+
+def tuned_path(number: int) -> str:
+    """The path, in the results of invert.py, of the generator tuned for a photo."""
+    return f"{_GENERATORS}/{number:03}"
+
+
+def generator_of(number: int, generator: Generator) -> Generator:
+    """The generator tuned for a photo of ``--inversion``, on all devices.
+
+    Args:
+        number: Number of the photo.
+        generator: The generator of ``--generator``, which is returned if none was tuned.
+
+    Raises:
+        InputError: The photo's generator is missing or damaged.
+    """
+    if not has_tuned_generators():
+        return generator
+    return _load_tuned(expand_user(FLAGS.inversion) / tuned_path(number), FLAGS.dtype)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_tuned(path: Path, dtype: str) -> Generator:
+    return replicate(load_generator(path, dtype))
 
 
 def load_networks(generator: Generator) -> Networks:

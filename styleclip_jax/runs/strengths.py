@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.io.images import sheet, write_image
 from styleclip_jax.latents import Latents
+from styleclip_jax.models import Generator
 from styleclip_jax.runs import command_line, edits, photos
 from styleclip_jax.runs.edits import Batch
 from styleclip_jax.runs.results import (
@@ -26,11 +27,14 @@ FLAGS = flags.FLAGS
 
 # None: automatic, one strength per image.
 Strength = float | None
-# Maps latents and a strength, one for all images or one per image, to images and edited latents.
+# Maps a generator, latents and a strength, one for all images or one per image, to images and
+# edited latents.
 Edit = Callable[
-    [Latents, float | Float[Array, " batch"]],
+    [Generator, Latents, float | Float[Array, " batch"]],
     tuple[Float[Array, "batch height width 3"], Latents],
 ]
+# Maps a generator and latents to the automatic strength of every image.
+Choose = Callable[[Generator, Latents], Float[Array, " batch"]]
 
 
 def places(directory: Path, strengths: Sequence[Strength]) -> dict[Strength, Path]:
@@ -63,16 +67,18 @@ def plan(
 
 def apply(
     edit: Edit,
+    generator: Generator,
     latents: Latents,
     batch: Batch,
     strength: Strength,
     directory: Path,
-    choose: Callable[[Latents], Float[Array, " batch"]] | None = None,
+    choose: Choose | None = None,
 ) -> None:
     """Edits a batch of images and writes the results.
 
     Args:
         edit: The edit.
+        generator: The batch's generator.
         latents: The batch's latents.
         batch: The batch.
         strength: The strength for all images. None: the result of ``choose``.
@@ -83,11 +89,11 @@ def apply(
     measured: list[dict[str, Any]] = [{} for _ in batch.numbers]
     if strength is None:
         assert choose
-        chosen = choose(latents)
+        chosen = choose(generator, latents)
         measured = [{"strength": float(x)} for x in np.asarray(chosen)[: batch.count]]
     else:
         chosen = strength
-    images, edited = jax.block_until_ready(edit(latents, chosen))
+    images, edited = jax.block_until_ready(edit(generator, latents, chosen))
     seconds = time.perf_counter() - begun
     finite = np.isfinite(images).all(axis=(1, 2, 3))
     for i in np.flatnonzero(~finite[: batch.count]):
@@ -100,7 +106,7 @@ def apply(
         images, edited = jax.tree.map(
             lambda new, old: np.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, old),
             (images, edited),
-            edit(latents, 0.0),
+            edit(generator, latents, 0.0),
         )
     edits.write_part(directory, batch, images, edited, measured, seconds)
 

@@ -22,7 +22,7 @@ Examples:
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -138,12 +138,14 @@ def main(_: Sequence[str]) -> None:
     with edits.results_directory(command_line.script_flags(__name__)) as directory:
         places = strengths.places(directory, FLAGS.strength or [None])
         with distributed.together():
-            generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
+            generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
             # In host memory, because there may be many.
             latents = jax.device_get(image_flags.read_latents(generator, inverted))
             size = len(jax.tree.leaves(latents)[0])
-            batches = edits.make_batches(size, generator.config.resolution)
+            batches = edits.make_batches(
+                size, generator.config.resolution, alone=photos.has_tuned_generators()
+            )
             with edits.enough_memory(batches):
                 left = [*strengths.plan(places, batches)]
                 begun = time.perf_counter()
@@ -152,8 +154,9 @@ def main(_: Sequence[str]) -> None:
                 edit, choose = compile_edit(generator, replicate(mappers), first.take(latents))
                 seconds = time.perf_counter() - begun
                 for strength, batch in left:
-                    taken = batch.take(latents)
-                    strengths.apply(edit, taken, batch, strength, places[strength], choose)
+                    own = photos.generator_of(int(batch.indices[0]), generator)
+                    taken, place = batch.take(latents), places[strength]
+                    strengths.apply(edit, own, taken, batch, strength, place, choose)
         measured = []
         if jax.process_index() == 0:
             metrics = inversion | {"compile_seconds": seconds}
@@ -186,17 +189,14 @@ def choose_defaults(mappers: Sequence[Mapper | DeltaMapper]) -> None:
             f" {', '.join(map(str, sorted(strengths)))}; give --strength"
         )
     # An automatic strength for every image has only been measured on avatars.
-    if not for_any_text or photos.generator_path():
+    if not for_any_text or FLAGS.generator:
         FLAGS.set_default("strength", [*strengths])
     if for_any_text:
-        FLAGS.set_default("neutral", NEUTRAL if photos.generator_path() else AVATARS_NEUTRAL)
+        FLAGS.set_default("neutral", NEUTRAL if FLAGS.generator else AVATARS_NEUTRAL)
 
 
 def note_other_generators(mappers: Sequence[Mapper | DeltaMapper], generator: Generator) -> None:
     """Tells the user about mappers that were trained with another generator."""
-    # Tuning hardly changes a generator, so the mapper of the original still applies.
-    if photos.generator_path() != FLAGS.generator:
-        generator = load_generator(FLAGS.generator)
     for path, mapper in zip(FLAGS.mapper, mappers, strict=True):
         if jax.process_index() == 0 and (message := foreign_generator(mapper, generator)):
             command_line.note(f"--mapper={path}: {message}")
@@ -204,14 +204,14 @@ def note_other_generators(mappers: Sequence[Mapper | DeltaMapper], generator: Ge
 
 def compile_edit(
     generator: Generator, mappers: Sequence[Mapper | DeltaMapper], latents: Latents
-) -> tuple[strengths.Edit, Callable[[Latents], Any] | None]:
+) -> tuple[strengths.Edit, strengths.Choose | None]:
     """Compiles an edit, and the function that chooses each image's strength, if there is one."""
     mapper = mappers[0]
     if not isinstance(mapper, DeltaMapper):
         program = edit_with_mappers.lower(generator, mappers, latents, (0.0,) * len(mappers))
         program = program.compile()
 
-        def apply(latents: Latents, strength: Any) -> Any:
+        def apply(generator: Generator, latents: Latents, strength: Any) -> Any:
             return program(generator, mappers, latents, (strength,) * len(mappers))
 
         return apply, None
@@ -223,17 +223,16 @@ def compile_edit(
         directions = load_directions(FLAGS.directions)
         check_fingerprints(directions, generator, clip)
         selection |= {"directions": replicate(directions), "threshold": FLAGS.threshold}
-    models = generator, mapper, clip
 
-    def edit(latents: Latents, strength: Any) -> Any:
+    def edit(generator: Generator, latents: Latents, strength: Any) -> Any:
         # One for each image, so that one program serves given and automatic strengths.
         each = jnp.broadcast_to(strength, jax.tree.leaves(latents)[0].shape[:1])
-        return edit_with_delta_mapper(*models, latents, dt, each, **selection)
+        return edit_with_delta_mapper(generator, mapper, clip, latents, dt, each, **selection)
 
-    def choose(latents: Latents) -> Any:
-        return best_delta_strengths(*models, latents, dt, **selection)
+    def choose(generator: Generator, latents: Latents) -> Any:
+        return best_delta_strengths(generator, mapper, clip, latents, dt, **selection)
 
-    jax.block_until_ready(edit(latents, 0.0))
+    jax.block_until_ready(edit(generator, latents, 0.0))
     return edit, choose
 
 

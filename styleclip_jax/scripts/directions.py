@@ -20,7 +20,7 @@ Examples:
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, get_args
 
 import jax
@@ -170,13 +170,13 @@ class Method(NamedTuple):
     """A compiled way to edit images.
 
     Attributes:
-        edit: Maps latents and strengths to images and edited latents.
+        edit: Maps a generator, latents and strengths to images and edited latents.
         choose: Computes the automatic strength of every image. None: not supported.
         described: Entries for metrics.json.
     """
 
     edit: strengths.Edit
-    choose: Callable[[Latents], Any] | None
+    choose: strengths.Choose | None
     described: dict[str, Any]
 
 
@@ -188,7 +188,7 @@ def main(_: Sequence[str]) -> None:
     with edits.results_directory(command_line.script_flags(__name__)) as directory:
         places = strengths.places(directory, FLAGS.strength or [None])
         with distributed.together():
-            generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
+            generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
             clip = replicate(load_clip(FLAGS.clip, FLAGS.dtype))
             make_method = learned_method if FLAGS.method == "stylemc" else relevance_method
             tokenizer = load_tokenizer(FLAGS.clip)
@@ -199,16 +199,19 @@ def main(_: Sequence[str]) -> None:
             # In host memory, because there may be many.
             latents = jax.device_get(image_flags.read_latents(generator, inverted))
             size = len(jax.tree.leaves(latents)[0])
-            batches = edits.make_batches(size, generator.config.resolution)
+            batches = edits.make_batches(
+                size, generator.config.resolution, alone=photos.has_tuned_generators()
+            )
             with edits.enough_memory(batches):
                 left = [*strengths.plan(places, batches)]
                 begun = time.perf_counter()
                 first = (left[0][1] if left else batches[0]).take(latents)
-                jax.block_until_ready(method.edit(first, 0.0))
+                jax.block_until_ready(method.edit(generator, first, 0.0))
                 seconds = time.perf_counter() - begun
                 for strength, batch in left:
+                    own = photos.generator_of(int(batch.indices[0]), generator)
                     taken, place = batch.take(latents), places[strength]
-                    strengths.apply(method.edit, taken, batch, strength, place, method.choose)
+                    strengths.apply(method.edit, own, taken, batch, strength, place, method.choose)
         measured = []
         if jax.process_index() == 0:
             metrics = inversion | method.described | {"compile_seconds": seconds}
@@ -224,9 +227,7 @@ def relevance_method(
 ) -> Method:
     """Prepares the edit of ``--method=relevance``."""
     directions = load_directions(FLAGS.directions)
-    # Tuning hardly changes a generator, so the directions of the original still apply.
-    tuned = photos.generator_path() != FLAGS.generator
-    check_fingerprints(directions, load_generator(FLAGS.generator) if tuned else generator, clip)
+    check_fingerprints(directions, generator, clip)
     if directions.scales is None:
         command_line.note("the directions have no scales; measuring them")
         directions = with_scales(directions, generator)
@@ -241,11 +242,11 @@ def relevance_method(
     if threshold is None:
         threshold = float(automatic_threshold(directions, dt, FLAGS.min_channels))
 
-    def edit(latents: Latents, strength: Any) -> Any:
+    def edit(generator: Generator, latents: Latents, strength: Any) -> Any:
         edited = edit_with_direction(generator, directions, latents, dt, strength, threshold)
         return edited.images, edited.styles
 
-    def choose(latents: Latents) -> Any:
+    def choose(generator: Generator, latents: Latents) -> Any:
         return best_strengths(generator, directions, clip, latents, dt, threshold)
 
     channels = directions.config.channels
@@ -277,7 +278,7 @@ def learned_method(
             )
     change = jax.tree.map(lambda *parts: sum(parts), *changes)
 
-    def edit(latents: Latents, strength: Any) -> Any:
+    def edit(generator: Generator, latents: Latents, strength: Any) -> Any:
         return apply_style_change(generator, latents, change, strength)
 
     return Method(edit, None, {})

@@ -13,7 +13,8 @@ Examples:
 
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_generator, save_model
 from styleclip_jax.io.images import sheet, write_image
-from styleclip_jax.methods.inversion import reconstruction_errors
+from styleclip_jax.methods.inversion import Inversion, reconstruction_errors
 from styleclip_jax.methods.tuning import TuneConfig, tune_generator
 from styleclip_jax.models import Generator
 from styleclip_jax.runs import command_line, network_flags, photos
@@ -52,8 +53,8 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
     "tune",
     False,
-    "Tune the generator until it reproduces the photos exactly (pivotal tuning), and save it with"
-    " the latents; other scripts use it with --inversion.",
+    "For each photo, tune a copy of the generator until it reproduces the photo exactly (pivotal"
+    " tuning), and save it with the latents; other scripts use it with --inversion.",
 )
 flags.DEFINE_integer("tune_steps", TuneConfig.steps, "With --tune: maximum steps.", lower_bound=1)
 
@@ -80,13 +81,7 @@ def main(_: Sequence[str]) -> None:
         columns = [given.originals, given.aligned, inversion.images]
         labels = ["original", "aligned", "reconstructed"]
         if FLAGS.tune:
-            networks = photos.load_networks(generator)
-            tuned = tune(generator, networks, inversion.latents, given.aligned)
-            save_model(directory / photos.TUNED, tuned)
-            images, errors = reconstruct(tuned, networks, inversion.latents, given.aligned)
-            write_images(directory / "tuned", images)
-            for i, measured in enumerate(metrics["images"]):
-                measured["tuned"] = {name: float(values[i]) for name, values in errors.items()}
+            images = tune_each(directory, generator, given, inversion, metrics["images"])
             columns.append(images)
             labels.append("tuned")
         rows = [column[:SHEET_ROWS] for column in columns]
@@ -96,38 +91,63 @@ def main(_: Sequence[str]) -> None:
     photos.exit_if_some_failed(given)
 
 
+def tune_each(
+    directory: Path,
+    generator: Generator,
+    given: photos.Photos,
+    inversion: Inversion,
+    measured: list[dict[str, Any]],
+) -> np.ndarray:
+    """Tunes a generator for each photo, writes it and the image it synthesizes.
+
+    Args:
+        directory: The directory for the generators and images.
+        generator: The generator to tune.
+        given: The photos.
+        inversion: Their inversion.
+        measured: The measurements of each photo, to which those of its generator are added.
+
+    Returns:
+        The images, in [-1, 1].
+    """
+    networks = photos.load_networks(generator)
+    images = []
+    for i, entry in enumerate(measured):
+        latents, original = inversion.latents[i : i + 1], jnp.asarray(given.aligned[i : i + 1])
+        tuned = tune(generator, networks, latents, original, entry["file"])
+        image = jax.jit(Generator.__call__)(tuned, latents)
+        errors = reconstruction_errors(image, original, networks.perceptual, networks.arcface)
+        entry["tuned"] = {name: float(value[0]) for name, value in errors.items()}
+        entry["generator"] = photos.tuned_path(i)
+        save_model(directory / photos.tuned_path(i), tuned)
+        images.append(np.asarray(image[0]))
+    write_images(directory / "tuned", np.stack(images))
+    return np.stack(images)
+
+
 def tune(
-    generator: Generator, networks: photos.Networks, latents: jax.Array, aligned: np.ndarray
+    generator: Generator,
+    networks: photos.Networks,
+    latents: jax.Array,
+    original: jax.Array,
+    file: str,
 ) -> Generator:
-    """The generator tuned for the photos, with a progress bar."""
+    """The generator tuned for a photo, with a progress bar."""
     assert networks.perceptual is not None
     config = TuneConfig(steps=FLAGS.tune_steps)
     if not FLAGS.lpips:
         # CLIP's distances have a different scale.
         config = TuneConfig(steps=FLAGS.tune_steps, stop_distance=0.0)
-    with tqdm(total=config.steps, desc="tuning", unit="step", disable=None) as bar:
+    with tqdm(total=config.steps, desc=f"tuning, {file}", unit="step", disable=None) as bar:
         result = tune_generator(
             generator,
             latents,
-            jnp.asarray(aligned),
+            original,
             networks.perceptual,
             config,
             on_progress=lambda step: bar.update(step - bar.n),
         )
     return result.generator
-
-
-def reconstruct(
-    generator: Generator, networks: photos.Networks, latents: jax.Array, aligned: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The photos as a generator synthesizes them, one by one, and their errors."""
-    images, errors = [], []
-    for i in range(len(latents)):
-        image = jax.jit(Generator.__call__)(generator, latents[i : i + 1])
-        images.append(np.asarray(image))
-        original = jnp.asarray(aligned[i : i + 1])
-        errors.append(reconstruction_errors(image, original, networks.perceptual, networks.arcface))
-    return np.concatenate(images), jax.tree.map(lambda *x: np.concatenate(x), *errors)
 
 
 def start() -> NoReturn:

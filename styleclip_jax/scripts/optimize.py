@@ -189,7 +189,7 @@ def main(_: Sequence[str]) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with edits.results_directory(command_line.script_flags(__name__)) as directory:
         with distributed.together():
-            generator = replicate(load_generator(photos.generator_path(), FLAGS.dtype))
+            generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
             texts = replicate(objective_flags.read_clips())
             arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
@@ -197,11 +197,14 @@ def main(_: Sequence[str]) -> None:
             first = jax.device_get(first_latents(generator, texts, config, inverted))
             size = len(jax.tree.leaves(first)[0])
             tasks = make_tasks(generator, texts, config, directory)
-            batches = edits.make_batches(size, generator.config.resolution)
+            batches = edits.make_batches(
+                size, generator.config.resolution, alone=photos.has_tuned_generators()
+            )
             with edits.enough_memory(batches):
                 write_first_images(directory / "before", generator, config, first, batches)
                 for task, batch, part in plan(config, tasks, batches):
-                    edit(generator, arcface, config, task, batch.take(first), part)
+                    own = photos.generator_of(int(batch.indices[0]), generator)
+                    edit(own, arcface, config, task, batch.take(first), part)
         measured = []
         if jax.process_index() == 0:
             measured = summarize(config, directory, tasks, given, inversion)
@@ -319,8 +322,9 @@ def write_first_images(
     finished = edits.finished_images(directory)
     for batch in batches:
         if not finished.issuperset(batch.numbers):
-            latents = in_space(generator, config, batch.take(first))
-            images = jax.jit(synthesize)(generator, latents)
+            own = photos.generator_of(int(batch.indices[0]), generator)
+            latents = in_space(own, config, batch.take(first))
+            images = jax.jit(synthesize)(own, latents)
             edits.write_part(directory, batch, images, latents)
 
 
