@@ -35,7 +35,10 @@ THEME = Default(
 CSS = (
     pictures.CSS
     + """
-.gradio-container { max-width: 75rem !important; margin: 0 auto !important; }
+/* "hidden" would end what sticks to the top. */
+.gradio-container { max-width: 75rem !important; margin: 0 auto !important;
+  overflow: clip !important; }
+.html-container { padding: 0 !important; }
 h1 { font-size: 1.6rem; margin: 0; }
 h2 { font-size: 1.15rem; margin: .5rem 0 .25rem; }
 .picker-title { font-size: .9rem; font-weight: 600; margin: .25rem 0; }
@@ -44,7 +47,14 @@ footer { display: none !important; }
 .examples button { flex: 0 1 auto; min-width: 0 !important; }
 .bottom { align-items: end; }
 .hidden-link { display: none; }
-@media (max-width: 767px) { #view { order: -1; } }
+/* On a phone the picture stays in sight while a slider is dragged. */
+@media (max-width: 767px) {
+  .gradio-container .main { padding: 1rem !important; }
+  #view { display: contents; }
+  #view > * { flex: 1 0 100%; }
+  #picture { position: sticky; top: 0; z-index: 100; background: var(--body-background-fill); }
+  #picture .compare { width: min(100%, 42vh); }
+}
 @media (min-width: 768px) { #view { position: sticky; top: .5rem; } }
 """
 )
@@ -250,7 +260,7 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
             {"label": "align", "info": "align_info"},
             # Avatars are aligned already.
             value=engine.paths["generator"] is not None,
-            min_width=120,
+            min_width=200,
             elem_id="align",
         )
     return Choice(title, seed, new_face, upload, align, gallery)

@@ -1,4 +1,4 @@
-"""The programs in docs/guide/page.md run against the served page."""
+"""The programs in docs/guide/page.md and the README run against the served page."""
 
 import json
 import re
@@ -11,14 +11,15 @@ import pytest
 
 from styleclip_jax.app.passwords import hash_password
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "page.md"
+ROOT = Path(__file__).parents[2]
+GUIDE, README = ROOT / "docs" / "guide" / "page.md", ROOT / "README.md"
 # Only ends tests that hang.
 TIMEOUT = 600
 
 
-def programs(language, section):
-    """The programs in a section of the guide."""
-    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", GUIDE.read_text(), re.M | re.S)
+def programs(language, section, page=GUIDE):
+    """The programs in a section of a page."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page.read_text(), re.M | re.S)
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
@@ -56,6 +57,13 @@ def test_curl_edits_and_asks_for_the_health(service, tmp_path):
     edit, health = programs("bash", "Over HTTP")
     printed = printed_by("bash", edit, service.url, tmp_path)
     assert "event: complete" in printed and "data:image/png;base64," in printed
+    assert json.loads(printed_by("bash", health, service.url, tmp_path))["status"] == "ok"
+
+
+def test_the_programs_of_the_readme_run(service, tmp_path):
+    (edit,), (health,) = (programs(x, "In the browser", README) for x in ("python", "bash"))
+    settings = printed_by("python", f"{edit}print(answer['settings'])", service.url, tmp_path)
+    assert "a person with a beard" in settings
     assert json.loads(printed_by("bash", health, service.url, tmp_path))["status"] == "ok"
 
 

@@ -201,8 +201,22 @@ def test_nothing_sticks_out_and_everybody_can_use_it(open_page, width, scheme):
     ]
     # docs/page.png is one of these.
     if directory := os.environ.get("STYLECLIP_SCREENSHOTS"):
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=f"{directory}/{width}-{scheme}.png", full_page=True)
     assert not faults
+
+
+def test_on_a_phone_the_picture_stays_in_sight_while_a_slider_is_dragged(open_page):
+    page = open_page(viewport={"width": 375, "height": 800})
+    page.locator("#threshold").scroll_into_view_if_needed()
+    box = page.locator("#picture .compare").bounding_box()
+    assert box and box["y"] >= 0 and box["y"] + box["height"] < 500
+    # Nothing of the form lies above it.
+    top = page.evaluate(
+        "([x, y]) => Boolean(document.elementFromPoint(x, y).closest('#picture'))",
+        [box["x"] + 20, box["y"] + box["height"] - 60],
+    )
+    assert top
 
 
 def test_the_keyboard_alone_moves_the_divider(open_page):
