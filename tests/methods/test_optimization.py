@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+from styleclip_jax import losses
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
-from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods import optimization
 from styleclip_jax.methods.optimization import (
     OptimizeConfig,
@@ -25,6 +25,7 @@ from styleclip_jax.methods.optimization import (
 from styleclip_jax.models import CLIP, Generator, GeneratorConfig
 from styleclip_jax.views import VIEWS
 
+clip_loss = jax.jit(losses.clip_loss)
 CONFIG = OptimizeConfig(steps=8)
 DIRECTION = dataclasses.replace(CONFIG, guidance="direction", views=2)
 
@@ -422,8 +423,8 @@ def test_progress_is_reported_with_losses_and_latents(generator, clip, latents, 
         generator, clip, latents, texts, CONFIG, on_progress=report, progress_every=3
     )
     assert [step for step, _, _ in reports] == [3, 6, 8]
-    for step, losses, _ in reports:
-        np.testing.assert_array_equal(losses, result.losses[step - 1])
+    for step, current, _ in reports:
+        np.testing.assert_array_equal(current, result.losses[step - 1])
     np.testing.assert_array_equal(reports[-1][2], result.latents)
 
 
