@@ -67,12 +67,12 @@ def arcface_path(random_model, tmp_path_factory) -> Path:
 def start(generator_path, clip_path, arcface_path):
     """Starts train_mapper.py in a process of its own."""
 
-    def start(run: Path, devices: int = 1, **changes) -> subprocess.Popen:
+    def start(run: Path, devices: int = 1, prefix=(), **changes) -> subprocess.Popen:
         flags = {"generator": generator_path, "clip": clip_path, "arcface": arcface_path}
         flags |= {"exp_dir": run} | FLAGS | changes
         device_count = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
-            [sys.executable, "train_mapper.py", *arguments(flags)],
+            [*prefix, sys.executable, "train_mapper.py", *arguments(flags)],
             cwd=ROOT,
             env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {device_count}"},
             stdout=subprocess.PIPE,
@@ -558,6 +558,49 @@ def test_the_avatars_have_their_own_settings(run_script, tmp_path):
     assert card.generator == fingerprint(load_generator())
     assert card.settings["guidance"] == "direction" and card.settings["max_steps"] == 2
     assert "jax" in card.versions and card.date
+
+
+def small_disk(run: Path, kilobytes: int) -> list[str]:
+    """The beginning of a command, for which `run` is a disk; `run.files` keeps the disk's files."""
+    run.mkdir()
+    script = """
+        mount -t tmpfs -o size="$2"k tmpfs "$1" && disk="$1" && shift 2 || exit
+        "$@"; code=$?
+        cp -a "$disk" "$disk.files" && exit $code
+    """
+    return ["unshare", "-Urm", "sh", "-c", script, "sh", str(run), str(kilobytes)]
+
+
+def can_mount() -> bool:
+    try:
+        command = ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounting a small disk needs Linux's user namespaces")
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.8])
+def test_a_training_on_a_full_disk_ends_in_one_line_and_is_resumed(
+    start, resume, uninterrupted, tmp_path, share
+):
+    run = tmp_path / "run"
+    size = sum(path.stat().st_size for path in uninterrupted.rglob("*") if path.is_file())
+    errors = finish(start(run, prefix=small_disk(run, int(share * size / 1024))), code=1)
+    (message,) = (line for line in errors.splitlines() if line.startswith("error: "))
+    assert str(run) in message and "No space left on device" in message
+    assert not re.search("Traceback|Exception|Event loop", errors)
+
+    run = tmp_path / "run.files"
+    for checkpoint in (run / "checkpoints").glob("*"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.restore(checkpoint / "state")
+    # The best mapper of the validations so far.
+    if (run / "mapper").exists():
+        load_mapper(run)
+    assert not [path for path in run.rglob("*") if re.search("tmp|part", path.name)]
+    resume(run)
+    assert_same_bits(last_state(run), last_state(uninterrupted))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(train, tmp_path):

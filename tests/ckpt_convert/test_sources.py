@@ -2,8 +2,11 @@ import contextlib
 import gzip
 import hashlib
 import http.server
+import io
+import re
 import resource
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -29,6 +32,7 @@ class Server:
         files: Contents by path.
         cuts: Number of bytes after which each of the next connections ends.
         ranges: Whether parts of files can be requested.
+        length: Whether responses state their length.
         etag: Identifies the files' version.
         status: HTTP status of all responses, instead of files.
         content_type: Content type of all files.
@@ -39,6 +43,7 @@ class Server:
         self.files = {"/a.pkl": CONTENT}
         self.cuts: list[int] = []
         self.ranges = True
+        self.length = True
         self.etag: str | None = '"1"'
         self.status: int | None = None
         self.content_type = "application/octet-stream"
@@ -76,7 +81,8 @@ class Server:
         if self.etag:
             request.send_header("ETag", self.etag)
         request.send_header("Content-Type", self.content_type)
-        request.send_header("Content-Length", str(len(content) - first))
+        if self.length:
+            request.send_header("Content-Length", str(len(content) - first))
         request.end_headers()
         end = self.cuts.pop(0) if self.cuts else len(content)
         request.wfile.write(content[first:end])
@@ -235,6 +241,39 @@ def test_a_full_disk_is_reported_and_the_download_resumed(server, fetch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     fetch(server)
     assert server.requests[1:] == [("/a.pkl", "bytes=2000000-")]
+
+
+class Terminal(io.StringIO):
+    """Standard error of a terminal, where bars are shown."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_bar_shows_how_much_of_the_file_is_downloaded(server, fetch, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    server.cuts = [2_000_000]
+    fetch(server)
+    bars = re.findall(r"a\.pkl: +(\d+)%\|.*?\| (\S+)/5\.12M", terminal.getvalue())
+    assert bars[0] == ("0", "0.00") and bars[-1] == ("100", "5.12M")
+    # The second connection goes on where the first one ended.
+    assert ("39", "2.00M") in bars
+
+
+def test_without_a_length_the_bar_counts_bytes(server, fetch, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    server.length = False
+    fetch(server)
+    assert "a.pkl: 5.12MB [" in terminal.getvalue() and "%" not in terminal.getvalue()
+
+
+def test_there_is_no_bar_in_a_file(server, fetch, monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    fetch(server)
+    assert file.getvalue() == ""
 
 
 def test_two_programs_do_not_write_the_same_download(server, fetch):
