@@ -87,8 +87,13 @@ def add_api(
         recipe = Instant(text, neutral, strength, threshold, using)
         return answer(lambda: engine.instant(start(seed, latents), recipe))
 
-    def mapper(mapper: str, seed: int = 0, strength: float = 0.1, latents: str = "") -> dict:
-        """Edits with a trained mapper; ``mappers`` lists their names."""
+    def mapper(
+        mapper: str, seed: int = 0, strength: float | None = None, latents: str = ""
+    ) -> dict:
+        """Edits with a trained mapper; ``mappers`` lists their names.
+
+        Without a strength, it is that of the mapper's training.
+        """
         return answer(lambda: engine.mapped(start(seed, latents), Mapped(mapper, strength)))
 
     def optimize(

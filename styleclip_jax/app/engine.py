@@ -359,7 +359,7 @@ class Engine:
         return _Moved(recipe, latents, int(changed))
 
     def mapped(self, start: Face, recipe: Mapped) -> Edit:
-        """Edits with a mapper.
+        """Edits with a mapper; the result's recipe has the strength.
 
         Raises:
             InputError: There is no such mapper.
@@ -368,9 +368,11 @@ class Engine:
             raise InputError(
                 f"there is no mapper {recipe.mapper!r}, expected one of {', '.join(self.mappers)}"
             )
-        images, latents = apply_mapper(
-            self.generator, [self.mappers[recipe.mapper]], start.latents, float(recipe.strength)
-        )
+        mapper, strength = self.mappers[recipe.mapper], recipe.strength
+        if strength is None:
+            strength = mapper.config.card.strength
+        recipe = dataclasses.replace(recipe, strength=float(strength))
+        images, latents = apply_mapper(self.generator, [mapper], start.latents, float(strength))
         face = Face(jax.device_get(latents), to_uint8(images[0]), start.photo)
         return Edit(start, recipe, face)
 

@@ -299,7 +299,8 @@ def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
             value=names[0][1] if names else None,
             elem_id="mapper",
         )
-        mapper_strength = _slider(words, "strength", Span(-0.2, 0.2, 0.1, 0.005), "mapper-strength")
+        span = mapper_span(engine, names[0][1]) if names else Span(-0.2, 0.2, 0.1, 0.005)
+        mapper_strength = _slider(words, "strength", span, "mapper-strength")
     with gr.Group(visible=methods[0] == "optimize") as optimize_group:
         most = engine.limits.steps
         steps = _slider(words, "steps", Span(5, most, min(engine.config.steps, most), 1))
@@ -372,6 +373,12 @@ def instant_spans(engine: Engine, using: Using) -> tuple[Span, Span]:
         return Span(-3, 3, 1, 0.05), Span(0, 2, 0, 0.05)
     threshold = engine.direction_defaults.threshold or THRESHOLD
     return Span(-10, 10, STRENGTH, 0.1), Span(0.05, 0.6, threshold, 0.01)
+
+
+def mapper_span(engine: Engine, name: str) -> Span:
+    """The span of a mapper's strength: up to twice that of its training, in both directions."""
+    strength = engine.mappers[name].config.card.strength
+    return Span(-2 * strength, 2 * strength, strength, strength / 20)
 
 
 def _slider(words: Words, key: str, span: Span, elem_id: str = "") -> gr.Slider:

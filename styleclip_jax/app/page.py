@@ -46,7 +46,7 @@ def build_page(engine: Engine, admit: Any) -> gr.Blocks:
                 form = layout.form(words, engine, methods)
         _connect_language(page, actions, words, language, session, heading, view, choice, form)
         _connect(actions, language, session, view, choice, form)
-        _connect_using(engine, actions, [language, session], view, form.controls)
+        _connect_spans(engine, actions, [language, session], view, form.controls)
         add_api(engine, admit, _EDITS, _QUICK)
     return page
 
@@ -164,25 +164,30 @@ def _connect(
         )
 
 
-def _connect_using(
+def _connect_spans(
     engine: Engine,
     actions: Actions,
     visit: list[gr.State],
     view: layout.View,
     controls: layout.Controls,
 ) -> None:
-    """Sets the sliders to what suits the way of instant edits, and edits again."""
+    """Sets the sliders to what suits the chosen mapper or directions, and edits again."""
 
     def sliders(using: Using) -> list[Any]:
         spans = layout.instant_spans(engine, using)
         return [*(gr.update(**span._asdict()) for span in spans), True]
 
+    def mapper_slider(name: str) -> Any:
+        return gr.update(**layout.mapper_span(engine, name)._asdict())
+
     inputs = [*visit, *controls]
     results = [visit[1], view.picture, view.status, controls.strength]
     moved = [controls.strength, controls.threshold, controls.automatic]
-    controls.using.input(sliders, controls.using, moved, **_FAST).then(
-        actions.drag, inputs, results, **_FAST
-    )
+    for chosen in (
+        controls.using.input(sliders, controls.using, moved, **_FAST),
+        controls.mapper.input(mapper_slider, controls.mapper, controls.mapper_strength, **_FAST),
+    ):
+        chosen.then(actions.drag, inputs, results, **_FAST)
 
 
 def _connect_edits(
@@ -209,7 +214,6 @@ def _connect_edits(
         controls.threshold.input,
         controls.automatic.input,
         controls.mapper_strength.input,
-        controls.mapper.input,
     ):
         moved(actions.drag, inputs, results, **dragged)
     return edits

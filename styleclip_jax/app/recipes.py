@@ -50,11 +50,16 @@ class Instant:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
-    """An edit by a mapper that was trained for one text."""
+    """An edit by a mapper that was trained for one text.
+
+    Attributes:
+        mapper: Its name.
+        strength: Strength of the edit. None: the one that the mapper was trained with.
+    """
 
     script: ClassVar[str] = "apply_mapper.py"
     mapper: str
-    strength: float = 0.1
+    strength: float | None = None
 
     @property
     def text(self) -> str:

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from styleclip_jax.app.engine import Engine
-from styleclip_jax.app.recipes import Instant, Optimized
+from styleclip_jax.app.layout import mapper_span
+from styleclip_jax.app.recipes import Instant, Mapped, Optimized
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_clip, load_directions, load_mapper, save_model
 from styleclip_jax.io.latents import load_latents
@@ -18,7 +19,14 @@ from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
 from styleclip_jax.methods.directions import NoChannelError, edit_with_direction, text_direction
 from styleclip_jax.methods.relevance import build_directions
-from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, DirectionsConfig
+from styleclip_jax.models import (
+    DeltaMapper,
+    DeltaMapperConfig,
+    DirectionsConfig,
+    LevelsMapper,
+    MapperCard,
+    MapperConfig,
+)
 from styleclip_jax.models.directions import channel_widths
 
 
@@ -97,6 +105,24 @@ def test_edits_by_a_mapper_for_any_text_are_those_of_the_library(
     assert settings["script"] == "apply_mapper.py"
     assert settings["flags"]["mapper"] == [str(any_text_path)]
     assert settings["flags"]["min_change"] == 0.01 and "directions" not in settings["flags"]
+
+
+def test_a_mapper_is_applied_with_the_strength_of_its_training(
+    generator, generator_path, long_text_clip_path, tmp_path
+):
+    config = MapperConfig(
+        generator.config.w_dim, generator.config.num_layers, card=MapperCard(strength=0.4)
+    )
+    save_model(tmp_path / "beard", LevelsMapper(config, rngs=nnx.Rngs(0)))
+    mappers = {"beard": str(tmp_path / "beard")}
+    engine = Engine(str(generator_path), str(long_text_clip_path), mappers)
+    start = engine.random_face(0)
+    edit = engine.mapped(start, Mapped("beard"))
+    assert json.loads(engine.settings(edit))["flags"]["strength"] == [0.4]
+    half = engine.mapped(start, Mapped("beard", 0.2)).face.latents
+    for before, between, after in zip(start.latents, half, edit.face.latents, strict=True):
+        np.testing.assert_allclose(2 * (between - before), after - before, atol=1e-4)
+    assert mapper_span(engine, "beard") == (-0.8, 0.8, 0.4, 0.02)
 
 
 def test_edits_of_style_channels_chain_with_any_method_and_are_saved_as_such(

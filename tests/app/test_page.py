@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.app.calls import post
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -302,3 +304,16 @@ def test_an_upload_that_is_no_image_or_too_large_gets_a_message(open_page, conte
     upload(page, "me.png", content)
     page.get_by_text(message).wait_for()
     assert np.array_equal(picture(page, ""), before)
+
+
+def test_a_user_who_waits_sees_the_place_in_the_queue(open_page, service):
+    page = open_page()
+    choose_method(page, "Thorough")
+    write(page, "a person with a red hat")
+    # As many as run at once, and one that waits.
+    for seed in range(3):
+        post(service.url, "optimize", ("a person with a hat", seed, 100, 0.35, "a person", [], ""))
+    page.locator("#go").click()
+    page.get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
+    page.locator("#cancel").click()
+    page.locator("#status").get_by_text("Cancelled").wait_for()

@@ -42,6 +42,14 @@ def test_programs_edit_over_http_and_chain_by_latents(service):
         assert np.abs(pixels(same) - pixels(edited)).max() <= 1
 
 
+def test_a_trained_mapper_edits_with_the_strength_of_its_training(service):
+    names = call(service.url, "mappers")
+    assert "beard" in names and "any_text" not in names
+    edited = call(service.url, "mapper", "beard", 7, None, "")
+    assert edited["settings"]["flags"]["strength"] == [0.1]
+    assert np.abs(pixels(call(service.url, "face", 7)) - pixels(edited)).mean() > 2
+
+
 def test_a_strength_that_is_left_out_is_chosen_and_reported(service):
     client = pytest.importorskip("gradio_client").Client(service.url, verbose=False)
     edited = client.predict("a person with a beard", seed=7, api_name="/instant")
