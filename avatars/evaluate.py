@@ -21,7 +21,11 @@ from avatars.attributes import LABELS, SLOTS, observe
 from avatars.captions import prompts
 from avatars.scores import read_labels, shows
 from avatars.texts import EDITS
-from styleclip_jax.avatars import AVATARS_GENERATE_CONFIG
+from styleclip_jax.avatars import (
+    AVATARS_GENERATE_CONFIG,
+    AVATARS_GENERATE_SAMPLES,
+    AVATARS_NEUTRAL,
+)
 from styleclip_jax.io import images as image_files
 from styleclip_jax.io.checkpoints import load_clip, load_generator
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
@@ -119,9 +123,11 @@ def main(_: Sequence[str]) -> None:
 
     # As optimize.py does with --mode=generate.
     text_features = encode_texts(clip, tokenizer, [edit.wordings[0] for edit in EDITS])
-    samples = sample_latents(generator, 64, SEED)
-    start = samples[best_fits(generator, clip, samples, text_features)]
-    result = edit_latents(generator, clip, start, text_features, AVATARS_GENERATE_CONFIG)
+    neutral = encode_texts(clip, tokenizer, [AVATARS_NEUTRAL])
+    samples = sample_latents(generator, AVATARS_GENERATE_SAMPLES, SEED)
+    config = AVATARS_GENERATE_CONFIG
+    start = samples[best_fits(generator, clip, samples, text_features, config, neutral)]
+    result = edit_latents(generator, clip, start, text_features, config, neutral_features=neutral)
     images = np.asarray(result.images)
     read = read_labels(classifier, images)
     metrics["generated_from_text"] = {

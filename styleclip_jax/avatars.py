@@ -3,6 +3,7 @@
 Scripts use them if there is no --generator; other generators get the official settings.
 """
 
+import dataclasses
 from typing import Any
 
 from styleclip_jax.methods.delta_training import DeltaTrainConfig
@@ -29,8 +30,9 @@ AVATARS_CONFIG = OptimizeConfig(
     guide_resolution=_GUIDE_RESOLUTION,
     start_samples=512,
 )
-# Without an original image, larger steps leave the distribution of faces.
-AVATARS_GENERATE_CONFIG = OptimizeConfig(mode="generate", steps=60, learning_rate=0.02)
+AVATARS_GENERATE_CONFIG = dataclasses.replace(AVATARS_CONFIG, mode="generate")
+# How many random images to choose the start from.
+AVATARS_GENERATE_SAMPLES = 512
 
 # Their generator synthesizes the same image in a neighborhood of every latent, which small steps
 # do not leave.

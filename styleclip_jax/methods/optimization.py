@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styles
-from styleclip_jax.losses import Preprocess, clip_pixels, similarity_loss
+from styleclip_jax.losses import Preprocess, change_loss, clip_pixels, similarity_loss, unit
 from styleclip_jax.methods.linear_start import (
     START_STEPS,
     latent_directions,
@@ -94,9 +94,10 @@ class OptimizeConfig:
         id_lambda: Weight of the identity loss; needs an ArcFace unless zero.
         space: ``"w_plus"``; ``"w"``, which adds the same change to all layers and preserves more of
             the image; or ``"stylespace"``, where gradient descent does not change the ToRGB styles.
-        mode: ``"edit"`` an image, or ``"generate"`` one from the text alone, without the distance
-            and identity terms. Guidance by direction needs an original image, so only ``"edit"``
-            supports it.
+        mode: ``"edit"`` an image, or ``"generate"`` one from the text alone. With guidance
+            ``"similarity"``, generating drops the distance and identity terms, as in the official
+            code. With ``"direction"``, the start takes the place of the original image, and only
+            the identity term is dropped.
         guidance: ``"similarity"`` of image and text, or the ``"direction"`` in which the image
             changes, which preserves what the text does not mention; see
             :func:`styleclip_jax.losses.direction_loss`.
@@ -139,11 +140,6 @@ class OptimizeConfig:
     def __post_init__(self) -> None:
         check_choices(self, space=Space, mode=Mode)
         check_objective(self)
-        if self.mode == "generate" and self.guidance == "direction":
-            raise InputError(
-                "guidance 'direction' needs an original image, but mode is 'generate'; use guidance"
-                " 'similarity'"
-            )
         for field, least in {
             "steps": 1,
             "learning_rate": 0,
@@ -391,8 +387,12 @@ def best_fits(
     latents: Latents,
     text_features: TextFeatures,
     config: OptimizeConfig = OptimizeConfig(),
+    neutral_features: TextFeatures | None = None,
 ) -> Int[Array, " texts"]:
     """Finds the image that matches every text best, as a start for mode "generate".
+
+    With guidance ``"direction"``, images are compared with the mean features of all candidates, so
+    that attributes count that the text mentions, and others do not.
 
     Args:
         generator: Synthesizes the images.
@@ -400,39 +400,63 @@ def best_fits(
         latents: The candidates, (N, L, w_dim) or StyleSpace.
         text_features: Features of T texts, (T, E); with several CLIPs, a sequence with one array
             per CLIP.
-        config: ``guide_resolution`` and ``preprocess`` are used.
+        config: ``guidance``, ``orthogonal_lambda``, ``guide_resolution`` and ``preprocess`` are
+            used.
+        neutral_features: Features (1, E) of a text that describes all images, with several CLIPs a
+            sequence; required for guidance ``"direction"``.
 
     Returns:
         The index of an image for every text.
+
+    Raises:
+        InputError: ``neutral_features`` are missing.
     """
     several = isinstance(clip, Sequence)
-    clips, texts = (tuple(clip), tuple(text_features)) if several else ((clip,), (text_features,))
-    losses = []
-    for i in range(0, len(jax.tree.leaves(latents)[0]), _CHUNK):
-        chunk = jax.tree.map(lambda x, i=i: x[i : i + _CHUNK], latents)
-        losses.append(
-            _text_losses(generator, clips, chunk, texts, config.guide_resolution, config.preprocess)
+    clips: Any = clip if several else (clip,)
+    texts: Any = text_features if several else (text_features,)
+    neutrals: Any = neutral_features if several else (neutral_features,)
+    if config.guidance == "direction" and neutral_features is None:
+        raise InputError("neutral_features are missing, which guidance 'direction' needs")
+    chunks = [
+        _encode(
+            generator,
+            tuple(clips),
+            jax.tree.map(lambda x, i=i: x[i : i + _CHUNK], latents),
+            config.guide_resolution,
+            config.preprocess,
         )
-    return jnp.argmin(jnp.concatenate(losses, axis=1), axis=1)
+        for i in range(0, len(jax.tree.leaves(latents)[0]), _CHUNK)
+    ]
+    features = [jnp.concatenate(parts) for parts in zip(*chunks, strict=True)]
+    if config.guidance == "similarity":
+        losses = [
+            jax.vmap(functools.partial(similarity_loss, seen))(text[:, None])
+            for seen, text in zip(features, texts, strict=True)
+        ]
+    else:
+        losses = []
+        for seen, text, neutral in zip(features, texts, neutrals, strict=True):
+            average = jnp.mean(unit(seen), axis=0)
+            direction = unit(unit(text) - unit(neutral))
+            weight = as_number(config.orthogonal_lambda)
+            loss = functools.partial(change_loss, seen, average, orthogonal_lambda=weight)
+            losses.append(jax.vmap(loss)(direction))
+    return jnp.argmin(jnp.mean(jnp.stack(losses), axis=0), axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("resolution", "preprocess"))
-def _text_losses(
+def _encode(
     generator: Generator,
     clips: tuple[CLIP, ...],
     latents: Latents,
-    texts: tuple[Array, ...],
     resolution: int | None,
     preprocess: Preprocess,
-) -> Float[Array, "texts batch"]:
-    """The loss of every image for every text, averaged over CLIPs."""
+) -> list[Float[Array, "batch _"]]:
+    """CLIP features of the images of latents, for every CLIP."""
     images = synthesize(generator, latents, resolution)
-    losses = []
-    for clip, text in zip(clips, texts, strict=True):
-        pixels = clip_pixels(images, clip.config.image_size, preprocess)
-        loss = functools.partial(similarity_loss, clip.encode_image(pixels))
-        losses.append(jax.vmap(loss)(text[:, None]))
-    return jnp.mean(jnp.stack(losses), axis=0)
+    return [
+        clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess)) for clip in clips
+    ]
 
 
 @jax.jit
@@ -602,7 +626,7 @@ def _loss(
     images = synthesize(problem.generator, latents, program.guide_resolution)
     key = None if problem.key is None else jax.random.fold_in(problem.key, step)
     loss, _ = image_losses(problem.objective, images, latents, problem.originals, key)
-    if program.mode == "generate":
+    if program.mode == "generate" and problem.objective.neutrals is None:
         return loss
     return loss + problem.numbers["l2_lambda"] * squared_distance(latents, problem.start)
 

@@ -30,7 +30,11 @@ from absl import flags
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_GENERATE_CONFIG
+from styleclip_jax.avatars import (
+    AVATARS_CONFIG,
+    AVATARS_GENERATE_CONFIG,
+    AVATARS_GENERATE_SAMPLES,
+)
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_generator
 from styleclip_jax.io.images import read_image, sheet, write_gif, write_image
@@ -73,7 +77,7 @@ DEFAULTS: Any = OptimizeConfig()
 # Defaults without --generator; flags on the command line prevail.
 AVATARS = {
     "edit": command_line.differences(AVATARS_CONFIG, DEFAULTS),
-    "generate": {"samples": 64}
+    "generate": {"samples": AVATARS_GENERATE_SAMPLES}
     | command_line.differences(AVATARS_GENERATE_CONFIG, OptimizeConfig(mode="generate")),
 }
 
@@ -240,9 +244,10 @@ def check_flags(config: OptimizeConfig) -> None:
                 f"{', '.join(given or ['--keep'])} has no effect with --mode=generate, which makes"
                 " one image from the text alone; remove it, or use --mode=edit"
             )
-        if config.start_samples:
+        if config.start_samples and config.guidance == "similarity":
             raise InputError(
-                "--start_samples has no effect with --mode=generate; use --samples instead"
+                "--start_samples has no effect with --mode=generate and --guidance=similarity; use"
+                " --samples instead"
             )
     elif FLAGS["samples"].present:
         raise InputError("--samples has no effect without --mode=generate; try --start_samples")
@@ -264,7 +269,8 @@ def first_latents(
         latents = generator.mean_latents(len(FLAGS.description))
     elif config.mode == "generate":
         samples = sample_latents(generator, FLAGS.samples, FLAGS.seed, FLAGS.truncation)
-        latents = samples[best_fits(generator, texts.clips, samples, texts.descriptions, config)]
+        best = best_fits(generator, texts.clips, samples, texts.descriptions, config, texts.neutral)
+        latents = samples[best]
     else:
         latents = image_flags.read_latents(generator, inverted)
     return latents

@@ -15,6 +15,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
+from styleclip_jax.losses import direction_loss, image_features
 from styleclip_jax.methods import optimization
 from styleclip_jax.methods.optimization import (
     OptimizeConfig,
@@ -272,6 +273,20 @@ def test_the_image_that_fits_best_is_found_for_every_text(generator, clip, texts
     assert best.tolist() == expected
 
 
+def test_the_image_that_changes_most_in_the_direction_of_the_text_fits_best(generator, clip, texts):
+    latents = sample_latents(generator, 11, seed=1, truncation=1.0)
+    neutral = texts[:1, ::-1]
+    config = dataclasses.replace(CONFIG, guidance="direction", orthogonal_lambda=0.2)
+    best = best_fits(generator, clip, latents, texts, config, neutral)
+    images = jax.jit(synthesize)(generator, latents)
+    features = image_features(clip, images, config.preprocess)
+    for text, found in zip(texts, best, strict=True):
+        losses = direction_loss(features, features.mean(0), text[None], neutral, 0.2)
+        assert found == jnp.argmin(losses)
+    with pytest.raises(InputError, match="neutral_features are missing"):
+        best_fits(generator, clip, latents, texts, config)
+
+
 def test_a_larger_l2_lambda_keeps_the_latents_closer(generator, clip, latents, texts):
     moved = [
         jnp.abs(edit_latents(generator, clip, latents, texts, config).latents - latents).sum()
@@ -293,6 +308,22 @@ def test_in_w_all_layers_change_by_the_same_amount(generator, clip, latents, tex
     moved = edit_latents(generator, clip, latents, texts, config).latents - latents
     assert (jnp.abs(moved).max(axis=(1, 2)) > 1e-3).all()
     np.testing.assert_allclose(moved, jnp.broadcast_to(moved[:, :1], moved.shape), atol=1e-6)
+
+
+def test_generating_in_a_direction_edits_the_start(generator, clip, latents, texts):
+    config = dataclasses.replace(CONFIG, guidance="direction")
+    results = [
+        edit_latents(
+            generator,
+            clip,
+            latents,
+            texts,
+            dataclasses.replace(config, mode=mode),
+            neutral_features=texts[:1, ::-1],
+        )
+        for mode in ("edit", "generate")
+    ]
+    np.testing.assert_array_equal(results[0].latents, results[1].latents)
 
 
 def test_generating_has_no_distance_term(generator, clip, texts):
@@ -646,7 +677,6 @@ def test_the_learning_rate_schedule_is_the_official_one():
         ({"patience": -1}, "patience"),
         ({"min_improvement": -1.0}, "min_improvement"),
         ({"guidance": "text"}, "guidance is 'text', expected similarity or direction"),
-        ({"guidance": "direction", "mode": "generate"}, "needs an original image"),
         ({"orthogonal_lambda": -1.0}, "orthogonal_lambda"),
         ({"keep_lambda": -1.0}, "keep_lambda"),
         ({"views": -1}, "views is -1"),
