@@ -2,8 +2,9 @@
 
 Inverts rendered avatars of a test set, with and without refinement, and compares the classifier's
 labels of the originals and the reconstructions. With `--edits`, also edits reconstructions and
-generated faces with the same texts. Writes `metrics.json` and sheets; `others.png` shows avatars
-with options that are not in the training data.
+generated faces with the same texts. With `--tune`, also draws an eye patch on avatars and tunes the
+generator for each. Writes `metrics.json` and sheets; `others.png` shows avatars with options
+that are not in the training data.
 """
 
 import json
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image, ImageDraw
 
 from avatars import classifier as attribute_classifier
 from avatars.attributes import LABELS, sample
@@ -27,9 +29,10 @@ from styleclip_jax.io.checkpoints import load_clip, load_encoder, load_generator
 from styleclip_jax.io.images import from_uint8, sheet, write_image
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
-from styleclip_jax.methods.inversion import InvertConfig, invert
+from styleclip_jax.methods.inversion import InvertConfig, invert, reconstruction_errors
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.optimization import edit_latents
+from styleclip_jax.methods.tuning import TuneConfig, tune_generator
 from styleclip_jax.models import CLIP, E4E, Generator
 from styleclip_jax.runs.command_line import config_from_flags, run
 
@@ -47,6 +50,8 @@ EDITS = (
 )
 # The batch size of edits, and the generated faces.
 EDIT_BATCH, SEED, TRUNCATION = 16, 1_000_000, 0.7
+# The eye patch of --tune: ellipse and strap, relative to the image's side.
+PATCH, STRAP = (0.32, 0.39, 0.46, 0.54), (0.275, 0.52, 0.725, 0.34)
 # Options of the style that `avatars.attributes` does not have, one avatar each.
 OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
     {"topVariant": "bigHair", "topProbability": 100, "hairColor": "#a55728"},
@@ -91,6 +96,55 @@ def other_drawings(size: int) -> UInt8[np.ndarray, "count size size 3"]:
         attributes[:, [*LABELS].index(name)] = 0
     pairs = zip(attributes, OTHER_OPTIONS, strict=True)
     return np.stack([render(row, size, options) for row, options in pairs])
+
+
+def with_eye_patch(drawing: UInt8[np.ndarray, "size size 3"]) -> UInt8[np.ndarray, "size size 3"]:
+    """Draws a black eye patch, which no training image has, over an avatar's eye."""
+    size, finer = len(drawing), 4
+    mask = Image.new("L", (finer * size, finer * size))
+    draw = ImageDraw.Draw(mask)
+    draw.ellipse([finer * size * x for x in PATCH], fill=255)
+    draw.line([finer * size * x for x in STRAP], fill=255, width=finer * size // 64)
+    image = Image.fromarray(drawing)
+    image.paste("black", mask=mask.resize(image.size, Image.Resampling.LANCZOS))
+    return np.asarray(image)
+
+
+def tune_all(
+    generator: Generator,
+    encoder: E4E,
+    clip: CLIP,
+    drawings: UInt8[np.ndarray, "count size size 3"],
+    config: InvertConfig,
+) -> tuple[dict[str, dict[str, float]], list[np.ndarray], list[str]]:
+    """Inverts avatars with an eye patch, and tunes the generator for each of them.
+
+    Returns:
+        The mean errors before and after tuning, of the image and of the pixels of the patch; the
+        columns of a sheet; and their labels.
+    """
+    patched = np.stack([with_eye_patch(drawing) for drawing in drawings])
+    where = (patched != drawings).any(-1)
+    images = from_uint8(patched)
+    latents, inverted, _ = invert_all(generator, encoder, clip, images, config)
+    # CLIP's distances have another scale than those that stop a tuning with LPIPS.
+    settings = TuneConfig(stop_distance=0.0)
+    tuned = []
+    for i in range(len(images)):
+        one = slice(i, i + 1)
+        given = jnp.asarray(latents[one]), jnp.asarray(images[one])
+        result = tune_generator(generator, *given, clip, settings)
+        tuned.append(np.asarray(result.generator(given[0]))[0])
+        print(f"tuned {i + 1}/{len(images)}", flush=True)
+    found = {"inverted": inverted, "tuned": np.stack(tuned)}
+    metrics = {}
+    for name, reconstructed in found.items():
+        errors = reconstruction_errors(jnp.asarray(reconstructed), jnp.asarray(images))
+        metrics[name] = {key: float(value.mean()) for key, value in errors.items()}
+        of_patch = np.square(np.clip(reconstructed, -1, 1) - images)[where].mean()
+        metrics[name]["mse_of_patch"] = float(of_patch)
+    columns = [from_uint8(drawings), images, *found.values()]
+    return metrics, columns, ["drawing", "with an eye patch", *found]
 
 
 def edit_all(
@@ -157,7 +211,9 @@ def main(_: Sequence[str]) -> None:
     encoder = load_encoder(FLAGS.encoder)
     classifier = attribute_classifier.load(FLAGS.classifier)
     with np.load(FLAGS.data) as data:
-        drawings = from_uint8(data["images"][: FLAGS.count - FLAGS.count % BATCH_SIZE])
+        rendered = data["images"][: FLAGS.count - FLAGS.count % BATCH_SIZE]
+        without_glasses = data["attributes"][: len(rendered), [*LABELS].index("glasses")] == 0
+    drawings = from_uint8(rendered)
     others = from_uint8(other_drawings(drawings.shape[1]))
     wanted = read_labels(classifier, drawings)
     columns, other_columns, names = [drawings[:SHEET_ROWS]], [others], ["drawing"]
@@ -176,6 +232,11 @@ def main(_: Sequence[str]) -> None:
         print(name, json.dumps(metrics[name], indent=2), flush=True)
     write_image(out / "inversions.png", sheet(columns, names))
     write_image(out / "others.png", sheet(other_columns, names))
+    if FLAGS.tune:
+        chosen = rendered[without_glasses][: FLAGS.tune]
+        metrics["tuning"], shown, labels = tune_all(generator, encoder, clip, chosen, config)
+        write_image(out / "tuned.png", sheet(shown, labels))
+        print(json.dumps(metrics["tuning"], indent=2), flush=True)
     if FLAGS.edits:
         count = FLAGS.edits
         edited = edit_all(generator, clip, latents[:count])
@@ -187,7 +248,9 @@ def main(_: Sequence[str]) -> None:
             "generated": score_edits(classifier, before, edit_all(generator, clip, generated)),
         }
         of_inverted, of_generated = (score["mean"]["whole"] for score in found.values())
-        metrics["edits"] = {**found, "ratio": of_inverted / of_generated}
+        # Undefined if no edit of a generated face is right.
+        ratio = of_inverted / of_generated if of_generated else None
+        metrics["edits"] = {**found, "ratio": ratio}
         shown = [drawings[:count], images[:count], *edited.values()]
         rows = [column[:SHEET_ROWS] for column in shown]
         write_image(out / "edits.png", sheet(rows, ["drawing", names[-1], *edited]))
@@ -206,6 +269,12 @@ if __name__ == "__main__":
         "edits",
         0,
         "Number of inverted avatars, at most --count, and of generated faces to edit by texts.",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer(
+        "tune",
+        0,
+        "Number of avatars with a drawn eye patch to tune the generator for.",
         lower_bound=0,
     )
     for name in (
