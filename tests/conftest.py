@@ -74,7 +74,7 @@ def _forget_compiled_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized():
     """Lets XLA optimize programs, for networks that run for longer than that takes."""
     before = jax.config.values["jax_disable_most_optimizations"]

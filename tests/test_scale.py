@@ -38,7 +38,7 @@ APPLY = ("apply_mapper.py", "--num_images=7", "--batch_size=4")
 
 @pytest.fixture(scope="module")
 def edited(generator_path, clip_path, tmp_path_factory) -> Path:
-    """Results of both scripts on 1, 2 and 4 devices, and on 4 devices of two hosts."""
+    """Results of both scripts on 1 and 2 devices, and on 4 devices of two hosts."""
     directory = tmp_path_factory.mktemp("scale")
     mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
     save_model(directory / "mapper", mapper)
@@ -47,7 +47,7 @@ def edited(generator_path, clip_path, tmp_path_factory) -> Path:
         "apply": (*APPLY, f"--generator={generator_path}", f"--mapper={directory / 'mapper'}"),
     }
     for script, command in models.items():
-        for devices in (1, 2, 4):
+        for devices in (1, 2):
             finish([start(devices, directory, f"{script}-{devices}", *command)])
         joining = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
         hosts = [
@@ -70,8 +70,14 @@ def start(devices: int, directory: Path, name: str, *command: str) -> subprocess
     return subprocess.Popen(
         [sys.executable, *command, f"--results_dir={directory / name}"],
         cwd=ROOT,
-        # XLA does not dump programs from the cache.
-        env={**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        env={
+            **os.environ,
+            "XLA_FLAGS": " ".join(flags),
+            # XLA does not dump programs from the cache.
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            # Without optimizations, rounding depends more on the size of a device's batch.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -92,7 +98,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.mark.parametrize("devices", ["2", "4", "2x2"])
+@pytest.mark.parametrize("devices", ["2", "2x2"])
 @pytest.mark.parametrize("script", ["optimize", "apply"])
 def test_edits_do_not_depend_on_the_number_of_devices_and_hosts(edited, script, devices):
     alone, shared = edited / f"{script}-1", edited / f"{script}-{devices}"
@@ -114,13 +120,13 @@ def test_edits_do_not_depend_on_the_number_of_devices_and_hosts(edited, script, 
         assert len({count for text in steps for count in text}) > 1
 
 
-@pytest.mark.parametrize("devices", ["4", "2x2"])
+@pytest.mark.parametrize("devices", ["2", "2x2"])
 @pytest.mark.parametrize("script", ["optimize", "apply"])
 def test_devices_exchange_nothing(edited, script, devices):
     programs = (edited / "programs" / f"{script}-{devices}").glob("*after_optimizations.txt")
     texts = [path.read_text() for path in programs]
     # Compiled once; two hosts may overwrite each other's dump.
-    assert len(texts) == 1 if devices == "4" else texts
+    assert len(texts) == 1 if devices == "2" else texts
     for text in texts:
         assert f"num_partitions={devices[0]}" in text
         assert not re.findall(COLLECTIVES, text)
