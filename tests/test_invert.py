@@ -292,6 +292,27 @@ def test_photographs_are_found_inverted_edited_and_pasted_back(
             assert (pixels != upright).any(axis=2).mean() > 0.01
 
 
+def test_one_or_all_faces_of_a_photo_are_edited(run, checkpoints, tmp_path):
+    both = Image.new("RGB", (1024, 600), "white")
+    both.paste(photographs.photo("astronaut"), (0, 0))
+    both.paste(photographs.photo("hopper"), (512, 0))
+    both.save(tmp_path / "both.png")
+    edit = (f"--mapper={checkpoints / 'mapper'}", "--strength=5", "--paste_back")
+    changed = {}
+    for faces in ("largest", "all"):
+        results = tmp_path / faces
+        arguments = (*edit, f"--faces={faces}", "--refine_steps=0")
+        outcome = run(
+            "apply_mapper.py", *arguments, image=tmp_path / "both.png", results_dir=results
+        )
+        assert outcome.code == 0, outcome.err
+        (photo,) = results.glob("*/photos/*")
+        where = (np.asarray(read_photo(photo)) != np.asarray(both)).any(axis=2)
+        changed[faces] = len(measured(results)), where[:, :512].any(), where[:, 512:].any()
+    # Grace Hopper's face, on the right, is the larger one.
+    assert changed == {"largest": (1, False, True), "all": (2, True, True)}
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (10, 10), (40, 40)])
 def test_a_tiny_photo_without_a_face_ends_in_one_line(run, tmp_path, size):
     Image.effect_noise(size, 50).save(tmp_path / "tiny.png")

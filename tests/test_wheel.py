@@ -36,6 +36,7 @@ def test_it_contains_the_models(wheel):
     }
     for parts, count, limit in (
         (("generator", "clip"), 2, 16),
+        (("encoder",), 1, 8),
         (("mappers",), len(pretrained_mappers()), 6),
     ):
         sizes = {
