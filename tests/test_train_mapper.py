@@ -534,7 +534,6 @@ def test_every_kind_of_mapper_is_trained(train, tmp_path, monkeypatch, generator
     )
 
 
-@pytest.mark.usefixtures("optimized")
 def test_the_avatars_have_their_own_settings(run_script, tmp_path):
     outcome = run_script(
         "train_mapper.py",

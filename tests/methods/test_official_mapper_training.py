@@ -21,7 +21,6 @@ from styleclip_jax.methods.mapper_training import (
 from styleclip_jax.models import Generator, GeneratorConfig
 from styleclip_jax.models.clip import CLIP
 
-pytestmark = pytest.mark.usefixtures("optimized")
 GOLDEN = seeded.load("mapper_training")
 CASES = GOLDEN.settings["cases"]
 METRICS = {

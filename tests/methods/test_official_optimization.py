@@ -13,7 +13,6 @@ from ckpt_convert.formats import SourceFile
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
 from styleclip_jax.models import CLIP
 
-pytestmark = pytest.mark.usefixtures("optimized")
 GOLDEN = seeded.load("optimization")
 CASES = GOLDEN.settings["cases"]
 
