@@ -41,6 +41,7 @@ _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 for _option, _value in {
     "jax_compilation_cache_dir": _COMPILED.name,
     "jax_persistent_cache_min_compile_time_secs": 0,
+    # See also `optimized`.
     "jax_disable_most_optimizations": os.environ["XLA_FLAGS"] != "",
 }.items():
     jax.config.update(_option, _value)
@@ -71,6 +72,15 @@ def _forget_compiled_programs():
     """Frees compiled programs of a module, because Linux allows 65,530 mappings per process."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def optimized():
+    """Lets XLA optimize programs, for a test that runs for longer than that takes."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def test_patch_convolution_is_a_convolution_with_stride_two():
     np.testing.assert_allclose(layer(x), jnp.maximum(expected, 0), atol=1e-5)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_training_learns_what_avatars_look_like(avatars):
     images, attributes = avatars
     losses = []

@@ -33,6 +33,7 @@ def faces():
     return generator, classifier, latents, read_labels(classifier, images)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_optimization_changes_what_the_text_says_and_nothing_else(faces):
     generator, classifier, latents, before = faces
     clip, tokenizer = sc.load_clip(), sc.load_tokenizer()
