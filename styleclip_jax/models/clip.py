@@ -148,7 +148,9 @@ def _embed_patches(
     batch, size, _, channels = pixels.shape
     patch = kernel.shape[0]
     rows = size // patch
-    patches = pixels.reshape(batch, rows, patch, rows, patch, channels)
+    # One axis at a time, because JAX can propagate the sharding of a batch through such a reshape.
+    patches = pixels.reshape(batch, rows, patch, size, channels)
+    patches = patches.reshape(batch, rows, patch, rows, patch, channels)
     return jnp.einsum("byixjc,ijcw->byxw", patches, kernel)
 
 
