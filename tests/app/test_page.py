@@ -68,14 +68,18 @@ def test_a_text_changes_the_picture(open_page):
 
 
 @pytest.mark.parametrize(
-    ("using", "strengths"),
-    [("Mapper for any text", (0, 1, 2.5, -1)), ("Directions", (0, 3, 7, -3))],
+    ("using", "channels", "strengths"),
+    [("Mapper for any text", 1472, (0, 1, 2.5, -1)), ("Directions", 96, (0, 3, 7, -3))],
 )
-def test_the_picture_follows_the_slider_and_zero_changes_nothing(open_page, using, strengths):
+def test_the_picture_follows_the_slider_and_zero_changes_nothing(
+    open_page, using, channels, strengths
+):
     page = open_page()
     write(page, "a person with a beard")
     change(page)
     choose_using(page, using)
+    # The choice edits once more, and sets the slider to the automatic strength.
+    page.locator("#status").get_by_text(f"of {channels} channels").wait_for()
     before = picture(page, ".before")
     distances = []
     for value in strengths:
