@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styles
-from styleclip_jax.losses import Preprocess, change_loss, clip_pixels, similarity_loss, unit
+from styleclip_jax.losses import Preprocess, clip_pixels, direction_loss, similarity_loss, unit
 from styleclip_jax.methods.linear_start import (
     START_STEPS,
     latent_directions,
@@ -428,19 +428,19 @@ def best_fits(
         for i in range(0, len(jax.tree.leaves(latents)[0]), _CHUNK)
     ]
     features = [jnp.concatenate(parts) for parts in zip(*chunks, strict=True)]
-    if config.guidance == "similarity":
-        losses = [
-            jax.vmap(functools.partial(similarity_loss, seen))(text[:, None])
-            for seen, text in zip(features, texts, strict=True)
-        ]
-    else:
-        losses = []
-        for seen, text, neutral in zip(features, texts, neutrals, strict=True):
-            average = jnp.mean(unit(seen), axis=0)
-            direction = unit(unit(text) - unit(neutral))
-            weight = as_number(config.orthogonal_lambda)
-            loss = functools.partial(change_loss, seen, average, orthogonal_lambda=weight)
-            losses.append(jax.vmap(loss)(direction))
+    losses = []
+    for seen, text, neutral in zip(features, texts, neutrals, strict=True):
+        if neutral is None or config.guidance == "similarity":
+            loss = functools.partial(similarity_loss, seen)
+        else:
+            loss = functools.partial(
+                direction_loss,
+                seen,
+                jnp.mean(unit(seen), axis=0),
+                neutral_features=neutral,
+                orthogonal_lambda=as_number(config.orthogonal_lambda),
+            )
+        losses.append(jax.vmap(loss)(text[:, None]))
     return jnp.argmin(jnp.mean(jnp.stack(losses), axis=0), axis=1)
 
 
