@@ -43,11 +43,7 @@ from styleclip_jax.io.latents import latents_ending, write_latents
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize, to_styles
-from styleclip_jax.methods.delta_editing import (
-    best_delta_strengths,
-    edit_with_delta_mapper,
-    move_styles,
-)
+from styleclip_jax.methods.delta_editing import edit_with_delta_mapper, move_styles
 from styleclip_jax.methods.directions import (
     DirectionDefaults,
     NoChannelError,
@@ -328,17 +324,16 @@ class Engine:
                 "there is no mapper for any text for this generator; start with --mappers_dir"
             )
         models = self.generator, self.any_text, self.clip
-        strength, least = recipe.strength, recipe.threshold or 0.0
+        least = recipe.threshold or 0.0
+        moved = jax.device_get(move_styles(*models, before, dt, recipe.strength, min_change=least))
+        changed = moved.changed.item()
+        if not changed:
+            raise NoChannelError(least, moved.largest.item())
+        strength = recipe.strength
         if strength is None:
-            best = best_delta_strengths(*models, before, dt, min_change=least)
-            strength = np.asarray(best).item()
-        styles, changed, largest = jax.device_get(
-            move_styles(*models, before, dt, strength, min_change=least)
-        )
-        if not changed.item():
-            raise NoChannelError(least, largest.item())
+            strength = moved.strengths.item()
         recipe = dataclasses.replace(recipe, strength=strength, threshold=least)
-        return _Moved(recipe, styles, changed.item())
+        return _Moved(recipe, moved.styles, changed)
 
     def _move_with_directions(self, before: Latents, dt: Array, recipe: Instant) -> _Moved:
         if not self.directions:

@@ -38,11 +38,13 @@ class DeltaChange(NamedTuple):
 
     Attributes:
         styles: StyleSpace coordinates of the edited images.
+        strengths: The strength of each image.
         changed: Number of changed channels of each image.
         largest: The largest change of each image's channels before the strength multiplies it.
     """
 
     styles: StyleSpace
+    strengths: Float[Array, " batch"]
     changed: Int[Array, " batch"]
     largest: Float[Array, " batch"]
 
@@ -75,13 +77,13 @@ def edit_with_delta_mapper(
             values edit in the opposite direction.
         directions: If given, only channels that are relevant to the text change; channels that the
             directions do not cover never do.
-        threshold: Least relevance of such channels. The official code compares 0.03 with products
+        threshold: Minimum relevance of such channels. The official code compares 0.03 with products
             of the texts' difference before it is scaled to unit length.
         min_change: Channels whose change is smaller, before ``strength`` multiplies it, do not
             change; larger values preserve more of the image. Needs no directions.
 
     Raises:
-        InputError: The models and the latents do not fit each other.
+        InputError: The models and the latents do not match.
     """
     styles, residual = _residual(
         generator, mapper, clip, latents, dt, directions, threshold, min_change
@@ -96,16 +98,22 @@ def move_styles(
     clip: CLIP,
     latents: Latents,
     dt: Float[Array, " embed"],
-    strength: float | Float[Array, ""] | Float[Array, " batch"] = 1.0,
+    strength: float | Float[Array, ""] | Float[Array, " batch"] | None = None,
     *,
     min_change: float | Float[Array, ""] = 0.0,
 ) -> DeltaChange:
-    """Edits as :func:`edit_with_delta_mapper` does, without synthesizing the edited images."""
+    """Edits as :func:`edit_with_delta_mapper` does, without synthesizing the edited images.
+
+    Without a strength, each image gets that of :func:`best_delta_strengths`.
+    """
     styles, residual = _residual(generator, mapper, clip, latents, dt)
     largest = jnp.max(jnp.abs(jnp.concatenate(residual, axis=1)), axis=1)
     residual = _at_least(residual, min_change)
     changed = jnp.sum(jnp.concatenate(residual, axis=1) != 0, axis=1)
-    return DeltaChange(_move(styles, residual, strength), changed, largest)
+    if strength is None:
+        strength = _best_strengths(generator, mapper, clip, styles, residual, dt)
+    strengths = jnp.broadcast_to(jnp.asarray(strength, jnp.float32), changed.shape)
+    return DeltaChange(_move(styles, residual, strengths), strengths, changed, largest)
 
 
 @jax.jit
@@ -124,12 +132,23 @@ def best_delta_strengths(
 
     Of 0 and some strengths from 0.75 to 2.5, the one with the lowest
     :func:`styleclip_jax.losses.direction_loss`; an image that already shows what the text says may
-    stay as it is. Arguments as for :func:`edit_with_delta_mapper`. Takes a forward pass of CLIP for
+    get 0. Arguments as for :func:`edit_with_delta_mapper`. Takes a forward pass of CLIP for
     each strength, and of the generator up to the resolution that CLIP sees.
     """
     styles, residual = _residual(
         generator, mapper, clip, latents, dt, directions, threshold, min_change
     )
+    return _best_strengths(generator, mapper, clip, styles, residual, dt)
+
+
+def _best_strengths(
+    generator: Generator,
+    mapper: DeltaMapper,
+    clip: CLIP,
+    styles: StyleSpace,
+    residual: StyleSpace,
+    dt: Float[Array, " embed"],
+) -> Float[Array, " batch"]:
     resolution = comparison_resolution(generator, clip)
 
     def encode(styles: StyleSpace) -> Float[Array, "batch embed"]:
