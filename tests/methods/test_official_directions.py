@@ -1,5 +1,6 @@
 import functools
 
+import converted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,6 @@ import seeded
 
 from ckpt_convert import clip as clip_conversion
 from ckpt_convert import stylegan2
-from ckpt_convert.formats import SourceFile
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer
 from styleclip_jax.methods.directions import edit_with_direction, text_direction
@@ -19,15 +19,7 @@ from styleclip_jax.models.stylegan2 import conv_entries
 
 GOLDEN = seeded.load("directions")
 CASES = GOLDEN.settings["cases"]
-
-
-@functools.cache
-def official(name, convert):
-    """Our network with the weights that the official one had."""
-    weights = GOLDEN.weights(name)
-    if name == "generator":
-        weights["latent_avg"] = np.zeros(512, np.float32)
-    return convert(SourceFile(name, "pytorch", weights, {}, {})).model
+official = functools.partial(converted.official, "directions")
 
 
 class GoldenTokenizer(Tokenizer):

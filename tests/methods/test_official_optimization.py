@@ -1,5 +1,6 @@
 import functools
 
+import converted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,21 +10,12 @@ import seeded
 from ckpt_convert import arcface as arcface_conversion
 from ckpt_convert import clip as clip_conversion
 from ckpt_convert import stylegan2
-from ckpt_convert.formats import SourceFile
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
 from styleclip_jax.models import CLIP
 
 GOLDEN = seeded.load("optimization")
 CASES = GOLDEN.settings["cases"]
-
-
-@functools.cache
-def official(name, convert):
-    """Our network with the weights that the official one had."""
-    weights = GOLDEN.weights(name)
-    if name == "generator":
-        weights["latent_avg"] = np.zeros(512, np.float32)
-    return convert(SourceFile(name, "pytorch", weights, {}, {})).model
+official = functools.partial(converted.official, "optimization")
 
 
 @pytest.mark.parametrize("case", CASES)
