@@ -415,7 +415,9 @@ def best_fits(
     clips: Any = clip if several else (clip,)
     texts: Any = text_features if several else (text_features,)
     neutrals: Any = neutral_features if several else (neutral_features,)
-    if config.guidance == "direction" and neutral_features is None:
+    if config.guidance == "similarity":
+        neutrals = (None,) * len(clips)
+    elif neutral_features is None:
         raise InputError("neutral_features are missing, which guidance 'direction' needs")
     chunks = [
         _encode(
@@ -430,7 +432,7 @@ def best_fits(
     features = [jnp.concatenate(parts) for parts in zip(*chunks, strict=True)]
     losses = []
     for seen, text, neutral in zip(features, texts, neutrals, strict=True):
-        if neutral is None or config.guidance == "similarity":
+        if neutral is None:
             loss = functools.partial(similarity_loss, seen)
         else:
             loss = functools.partial(
