@@ -200,6 +200,12 @@ def test_nothing_sticks_out_and_everybody_can_use_it(open_page, width, scheme):
     assert heading and heading["width"] > 200
     write(page, "a person with sunglasses")
     change(page)
+    # Gradio fades results in.
+    page.locator("#status .pending").wait_for(state="detached")
+    page.evaluate(
+        "Promise.all(document.querySelector('#status').getAnimations({subtree: true})"
+        ".map(animation => animation.finished))"
+    )
     faults = [
         f"{fault['id']}: {fault['nodes'][0]['html']}"
         for fault in axe.Axe().run(page).response["violations"]
