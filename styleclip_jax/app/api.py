@@ -131,8 +131,7 @@ def _checked(function: Callable) -> Callable:
     def checked(*values: Any) -> Any:
         for name, value in signature.bind(*values).arguments.items():
             if not _has_type(value, hints[name]):
-                expected = getattr(hints[name], "__name__", str(hints[name]))
-                message = f"{name} is {repr(value)[:50]}, expected {expected}"
+                message = f"{name} is {repr(value)[:50]}, expected {_type_name(hints[name])}"
                 raise gr.Error(message, print_exception=False)
         return function(*values)
 
@@ -150,6 +149,12 @@ def _has_type(value: Any, hint: Any) -> bool:
     if hint == list[str]:
         return isinstance(value, list) and all(isinstance(text, str) for text in value)
     return isinstance(value, hint) and not isinstance(value, bool)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _describe(face: Face) -> dict[str, Any]:

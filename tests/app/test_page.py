@@ -102,7 +102,7 @@ def test_the_image_follows_the_slider_and_strength_zero_changes_nothing(
         ("Directions", "a tall person", 0.6, 0.1, 96),
     ],
 )
-def test_the_message_counts_channels_above_the_threshold_or_says_that_there_are_none(
+def test_the_message_counts_the_channels_above_the_threshold(
     open_page, using, text, high, low, channels
 ):
     page = open_page()

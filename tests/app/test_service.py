@@ -15,6 +15,7 @@ from PIL import Image
 from styleclip_jax.app.passwords import hash_password
 from tests.app.calls import TIMEOUT, call, post
 
+HAT = "a person with a hat"
 BEARD = ("a person with a beard", 7, 1.5, "a person", "", None, "any_text")
 
 
@@ -60,20 +61,20 @@ def test_an_omitted_strength_is_chosen_and_returned(service):
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "message"),
     [
-        ("", 0, 4.0, "a person", "", None, "directions"),
-        ("x" * 5000, 0, 4.0, "a person", "", None, "directions"),
-        ("a person with a hat", -1, 4.0, "a person", "", None, "directions"),
-        ("a person with a hat", 0, 4.0, "a person", "garbage", None, "directions"),
-        ("a person with a hat", 0, 4.0, "a person", "", 1.0, "directions"),
-        ("a person with a hat", 0, 1.0, "a person", "", 100.0, "any_text"),
-        ("a person with a hat", 0, 1.0, "a person", "", None, "magic"),
-        ("a person with a hat", 0, "four", "a person", "", None, "directions"),
+        (("", 0, 4.0, "a person", "", None, "directions"), "the text is empty"),
+        (("x" * 5000, 0, 4.0, "a person", "", None, "directions"), "expected at most 200"),
+        ((HAT, -1, 4.0, "a person", "", None, "directions"), "the seed is -1"),
+        ((HAT, 0, 4.0, "a person", "garbage", None, "directions"), "cannot be decoded"),
+        ((HAT, 0, 4.0, "a person", "", 1.0, "directions"), "no channel reaches the threshold"),
+        ((HAT, 0, 1.0, "a person", "", 100.0, "any_text"), "no channel reaches the threshold"),
+        ((HAT, 0, 1.0, "a person", "", None, "magic"), "expected one of any_text, directions"),
+        ((HAT, 0, "four", "a person", "", None, "directions"), r"expected float \| None"),
     ],
 )
-def test_invalid_arguments_get_an_error_and_the_service_stays_up(service, data):
-    with pytest.raises(RuntimeError):
+def test_invalid_arguments_get_an_error_and_the_service_stays_up(service, data, message):
+    with pytest.raises(RuntimeError, match=message):
         call(service.url, "instant", *data)
     assert call(service.url, "face", 1)["image"]
 
@@ -170,7 +171,7 @@ def test_only_users_in_the_auth_file_have_access(strict):
     assert service.health()["status"] == "ok"
 
 
-OPTIMIZE = ("a person with a hat", 0, 300, 0.35, "a person", [], "")
+OPTIMIZE = (HAT, 0, 300, 0.35, "a person", [], "")
 
 
 def test_an_edit_is_stopped_at_the_time_limit(strict):
