@@ -66,7 +66,8 @@ flags.DEFINE_float(
 
 def main(_: Sequence[str]) -> None:
     """Loads the models and serves the page."""
-    # Imports and compilations create many objects; collecting garbage takes 1/7 of the startup.
+    # Imports and compilations allocate so many objects that garbage collection takes a seventh of
+    # the startup.
     gc.disable()
     with tempfile.TemporaryDirectory(prefix="styleclip-app-") as directory:
         # Gradio reads these variables when it is imported.
@@ -115,7 +116,7 @@ def find_mappers() -> dict[str, str]:
     """Returns the mappers of the package, for the avatars only, and those of ``--mappers_dir``."""
     found = {} if FLAGS.generator else {name: name for name in pretrained_mappers()}
     if FLAGS.clip:
-        # It works only with the avatars' CLIP.
+        # This mapper works only with the avatars' CLIP.
         found.pop("any_text", None)
     if FLAGS.mappers_dir:
         directory = Path(FLAGS.mappers_dir)
