@@ -278,66 +278,68 @@ def form(localized: Localizer, engine: Engine, methods: tuple[str, ...]) -> Form
         elem_id="method",
     )
     with gr.Group(visible=methods[0] == "instant") as instant_group:
-        choices = engine.instant_methods or ("any_text",)
-        using = localized(
-            gr.Radio,
-            {"label": "using", "choices": choices},
-            value=choices[0],
-            visible=len(choices) > 1,
-            elem_id="using",
-        )
-        strength_range, threshold_range = instant_ranges(engine, choices[0])
-        strength = _slider(localized, "strength", strength_range)
-        automatic = localized(gr.Checkbox, {"label": "automatic"}, value=True, elem_id="automatic")
-        threshold = _slider(localized, "threshold", threshold_range)
+        instant = _instant_settings(localized, engine)
     with gr.Group(visible=methods[0] == "mapper") as mapper_group:
-        names = [(name.replace("_", " "), name) for name in engine.mappers]
-        mapper = localized(
-            gr.Radio,
-            {"label": "mapper_name"},
-            names,
-            value=names[0][1] if names else None,
-            elem_id="mapper",
-        )
-        # Without mappers, the slider is never shown.
-        strengths = (
-            mapper_range(engine, names[0][1]) if names else SliderRange(-0.2, 0.2, 0.1, 0.005)
-        )
-        mapper_strength = _slider(localized, "strength", strengths, "mapper-strength")
+        mapper = _mapper_settings(localized, engine)
     with gr.Group(visible=methods[0] == "optimize") as optimize_group:
-        limit = engine.limits.steps
-        default = min(engine.config.steps, limit)
-        steps = _slider(localized, "steps", SliderRange(5, limit, default, 1))
-        hold = _slider(localized, "hold", SliderRange(0, 2, engine.config.orthogonal_lambda, 0.05))
-        keep_texts = localized(
-            gr.Textbox,
-            {"label": "keep_texts", "info": "keep_texts_info"},
-            value="",
-            lines=2,
-            elem_id="keep-texts",
-        )
-        stop_early = localized(gr.Checkbox, {"label": "stop_early"}, elem_id="stop-early")
+        optimize = _optimize_settings(localized, engine)
     with gr.Row():
         go = localized(gr.Button, {"value": "go"}, variant="primary", size="lg", elem_id="go")
         cancel = localized(gr.Button, {"value": "cancel"}, size="lg", elem_id="cancel")
-    controls = Controls(
-        method,
-        text,
-        neutral,
-        using,
-        strength,
-        automatic,
-        threshold,
-        mapper,
-        mapper_strength,
-        steps,
-        hold,
-        keep_texts,
-        stop_early,
-    )
+    controls = Controls(method, text, neutral, *instant, *mapper, *optimize)
     groups = [instant_group, mapper_group, optimize_group]
     headings = (text_heading, method_heading)
     return Form(controls, headings, examples, groups, text_group, go, cancel)
+
+
+def _instant_settings(
+    localized: Localizer, engine: Engine
+) -> tuple[gr.Radio, gr.Slider, gr.Checkbox, gr.Slider]:
+    choices = engine.instant_methods or ("any_text",)
+    using = localized(
+        gr.Radio,
+        {"label": "using", "choices": choices},
+        value=choices[0],
+        visible=len(choices) > 1,
+        elem_id="using",
+    )
+    strength_range, threshold_range = instant_ranges(engine, choices[0])
+    strength = _slider(localized, "strength", strength_range)
+    automatic = localized(gr.Checkbox, {"label": "automatic"}, value=True, elem_id="automatic")
+    threshold = _slider(localized, "threshold", threshold_range)
+    return using, strength, automatic, threshold
+
+
+def _mapper_settings(localized: Localizer, engine: Engine) -> tuple[gr.Radio, gr.Slider]:
+    names = [(name.replace("_", " "), name) for name in engine.mappers]
+    mapper = localized(
+        gr.Radio,
+        {"label": "mapper_name"},
+        names,
+        value=names[0][1] if names else None,
+        elem_id="mapper",
+    )
+    # Without mappers, the slider is never shown.
+    strengths = mapper_range(engine, names[0][1]) if names else SliderRange(-0.2, 0.2, 0.1, 0.005)
+    return mapper, _slider(localized, "strength", strengths, "mapper-strength")
+
+
+def _optimize_settings(
+    localized: Localizer, engine: Engine
+) -> tuple[gr.Slider, gr.Slider, gr.Textbox, gr.Checkbox]:
+    limit = engine.limits.steps
+    default = min(engine.config.steps, limit)
+    steps = _slider(localized, "steps", SliderRange(5, limit, default, 1))
+    hold = _slider(localized, "hold", SliderRange(0, 2, engine.config.orthogonal_lambda, 0.05))
+    keep_texts = localized(
+        gr.Textbox,
+        {"label": "keep_texts", "info": "keep_texts_info"},
+        value="",
+        lines=2,
+        elem_id="keep-texts",
+    )
+    stop_early = localized(gr.Checkbox, {"label": "stop_early"}, elem_id="stop-early")
+    return steps, hold, keep_texts, stop_early
 
 
 def _text(
