@@ -1,4 +1,4 @@
-# Serves the page of app.py, as a user without privileges and on a read-only root:
+# Serves the page of app.py as an unprivileged user on a read-only root file system:
 #   docker build --tag=styleclip .
 #   docker run --read-only --tmpfs=/tmp --publish=127.0.0.1:7860:7860 styleclip
 FROM python:3.12 AS build
@@ -9,14 +9,14 @@ COPY ckpt_convert ckpt_convert
 # Dependencies without a wheel are compiled here.
 RUN pip wheel --no-cache-dir --wheel-dir=/wheels '.[app]'
 
-# Has no compiler.
+# The slim image has no compiler.
 FROM python:3.12-slim
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links=/wheels 'styleclip-jax[app]'
 RUN useradd --uid=10001 --no-create-home styleclip
 USER styleclip
 WORKDIR /tmp
-# The only place that can be written to.
+# The only writable directory.
 ENV HOME=/tmp JAX_COMPILATION_CACHE_DIR=/tmp/compiled
 EXPOSE 7860
 HEALTHCHECK --start-period=2m CMD ["python", "-c", \

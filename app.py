@@ -1,4 +1,4 @@
-"""Serves a page on which faces are edited by text. ``--help`` explains it.
+"""Serves a page for editing faces with text; ``--help`` lists the flags.
 
 The code is in ``styleclip_jax/scripts/app.py``.
 """

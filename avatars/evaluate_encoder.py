@@ -73,22 +73,22 @@ def invert_all(
     generator: Generator,
     encoder: E4E,
     clip: CLIP,
-    drawings: Float[np.ndarray, "count size size 3"],
+    avatars: Float[np.ndarray, "count size size 3"],
     config: InvertConfig,
 ) -> tuple[Float[np.ndarray, "count layers width"], Any, Float[np.ndarray, " count"]]:
     """Latents, images and PSNR of rendered avatars, in batches of one size."""
-    size = min(BATCH_SIZE, len(drawings))
+    size = min(BATCH_SIZE, len(avatars))
     parts = []
-    for start in range(0, len(drawings), size):
-        batch = jnp.asarray(drawings[start : start + size])
+    for start in range(0, len(avatars), size):
+        batch = jnp.asarray(avatars[start : start + size])
         inversion = invert(generator, batch, encoder, config, perceptual=clip)
         parts.append((inversion.latents, inversion.images, inversion.errors["psnr"]))
-        print(f"{config.steps} steps: {start + len(batch)}/{len(drawings)}", flush=True)
+        print(f"{config.steps} steps: {start + len(batch)}/{len(avatars)}", flush=True)
     latents, images, psnr = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return latents, images, psnr
 
 
-def other_drawings(size: int) -> UInt8[np.ndarray, "count size size 3"]:
+def other_avatars(size: int) -> UInt8[np.ndarray, "count size size 3"]:
     """Avatars with OTHER_OPTIONS; their other attributes are sampled as in training."""
     attributes = sample(len(OTHER_OPTIONS), seed=7)
     # Hats and glasses would hide some of them.
@@ -98,14 +98,14 @@ def other_drawings(size: int) -> UInt8[np.ndarray, "count size size 3"]:
     return np.stack([render(row, size, options) for row, options in pairs])
 
 
-def with_eye_patch(drawing: UInt8[np.ndarray, "size size 3"]) -> UInt8[np.ndarray, "size size 3"]:
+def with_eye_patch(avatar: UInt8[np.ndarray, "size size 3"]) -> UInt8[np.ndarray, "size size 3"]:
     """Draws a black eye patch, which no training image has, over an avatar's eye."""
-    size, finer = len(drawing), 4
+    size, finer = len(avatar), 4
     mask = Image.new("L", (finer * size, finer * size))
     draw = ImageDraw.Draw(mask)
     draw.ellipse([finer * size * x for x in PATCH], fill=255)
     draw.line([finer * size * x for x in STRAP], fill=255, width=finer * size // 64)
-    image = Image.fromarray(drawing)
+    image = Image.fromarray(avatar)
     image.paste("black", mask=mask.resize(image.size, Image.Resampling.LANCZOS))
     return np.asarray(image)
 
@@ -114,7 +114,7 @@ def tune_all(
     generator: Generator,
     encoder: E4E,
     clip: CLIP,
-    drawings: UInt8[np.ndarray, "count size size 3"],
+    avatars: UInt8[np.ndarray, "count size size 3"],
     config: InvertConfig,
 ) -> tuple[dict[str, dict[str, float]], list[np.ndarray], list[str]]:
     """Inverts avatars with an eye patch, and tunes the generator for each of them.
@@ -123,8 +123,8 @@ def tune_all(
         The mean errors before and after tuning, of the image and of the pixels of the patch; the
         columns of a sheet; and their labels.
     """
-    patched = np.stack([with_eye_patch(drawing) for drawing in drawings])
-    where = (patched != drawings).any(-1)
+    patched = np.stack([with_eye_patch(avatar) for avatar in avatars])
+    where = (patched != avatars).any(-1)
     images = from_uint8(patched)
     latents, inverted, _ = invert_all(generator, encoder, clip, images, config)
     # CLIP's distances have another scale than those that stop a tuning with LPIPS.
@@ -143,8 +143,8 @@ def tune_all(
         metrics[name] = {key: float(value.mean()) for key, value in errors.items()}
         of_patch = np.square(np.clip(reconstructed, -1, 1) - images)[where].mean()
         metrics[name]["mse_of_patch"] = float(of_patch)
-    columns = [from_uint8(drawings), images, *found.values()]
-    return metrics, columns, ["drawing", "with an eye patch", *found]
+    columns = [from_uint8(avatars), images, *found.values()]
+    return metrics, columns, ["original", "with an eye patch", *found]
 
 
 def edit_all(
@@ -213,16 +213,16 @@ def main(_: Sequence[str]) -> None:
     with np.load(FLAGS.data) as data:
         rendered = data["images"][: FLAGS.count - FLAGS.count % BATCH_SIZE]
         without_glasses = data["attributes"][: len(rendered), [*LABELS].index("glasses")] == 0
-    drawings = from_uint8(rendered)
-    others = from_uint8(other_drawings(drawings.shape[1]))
-    wanted = read_labels(classifier, drawings)
-    columns, other_columns, names = [drawings[:SHEET_ROWS]], [others], ["drawing"]
+    avatars = from_uint8(rendered)
+    others = from_uint8(other_avatars(avatars.shape[1]))
+    wanted = read_labels(classifier, avatars)
+    columns, other_columns, names = [avatars[:SHEET_ROWS]], [others], ["original"]
     metrics: dict[str, Any] = {}
     config = config_from_flags(InvertConfig)
-    latents, images = np.zeros(0), drawings
+    latents, images = np.zeros(0), avatars
     for steps in dict.fromkeys((0, config.steps)):
         settings = InvertConfig(**{**vars(config), "steps": steps})
-        latents, images, psnr = invert_all(generator, encoder, clip, drawings, settings)
+        latents, images, psnr = invert_all(generator, encoder, clip, avatars, settings)
         name = f"{steps} steps" if steps else "encoder"
         metrics[name] = agreement(wanted, read_labels(classifier, images))
         metrics[name]["psnr"] = float(psnr.mean())
@@ -251,9 +251,9 @@ def main(_: Sequence[str]) -> None:
         # Undefined if no edit of a generated face is right.
         ratio = of_inverted / of_generated if of_generated else None
         metrics["edits"] = {**found, "ratio": ratio}
-        shown = [drawings[:count], images[:count], *edited.values()]
+        shown = [avatars[:count], images[:count], *edited.values()]
         rows = [column[:SHEET_ROWS] for column in shown]
-        write_image(out / "edits.png", sheet(rows, ["drawing", names[-1], *edited]))
+        write_image(out / "edits.png", sheet(rows, ["original", names[-1], *edited]))
         print(json.dumps(metrics["edits"], indent=2), flush=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 

@@ -1,6 +1,6 @@
-"""Times the served page: python benchmarks/page.py, with nothing else running.
+"""Times the served page: python benchmarks/page.py, on an otherwise idle machine.
 
-Starts app.py with the models that ship and sends the requests that the page sends.
+Starts app.py with the avatars and sends requests to its HTTP API.
 """
 
 import json
@@ -22,7 +22,7 @@ TEXT = "a person with sunglasses"
 
 
 def main() -> None:
-    """Prints one line per measurement."""
+    """Starts the service and prints one line per measurement."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -30,14 +30,14 @@ def main() -> None:
     begun = time.perf_counter()
     service = subprocess.Popen([sys.executable, "app.py", f"--port={port}"], cwd=ROOT)
     try:
-        while not answers(url):
+        while not responds(url):
             time.sleep(0.05)
         instant(url, 0, 1.0)
         taken, cpu = time.perf_counter() - begun, cpu_seconds(service.pid)
-        print(f"the first instant edit: {taken:.1f} s after the command ({cpu:.1f} s of CPU time)")
-        # Waits for the compilations in the background.
+        print(f"first instant edit: {taken:.1f} s after the start ({cpu:.1f} s of CPU time)")
+        # Waits until the background compilations have compiled it.
         optimize(url, steps=1)
-        print(f"an optimization of one step: {seconds(lambda: optimize(url, steps=1)):.2f} s")
+        print(f"optimization of one step: {seconds(lambda: optimize(url, steps=1)):.2f} s")
 
         time_instant(url, "any_text")
         time_instant(url, "directions")
@@ -47,20 +47,20 @@ def main() -> None:
 
 
 def time_instant(url: str, using: str) -> None:
-    """Times instant edits of one client, and of many at once."""
+    """Times instant edits of one client and of many concurrent clients."""
     instant(url, 0, 0.0, using)
     single = [seconds(lambda i=i: instant(url, 0, i / 10, using)) for i in range(50)]
-    print(f"an instant edit, {using}: {1000 * statistics.median(single):.0f} ms (median of 50)")
+    print(f"instant edit, {using}: {1000 * statistics.median(single):.0f} ms (median of 50)")
 
     def edit_all() -> None:
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(lambda i: instant(url, i % 50, 1.0, using), range(REQUESTS)))
 
-    print(f"{CLIENTS} clients, {using}: {REQUESTS / seconds(edit_all):.1f} instant edits a second")
+    print(f"{CLIENTS} clients, {using}: {REQUESTS / seconds(edit_all):.1f} instant edits/s")
 
 
-def answers(url: str) -> bool:
-    """Whether the page responds."""
+def responds(url: str) -> bool:
+    """Returns whether the page responds."""
     try:
         urllib.request.urlopen(url, timeout=5).read()
     except OSError:
@@ -69,7 +69,7 @@ def answers(url: str) -> bool:
 
 
 def cpu_seconds(process: int) -> float:
-    """CPU time of a process, which other programs hardly affect."""
+    """Returns the CPU time of a process, which other processes hardly affect."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -97,7 +97,7 @@ def call(url: str, name: str, *data: object) -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Time that a function takes."""
+    """Returns the time that a function takes."""
     begun = time.perf_counter()
     run()
     return time.perf_counter() - begun

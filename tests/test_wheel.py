@@ -94,7 +94,7 @@ def test_the_lines_of_the_readme_pass_a_type_checker_where_it_is_installed(
         ("styleclip-invert", "Finds the latents of photos"),
         ("styleclip-directions", "Edits images with any text in one forward pass"),
         ("styleclip-make-directions", "Measures the relevance of a generator's style channels"),
-        ("styleclip-app", "Serves a page for editing faces by text"),
+        ("styleclip-app", "Serves a page for editing faces with text"),
         ("styleclip-convert", "Converts official PyTorch weights"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Batches the requests of several users."""
+"""Combines requests of several users into batches."""
 
 import queue
 import threading
@@ -9,19 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-# Batch sizes; smaller batches are padded to the next size.
+# Each size is compiled; other batches are padded to the next size.
 SIZES = (1, 2, 4, 8)
 
 
 class Batcher:
-    """Runs a batched function for requests of one entry each, on one thread.
+    """Runs a batched function in one thread for requests with one entry each.
 
-    A request runs at once if the device is free; requests that arrive meanwhile form the next
-    batch.
+    A request runs immediately if the device is idle; requests that arrive in the meantime form the
+    next batch.
 
     Args:
-        run: Takes a pytree of arrays (B, ...), with B one of ``SIZES``, and returns an array of B
-            entries.
+        run: Takes a pytree of arrays (B, ...), where B is one of ``SIZES``, and returns an array
+            with B entries.
     """
 
     def __init__(self, run: Callable[[Any], Any]):
@@ -30,10 +30,10 @@ class Batcher:
         threading.Thread(target=self._serve, name="batcher", daemon=True).start()
 
     def __call__(self, entry: Any) -> Any:
-        """Waits for the result of one entry, a pytree of arrays (1, ...).
+        """Returns the result of one entry, a pytree of arrays (1, ...).
 
         Raises:
-            Exception: What the function raised.
+            Exception: The function's exception.
         """
         future: Future = Future()
         self._requests.put((entry, future))
@@ -44,14 +44,14 @@ class Batcher:
             requests = [self._requests.get()]
             while len(requests) < SIZES[-1] and not self._requests.empty():
                 requests.append(self._requests.get())
-            # One batch per shape of the entries, such as W+ and StyleSpace.
+            # Latents in W+ and in StyleSpace have different shapes and need separate batches.
             groups: dict[Any, list[tuple[Any, Future]]] = {}
             for request in requests:
                 groups.setdefault(_shape(request[0]), []).append(request)
             for group in groups.values():
-                self._answer(group)
+                self._run_batch(group)
 
-    def _answer(self, requests: Sequence[tuple[Any, Future]]) -> None:
+    def _run_batch(self, requests: Sequence[tuple[Any, Future]]) -> None:
         entries = [entry for entry, _ in requests]
         size = next(size for size in SIZES if size >= len(entries))
         entries += entries[-1:] * (size - len(entries))

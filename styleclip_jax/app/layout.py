@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.themes import Default
 
-from styleclip_jax.app import pictures
+from styleclip_jax.app import fragments
 from styleclip_jax.app.engine import Engine
-from styleclip_jax.app.recipes import Using
+from styleclip_jax.app.recipes import InstantMethod
 from styleclip_jax.app.strings import EXAMPLES, LANGUAGES, say
 from styleclip_jax.methods.directions import STRENGTH, THRESHOLD
 
 METHODS = ("instant", "mapper", "optimize")
 
-# Sufficient contrast, and no fonts from other hosts.
+# Colors with sufficient contrast, and no fonts from other hosts.
 THEME = Default(
     primary_hue="indigo",
     font=["system-ui", "sans-serif"],
@@ -33,9 +33,9 @@ THEME = Default(
 )
 
 CSS = (
-    pictures.CSS
+    fragments.CSS
     + """
-/* "hidden" would end what sticks to the top. */
+/* Gradio's "hidden" would disable position: sticky. */
 .gradio-container { max-width: 75rem !important; margin: 0 auto !important;
   overflow: clip !important; }
 .html-container { padding: 0 !important; }
@@ -47,59 +47,59 @@ footer { display: none !important; }
 .examples button { flex: 0 1 auto; min-width: 0 !important; }
 .bottom { align-items: end; }
 .hidden-link { display: none; }
-/* On a phone the picture stays in sight while a slider is dragged. */
+/* On a phone the image stays visible while a slider is dragged. */
 @media (max-width: 767px) {
   .gradio-container .main { padding: 1rem !important; }
   #view { display: contents; }
   #view > * { flex: 1 0 100%; }
-  #picture { position: sticky; top: 0; z-index: 100; background: var(--body-background-fill); }
-  #picture .compare { width: min(100%, 42vh); }
+  #image { position: sticky; top: 0; z-index: 100; background: var(--body-background-fill); }
+  #image .compare { width: min(100%, 42vh); }
 }
 @media (min-width: 768px) { #view { position: sticky; top: .5rem; } }
 """
 )
 
 
-Texts = Mapping[str, str | tuple[str, ...]]
+# The keys of a component's texts by argument, such as ``label``; a tuple of keys for choices.
+TextKeys = Mapping[str, str | tuple[str, ...]]
 
 
-class Words:
-    """Makes components with texts from the table of strings and translates them."""
+class Localizer:
+    """Creates components with texts from the table of strings and translates them."""
 
     def __init__(self) -> None:
-        self._texts: list[tuple[Any, Texts]] = []
+        self._components: list[tuple[Any, TextKeys]] = []
 
-    def __call__(self, component: Callable, texts: Texts, *args: Any, **others: Any) -> Any:
-        """Makes a component.
+    def __call__(self, component: Callable, keys: TextKeys, *args: Any, **others: Any) -> Any:
+        """Creates a component.
 
         Args:
             component: Its class.
-            texts: Key of the text for each argument, such as ``label``; a tuple of keys for
-                choices.
+            keys: The keys of its texts.
             args: Further arguments.
             others: Further arguments.
         """
-        made = component(*args, **_say_all("en", texts), **others)
-        self._texts.append((made, texts))
-        return made
+        created = component(*args, **_look_up("en", keys), **others)
+        self._components.append((created, keys))
+        return created
 
     @property
     def components(self) -> list[Any]:
         """All components, in the order of :meth:`translate`."""
-        return [component for component, _ in self._texts]
+        return [component for component, _ in self._components]
 
     def translate(self, language: str) -> list[Any]:
         """Returns an update for every component."""
-        return [gr.update(**_say_all(language, texts)) for _, texts in self._texts]
+        return [gr.update(**_look_up(language, keys)) for _, keys in self._components]
 
 
-def _say_all(language: str, texts: Texts) -> dict[str, Any]:
-    def say_one(key: str | tuple[str, ...]) -> Any:
+def _look_up(language: str, keys: TextKeys) -> dict[str, Any]:
+    def text(key: str | tuple[str, ...]) -> Any:
         if isinstance(key, tuple):
             return [(say(language, choice), choice) for choice in key]
         return say(language, key)
 
-    return {argument: say_one(key) for argument, key in texts.items()}
+    return {argument: text(key) for argument, key in keys.items()}
 
 
 class Heading(NamedTuple):
@@ -112,7 +112,7 @@ class Heading(NamedTuple):
 class View(NamedTuple):
     """The image and the buttons below it."""
 
-    picture: gr.HTML
+    image: gr.HTML
     status: gr.HTML
     photo: gr.HTML
     keep: gr.Button
@@ -121,12 +121,12 @@ class View(NamedTuple):
     save_all: gr.Button
     link: gr.HTML
     history: gr.HTML
-    film: gr.HTML
-    show_film: gr.Button
-    save_film: gr.Button
+    filmstrip: gr.HTML
+    show_filmstrip: gr.Button
+    save_animation: gr.Button
 
 
-class Choice(NamedTuple):
+class ImageChoice(NamedTuple):
     """The components that choose an image."""
 
     heading: gr.HTML
@@ -138,7 +138,7 @@ class Choice(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """The components with the settings of an edit, in the order of the arguments of callbacks."""
+    """The components with the settings of an edit, in the order of ``actions.ControlValues``."""
 
     method: gr.Radio
     text: gr.Textbox
@@ -160,9 +160,9 @@ class Form(NamedTuple):
 
     Attributes:
         controls: The settings.
-        headings: Headings of the text and of the method.
-        examples: Buttons that fill in a text.
-        groups: The settings of each of ``METHODS``.
+        headings: The headings of the text and of the method.
+        examples: Buttons that fill in an example text.
+        groups: The settings of each method in ``METHODS``.
         text_group: The settings of methods that need a text.
         go: Starts the edit.
         cancel: Stops the edit.
@@ -177,14 +177,14 @@ class Form(NamedTuple):
     cancel: gr.Button
 
 
-def heading(words: Words) -> Heading:
-    """The title and the language switch."""
+def heading() -> Heading:
+    """Builds the title and the language switch."""
     with gr.Row():
         with gr.Column(min_width=290):
             title = gr.HTML()
         switch = gr.Radio(
             list(LANGUAGES.items()),
-            # In both languages, because its reader may know only one.
+            # In both languages, because a user may know only one.
             label="Language / Мова",
             value="en",
             min_width=290,
@@ -194,14 +194,14 @@ def heading(words: Words) -> Heading:
     return Heading(title, switch)
 
 
-def view(words: Words) -> View:
-    """The column with the image."""
+def view(localized: Localizer) -> View:
+    """Builds the column with the image."""
 
     def button(key: str) -> gr.Button:
-        return words(gr.Button, {"value": key}, size="sm", min_width=120, elem_id=key)
+        return localized(gr.Button, {"value": key}, size="sm", min_width=120, elem_id=key)
 
     with gr.Column(scale=5, min_width=320, elem_id="view"):
-        picture = gr.HTML(elem_id="picture")
+        image = gr.HTML(elem_id="image")
         status = gr.HTML(elem_id="status", min_height=24)
         photo = gr.HTML(elem_id="photo")
         with gr.Row():
@@ -209,13 +209,13 @@ def view(words: Words) -> View:
         with gr.Row():
             save_image, save_all = button("download_image"), button("download_all")
         link = gr.HTML(elem_id="link", elem_classes="hidden-link")
-        history = gr.HTML(elem_id="history", js_on_load=pictures.SELECT)
-        with words(gr.Accordion, {"label": "film"}, open=False):
-            film = gr.HTML(elem_id="film")
+        history = gr.HTML(elem_id="history", js_on_load=fragments.SELECT_SCRIPT)
+        with localized(gr.Accordion, {"label": "filmstrip"}, open=False):
+            filmstrip = gr.HTML(elem_id="filmstrip")
             with gr.Row():
-                show_film, save_film = button("show_film"), button("animation")
+                show_filmstrip, save_animation = button("show_filmstrip"), button("animation")
     return View(
-        picture,
+        image,
         status,
         photo,
         keep,
@@ -224,17 +224,17 @@ def view(words: Words) -> View:
         save_all,
         link,
         history,
-        film,
-        show_film,
-        save_film,
+        filmstrip,
+        show_filmstrip,
+        save_animation,
     )
 
 
-def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
-    """Step one: the image."""
+def image_choice(localized: Localizer, engine: Engine, first_seed: int) -> ImageChoice:
+    """Builds step one: the choice of an image."""
     title = gr.HTML()
     with gr.Row(elem_classes="bottom"):
-        seed = words(
+        seed = localized(
             gr.Number,
             {"label": "seed"},
             value=first_seed,
@@ -244,10 +244,10 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
             min_width=120,
             elem_id="seed",
         )
-        new_face = words(gr.Button, {"value": "new_face"}, min_width=120, elem_id="new-face")
-    gallery = gr.HTML(elem_id="gallery", js_on_load=pictures.SELECT)
+        new_face = localized(gr.Button, {"value": "new_face"}, min_width=120, elem_id="new-face")
+    gallery = gr.HTML(elem_id="gallery", js_on_load=fragments.SELECT_SCRIPT)
     with gr.Row(visible=engine.encoder_path is not None, elem_classes="bottom"):
-        upload = words(
+        upload = localized(
             gr.UploadButton,
             {"label": "upload"},
             file_types=["image"],
@@ -255,101 +255,109 @@ def choice(words: Words, engine: Engine, first_seed: int) -> Choice:
             min_width=120,
             elem_id="upload",
         )
-        align = words(
+        align = localized(
             gr.Checkbox,
             {"label": "align", "info": "align_info"},
-            # Avatars are aligned already.
+            # Avatars are already aligned.
             value=engine.paths["generator"] is not None,
             min_width=200,
             elem_id="align",
         )
-    return Choice(title, seed, new_face, upload, align, gallery)
+    return ImageChoice(title, seed, new_face, upload, align, gallery)
 
 
-def form(words: Words, engine: Engine, methods: tuple[str, ...]) -> Form:
-    """Steps two and three: the text and the method."""
+def form(localized: Localizer, engine: Engine, methods: tuple[str, ...]) -> Form:
+    """Builds steps two and three: the text and the method."""
     with gr.Column(visible=methods[0] != "mapper") as text_group:
-        text_heading, text, neutral, examples = _text(words, engine)
+        text_heading, text, neutral, examples = _text(localized, engine)
     method_heading = gr.HTML()
-    method = words(
+    method = localized(
         gr.Radio,
         {"label": "method", "choices": methods},
         value=methods[0],
         elem_id="method",
     )
     with gr.Group(visible=methods[0] == "instant") as instant_group:
-        choices = engine.instant_choices or ("any_text",)
-        using = words(
-            gr.Radio,
-            {"label": "using", "choices": choices},
-            value=choices[0],
-            visible=len(choices) > 1,
-            elem_id="using",
-        )
-        strength_span, threshold_span = instant_spans(engine, choices[0])
-        strength = _slider(words, "strength", strength_span)
-        automatic = words(gr.Checkbox, {"label": "automatic"}, value=True, elem_id="automatic")
-        threshold = _slider(words, "threshold", threshold_span)
+        instant = _instant_settings(localized, engine)
     with gr.Group(visible=methods[0] == "mapper") as mapper_group:
-        names = [(name.replace("_", " "), name) for name in engine.mappers]
-        mapper = words(
-            gr.Radio,
-            {"label": "mapper_name"},
-            names,
-            value=names[0][1] if names else None,
-            elem_id="mapper",
-        )
-        span = mapper_span(engine, names[0][1]) if names else Span(-0.2, 0.2, 0.1, 0.005)
-        mapper_strength = _slider(words, "strength", span, "mapper-strength")
+        mapper = _mapper_settings(localized, engine)
     with gr.Group(visible=methods[0] == "optimize") as optimize_group:
-        most = engine.limits.steps
-        steps = _slider(words, "steps", Span(5, most, min(engine.config.steps, most), 1))
-        hold = _slider(words, "hold", Span(0, 2, engine.config.orthogonal_lambda, 0.05))
-        keep_texts = words(
-            gr.Textbox,
-            {"label": "keep_texts", "info": "keep_texts_info"},
-            value="",
-            lines=2,
-            elem_id="keep-texts",
-        )
-        stop_early = words(gr.Checkbox, {"label": "stop_early"}, elem_id="stop-early")
+        optimize = _optimize_settings(localized, engine)
     with gr.Row():
-        go = words(gr.Button, {"value": "go"}, variant="primary", size="lg", elem_id="go")
-        cancel = words(gr.Button, {"value": "cancel"}, size="lg", elem_id="cancel")
-    controls = Controls(
-        method,
-        text,
-        neutral,
-        using,
-        strength,
-        automatic,
-        threshold,
-        mapper,
-        mapper_strength,
-        steps,
-        hold,
-        keep_texts,
-        stop_early,
-    )
+        go = localized(gr.Button, {"value": "go"}, variant="primary", size="lg", elem_id="go")
+        cancel = localized(gr.Button, {"value": "cancel"}, size="lg", elem_id="cancel")
+    controls = Controls(method, text, neutral, *instant, *mapper, *optimize)
     groups = [instant_group, mapper_group, optimize_group]
     headings = (text_heading, method_heading)
     return Form(controls, headings, examples, groups, text_group, go, cancel)
 
 
-def _text(words: Words, engine: Engine) -> tuple[gr.HTML, gr.Textbox, gr.Textbox, list[gr.Button]]:
+def _instant_settings(
+    localized: Localizer, engine: Engine
+) -> tuple[gr.Radio, gr.Slider, gr.Checkbox, gr.Slider]:
+    choices = engine.instant_methods or ("any_text",)
+    using = localized(
+        gr.Radio,
+        {"label": "using", "choices": choices},
+        value=choices[0],
+        visible=len(choices) > 1,
+        elem_id="using",
+    )
+    strength_range, threshold_range = instant_ranges(engine, choices[0])
+    strength = _slider(localized, "strength", strength_range)
+    automatic = localized(gr.Checkbox, {"label": "automatic"}, value=True, elem_id="automatic")
+    threshold = _slider(localized, "threshold", threshold_range)
+    return using, strength, automatic, threshold
+
+
+def _mapper_settings(localized: Localizer, engine: Engine) -> tuple[gr.Radio, gr.Slider]:
+    names = [(name.replace("_", " "), name) for name in engine.mappers]
+    mapper = localized(
+        gr.Radio,
+        {"label": "mapper_name"},
+        names,
+        value=names[0][1] if names else None,
+        elem_id="mapper",
+    )
+    # Without mappers, the slider is never shown.
+    strengths = mapper_range(engine, names[0][1]) if names else SliderRange(-0.2, 0.2, 0.1, 0.005)
+    return mapper, _slider(localized, "strength", strengths, "mapper-strength")
+
+
+def _optimize_settings(
+    localized: Localizer, engine: Engine
+) -> tuple[gr.Slider, gr.Slider, gr.Textbox, gr.Checkbox]:
+    limit = engine.limits.steps
+    default = min(engine.config.steps, limit)
+    steps = _slider(localized, "steps", SliderRange(5, limit, default, 1))
+    hold = _slider(localized, "hold", SliderRange(0, 2, engine.config.orthogonal_lambda, 0.05))
+    keep_texts = localized(
+        gr.Textbox,
+        {"label": "keep_texts", "info": "keep_texts_info"},
+        value="",
+        lines=2,
+        elem_id="keep-texts",
+    )
+    stop_early = localized(gr.Checkbox, {"label": "stop_early"}, elem_id="stop-early")
+    return steps, hold, keep_texts, stop_early
+
+
+def _text(
+    localized: Localizer, engine: Engine
+) -> tuple[gr.HTML, gr.Textbox, gr.Textbox, list[gr.Button]]:
     heading = gr.HTML()
-    text = words(
+    text = localized(
         gr.Textbox,
         {"label": "text", "placeholder": "text_placeholder"},
         value="",
-        # A text slightly above the limit gets an error message instead of being cut.
+        # A text slightly above the limit gets an error message instead of being truncated.
         max_length=10 * engine.limits.text_length,
         elem_id="text",
     )
     with gr.Row(elem_classes="examples"):
         examples = [gr.Button(english, size="sm", min_width=0) for english, _ in EXAMPLES]
-    with words(gr.Accordion, {"label": "more"}, open=False):
-        neutral = words(
+    with localized(gr.Accordion, {"label": "more"}, open=False):
+        neutral = localized(
             gr.Textbox,
             {"label": "neutral", "info": "neutral_info"},
             value=engine.neutral,
@@ -358,8 +366,8 @@ def _text(words: Words, engine: Engine) -> tuple[gr.HTML, gr.Textbox, gr.Textbox
     return heading, text, neutral, examples
 
 
-class Span(NamedTuple):
-    """The range of a slider and its value."""
+class SliderRange(NamedTuple):
+    """The range of a slider, its initial value and its step."""
 
     minimum: float
     maximum: float
@@ -367,20 +375,20 @@ class Span(NamedTuple):
     step: float
 
 
-def instant_spans(engine: Engine, using: Using) -> tuple[Span, Span]:
-    """The spans of the strength and the threshold of instant edits."""
+def instant_ranges(engine: Engine, using: InstantMethod) -> tuple[SliderRange, SliderRange]:
+    """Returns the ranges of the strength and the threshold of instant edits."""
     if using == "any_text":
-        return Span(-3, 3, 1, 0.05), Span(0, 2, 0, 0.05)
+        return SliderRange(-3, 3, 1, 0.05), SliderRange(0, 2, 0, 0.05)
     threshold = engine.direction_defaults.threshold or THRESHOLD
-    return Span(-10, 10, STRENGTH, 0.1), Span(0.05, 0.6, threshold, 0.01)
+    return SliderRange(-10, 10, STRENGTH, 0.1), SliderRange(0.05, 0.6, threshold, 0.01)
 
 
-def mapper_span(engine: Engine, name: str) -> Span:
-    """The span of a mapper's strength: up to twice that of its training, in both directions."""
+def mapper_range(engine: Engine, name: str) -> SliderRange:
+    """Returns the range of a mapper's strength: up to twice that of its training, either way."""
     strength = engine.mappers[name].config.card.strength
-    return Span(-2 * strength, 2 * strength, strength, strength / 20)
+    return SliderRange(-2 * strength, 2 * strength, strength, strength / 20)
 
 
-def _slider(words: Words, key: str, span: Span, elem_id: str = "") -> gr.Slider:
-    texts = {"label": key, "info": f"{key}_info"}
-    return words(gr.Slider, texts, elem_id=elem_id or key, **span._asdict())
+def _slider(localized: Localizer, key: str, values: SliderRange, elem_id: str = "") -> gr.Slider:
+    keys = {"label": key, "info": f"{key}_info"}
+    return localized(gr.Slider, keys, elem_id=elem_id or key, **values._asdict())

@@ -1,6 +1,6 @@
-"""A file of user names and hashed passwords, for access to the page.
+"""Reads and writes the file of users, with hashed passwords, who may open the page.
 
-``python -m styleclip_jax.app.passwords FILE NAME`` asks for a password and adds a line.
+``python -m styleclip_jax.app.passwords FILE NAME`` asks for a password and adds a user.
 """
 
 import getpass
@@ -19,26 +19,29 @@ _SALT_BYTES = 16
 
 
 def hash_password(password: str, salt: bytes | None = None) -> str:
-    """Salt and scrypt hash of a password, in the format of the file."""
+    """Returns the salt and the scrypt hash of a password in the format of the file."""
     salt = os.urandom(_SALT_BYTES) if salt is None else salt
     return f"{salt.hex()}${hashlib.scrypt(password.encode(), salt=salt, **_SCRYPT).hex()}"
 
 
 def password_check(path: str | os.PathLike[str]) -> Callable[[str, str], bool]:
-    """Reads the file.
+    """Reads a file of users.
 
     Returns:
-        A function that checks a name and a password.
+        A function that returns whether a name and a password match.
 
     Raises:
-        InputError: The file cannot be read, or a line is not ``name:salt$hash``.
+        InputError: The file cannot be read, has no users, or has a line other than
+            ``NAME:SALT$HASH``.
     """
     try:
         lines = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the passwords in {path} cannot be read ({error})") from None
-    known = {}
-    for number, line in enumerate(filter(str.strip, lines), 1):
+        raise InputError(f"the password file {path} cannot be read ({error})") from None
+    users = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         name, _, hashed = line.strip().partition(":")
         salt, _, digest = hashed.partition("$")
         try:
@@ -47,28 +50,28 @@ def password_check(path: str | os.PathLike[str]) -> Callable[[str, str], bool]:
             valid = False
         if not valid:
             raise InputError(
-                f"line {number} of {path} is not NAME:SALT$HASH; add users with"
+                f"line {number} of {path} is invalid, expected NAME:SALT$HASH; add users with"
                 f" python -m styleclip_jax.app.passwords {path} NAME"
             )
-        known[name] = hashed
-    if not known:
+        users[name] = hashed
+    if not users:
         raise InputError(
             f"{path} has no users; add users with python -m styleclip_jax.app.passwords {path} NAME"
         )
-    # Unknown names take as long to check as known ones.
-    nobody = hash_password("")
+    # Checking an unknown name must take as long, so that the time does not reveal the names.
+    placeholder = hash_password("")
 
     def check(name: str, password: str) -> bool:
-        hashed = known.get(name, nobody)
+        hashed = users.get(name, placeholder)
         salt = bytes.fromhex(hashed.partition("$")[0])
-        right = hmac.compare_digest(hash_password(password, salt), hashed)
-        return right and name in known
+        matches = hmac.compare_digest(hash_password(password, salt), hashed)
+        return matches and name in users
 
     return check
 
 
 def main(arguments: list[str]) -> None:
-    """Adds a user to a file that others cannot read."""
+    """Adds a user to a file that only its owner can read."""
     if len(arguments) != 2 or not arguments[1] or ":" in arguments[1]:
         raise SystemExit("usage: python -m styleclip_jax.app.passwords FILE NAME")
     path, name = arguments

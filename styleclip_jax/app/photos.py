@@ -1,4 +1,4 @@
-"""Uploaded photos: reading within limits, alignment, and pasting back after an edit."""
+"""Uploaded photos: reads them within limits, aligns their faces, and pastes edited faces back."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,8 @@ from styleclip_jax.io.photos import read_photo, upright_rgb
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
-# A photo is shown at this size.
-_SHOWN = 512
+# Maximum width and height of the photo on the page.
+_PREVIEW_SIZE = 512
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,44 +27,44 @@ class Photo:
 
     Attributes:
         file: Content of the photo's file, which takes less memory than its pixels.
-        shown: The photo, downscaled for display.
+        preview: The photo, downscaled for display.
         aligned: The aligned face at the generator's resolution.
         transform: Position of the face in the photo. None: the whole photo is the face.
         reconstructed: The generator's reconstruction of the face.
     """
 
     file: bytes
-    shown: Pixels
+    preview: Pixels
     aligned: Pixels
     transform: FaceTransform | None
     reconstructed: Pixels | None = None
 
 
-def read_upload(path: str | os.PathLike[str], size: int, align: bool, most_pixels: int) -> Photo:
+def read_upload(path: str | os.PathLike[str], size: int, align: bool, max_pixels: int) -> Photo:
     """Reads an uploaded photo and aligns its face.
 
     Args:
         path: The file.
         size: Height and width of the aligned face.
         align: Whether to find and align the face; otherwise the whole photo is the face.
-        most_pixels: Maximum number of pixels, checked before the photo is decompressed.
+        max_pixels: Maximum number of pixels, checked before the photo is decompressed.
 
     Raises:
-        NoFaceError: There is no face.
-        InputError: The file is not an image, damaged or too large.
+        NoFaceError: No face was found in the photo.
+        InputError: The file is not an image, is damaged, or is too large.
     """
     path = Path(path)
     # read_photo reports files that are not images.
     with contextlib.suppress(OSError, Image.DecompressionBombError), Image.open(path) as header:
-        if header.width * header.height > most_pixels:
+        if header.width * header.height > max_pixels:
             raise InputError(
-                f"the photo has {header.width} x {header.height} pixels, at most"
-                f" {most_pixels / 1e6:.0f} million are allowed; shrink it first"
+                f"the photo has {header.width} x {header.height} pixels, expected at most"
+                f" {max_pixels / 1e6:.0f} million; downscale it first"
             )
     try:
         photo = read_photo(path)
     except InputError as error:
-        # The user only knows the file's name.
+        # The user does not know the directory of uploads.
         raise InputError(str(error).replace(str(path), path.name)) from None
     image = upright_rgb(photo)
     transform = None
@@ -72,11 +72,11 @@ def read_upload(path: str | os.PathLike[str], size: int, align: bool, most_pixel
         crop, transform = align_face(image, size)
     else:
         crop = ImageOps.pad(image, (size, size), color="white")
-    shown = ImageOps.contain(image, (_SHOWN, _SHOWN))
-    return Photo(path.read_bytes(), np.asarray(shown), np.asarray(crop), transform)
+    preview = ImageOps.contain(image, (_PREVIEW_SIZE, _PREVIEW_SIZE))
+    return Photo(path.read_bytes(), np.asarray(preview), np.asarray(crop), transform)
 
 
-def finished(photo: Photo, edited: Pixels) -> Image.Image:
+def paste_edited(photo: Photo, edited: Pixels) -> Image.Image:
     """Pastes an edited face back into its photo, unless the whole photo is the face."""
     if photo.transform is None or photo.reconstructed is None:
         return Image.fromarray(edited)

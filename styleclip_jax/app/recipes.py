@@ -1,4 +1,4 @@
-"""Settings of an edit, from which a script reproduces the image."""
+"""Settings of edits, from which the scripts reproduce the images."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -6,11 +6,8 @@ from typing import Any, ClassVar, Literal
 from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_NEUTRAL
 from styleclip_jax.methods.optimization import OptimizeConfig
 
-# The file with the latents before the edit, next to the settings, without its suffix.
-START = "start"
-
-# What computes an instant edit: the mapper for any text, or directions.
-Using = Literal["any_text", "directions"]
+# An instant edit is computed by the mapper for any text or by directions.
+InstantMethod = Literal["any_text", "directions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +15,19 @@ class Instant:
     """An edit with any text in one forward pass.
 
     Attributes:
-        text: What the image should show.
-        neutral: What it shows before and after the edit.
-        strength: Strength of the edit. None: the best one for the image, chosen by CLIP.
+        text: Describes the edited image.
+        neutral: Describes both the original and the edited image.
+        strength: Strength of the edit. None: CLIP chooses the best one for the image.
         threshold: ``threshold`` of :func:`styleclip_jax.edit_with_direction`, or ``min_change`` of
             :func:`styleclip_jax.edit_with_delta_mapper`. None: the default.
-        using: What computes the edit.
+        using: The method that computes the edit.
     """
 
     text: str
     neutral: str = AVATARS_NEUTRAL
     strength: float | None = None
     threshold: float | None = None
-    using: Using = "any_text"
+    using: InstantMethod = "any_text"
 
     @property
     def script(self) -> str:
@@ -38,7 +35,7 @@ class Instant:
         return "apply_mapper.py" if self.using == "any_text" else "directions.py"
 
     def flags(self) -> dict[str, Any]:
-        """The flags of the script except the mapper; strength and threshold must be known."""
+        """Returns the script's flags except the mapper; strength and threshold must be known."""
         threshold = "min_change" if self.using == "any_text" else "threshold"
         return {
             "description": [self.text],
@@ -50,11 +47,11 @@ class Instant:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
-    """An edit by a mapper that was trained for one text.
+    """An edit with a mapper that was trained for one text.
 
     Attributes:
-        mapper: Its name.
-        strength: Strength of the edit. None: the one that the mapper was trained with.
+        mapper: The mapper's name.
+        strength: Strength of the edit. None: the strength that the mapper was trained with.
     """
 
     script: ClassVar[str] = "apply_mapper.py"
@@ -67,7 +64,7 @@ class Mapped:
         return self.mapper.replace("_", " ")
 
     def flags(self) -> dict[str, Any]:
-        """The flags of the script."""
+        """Returns the script's flags."""
         return {"mapper": [self.mapper], "strength": [self.strength]}
 
 
@@ -76,11 +73,11 @@ class Optimized:
     """An edit by gradient descent.
 
     Attributes:
-        text: What the image should show.
-        neutral: What it shows before and after the edit.
-        keep: Texts that must fit the image as well as before.
+        text: Describes the edited image.
+        neutral: Describes both the original and the edited image.
+        keep: Texts that must fit the edited image as well as the original.
         steps: Maximum number of steps.
-        hold: Weight of other changes, ``orthogonal_lambda``.
+        hold: Weight of all changes that the text does not describe, ``orthogonal_lambda``.
         patience: Number of steps without improvement after which to stop. 0: never.
         seed: Seed of the random views.
     """
@@ -95,13 +92,13 @@ class Optimized:
     seed: int = 0
 
     def config(self, defaults: OptimizeConfig) -> OptimizeConfig:
-        """The settings of the optimization."""
+        """Returns the settings of the optimization."""
         return dataclasses.replace(
             defaults, steps=self.steps, orthogonal_lambda=self.hold, patience=self.patience
         )
 
     def flags(self) -> dict[str, Any]:
-        """The flags of the script."""
+        """Returns the script's flags."""
         return {
             "description": [self.text],
             "neutral": self.neutral,

@@ -1,10 +1,9 @@
-"""The web server: the page, a health check, and a graceful stop."""
+"""The web server: the page, the health check and the graceful shutdown."""
 
 import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import fastapi
@@ -12,11 +11,11 @@ import gradio as gr
 import uvicorn
 from starlette.responses import PlainTextResponse
 
-from styleclip_jax.app import layout, page, pictures
-from styleclip_jax.app.actions import ClosingError
+from styleclip_jax.app import fragments, layout, page
 from styleclip_jax.app.engine import Engine
+from styleclip_jax.app.running import RunningEdits
 
-# The browser must not send requests to other hosts.
+# Keeps the browser from sending requests to other hosts.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self'"
     " 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self'"
@@ -30,80 +29,44 @@ _HEADERS = (
 )
 
 
-class Work:
-    """Counts the running edits; admits no new ones once the service is about to stop."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running = 0
-        self._closing = False
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Counts an edit while it runs.
-
-        Raises:
-            ClosingError: The service is about to stop.
-        """
-        with self._changed:
-            if self._closing:
-                raise ClosingError
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    @property
-    def running(self) -> int:
-        """Number of running edits."""
-        return self._running
-
-    def close(self, seconds: float) -> bool:
-        """Stops admitting edits and waits for the running ones.
-
-        Returns:
-            Whether all of them finished in time.
-        """
-        with self._changed:
-            self._closing = True
-            return self._changed.wait_for(lambda: not self._running, seconds)
-
-
 class _Guard:
-    """Refuses large requests and sets the content security policy."""
+    """Middleware that refuses large requests and adds security headers to responses."""
 
-    def __init__(self, app: Any, largest_body: int):
+    def __init__(self, app: Any, max_body_bytes: int):
         self._app = app
-        self._largest_body = largest_body
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"")
         if scope["method"] in ("POST", "PUT", "PATCH"):
-            # A body without a length could be endless.
-            if not length.isdigit() or int(length) > self._largest_body:
-                refusal = PlainTextResponse("the request is too large", 413)
+            # Without a declared length, the size of a body is unlimited.
+            if not length.isdigit() or int(length) > self._max_body_bytes:
+                refusal = PlainTextResponse(
+                    "the request is too large or has no Content-Length, expected at most"
+                    f" {self._max_body_bytes} bytes",
+                    413,
+                )
                 return await refusal(scope, receive, send)
 
-        async def send_with_policy(message: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        await self._app(scope, receive, send_with_policy)
+        await self._app(scope, receive, send_with_headers)
 
 
-def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fastapi.FastAPI:
-    """The application: the page at ``/``, and ``/health``.
+def make_app(
+    engine: Engine, running: RunningEdits, max_waiting: int, **options: Any
+) -> fastapi.FastAPI:
+    """Returns an application that serves the page at ``/`` and the health check at ``/health``.
 
     Args:
         engine: Computes the edits.
-        work: Counts the edits.
-        max_waiting: Maximum number of waiting requests; further ones get an error at once.
+        running: Counts the edits.
+        max_waiting: Maximum number of waiting requests; further ones fail immediately.
         options: Further arguments of ``gradio.mount_gradio_app``, such as ``auth``.
     """
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -114,14 +77,13 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
         return {
             "status": "ok",
             "seconds": round(time.time() - started),
-            "edits": work.running,
-            # Whether everything is compiled.
+            "edits": running.count,
             "warm": engine.warm.is_set(),
         }
 
-    # The file and its multipart form.
-    app.add_middleware(_Guard, largest_body=engine.limits.upload_bytes + 100_000)
-    blocks = page.build_page(engine, work)
+    # An upload is a multipart form, which is larger than its file.
+    app.add_middleware(_Guard, max_body_bytes=engine.limits.upload_bytes + 100_000)
+    blocks = page.build_page(engine, running)
     blocks.queue(max_size=max_waiting, api_open=False)
     return gr.mount_gradio_app(
         app,
@@ -129,7 +91,7 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
         path="/",
         theme=layout.THEME,
         css=layout.CSS,
-        head=pictures.HEAD,
+        head=fragments.HEAD,
         max_file_size=engine.limits.upload_bytes,
         ssr_mode=False,
         footer_links=[],
@@ -138,12 +100,14 @@ def make_app(engine: Engine, work: Work, max_waiting: int, **options: Any) -> fa
     )
 
 
-def serve(app: fastapi.FastAPI, work: Work, host: str, port: int, grace_seconds: float) -> None:
-    """Serves until SIGTERM or Ctrl-C, then lets the running edits finish.
+def serve(
+    app: fastapi.FastAPI, running: RunningEdits, host: str, port: int, grace_seconds: float
+) -> None:
+    """Serves an application until SIGTERM or Ctrl-C, then lets the running edits finish.
 
     Args:
-        app: From :func:`make_app`.
-        work: The ``work`` of this app.
+        app: An application of :func:`make_app`.
+        running: The argument ``running`` of :func:`make_app`.
         host: Address to listen on.
         port: Port to listen on.
         grace_seconds: Maximum time for the running edits to finish.
@@ -152,12 +116,12 @@ def serve(app: fastapi.FastAPI, work: Work, host: str, port: int, grace_seconds:
         app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
-    # uvicorn's own handlers would close the connections at once.
+    # uvicorn's own signal handlers would close the connections immediately.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
 
     def stop(*_: Any) -> None:
         def wait() -> None:
-            work.close(grace_seconds)
+            running.close(grace_seconds)
             server.should_exit = True
 
         threading.Thread(target=wait, daemon=True).start()

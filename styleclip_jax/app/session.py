@@ -1,11 +1,10 @@
-"""The session of one user of the page: the image, the edit and the history."""
+"""The session of one user: the image, its edit and the history."""
 
 import dataclasses
 
-from styleclip_jax.app.engine import Edit, Face
+from styleclip_jax.app.edits import Edit, Face
 
-# Maximum number of images in the history.
-_HISTORY = 24
+_MAX_HISTORY = 24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -13,10 +12,10 @@ class Session:
     """An immutable session; every action returns a new one.
 
     Attributes:
-        start: The image that edits start from.
+        start: The image to edit.
         edit: The current edit, if any.
-        past: Earlier starts, for undo.
-        history: All starts and kept edits, the latest last.
+        past: Earlier start images, for undo.
+        history: All start images, the latest last.
     """
 
     start: Face
@@ -24,33 +23,28 @@ class Session:
     past: tuple[Face, ...] = ()
     history: tuple[Face, ...] = ()
 
-    @property
-    def shown(self) -> Face:
-        """The latest image."""
-        return self.edit.face if self.edit else self.start
-
     def begin(self, face: Face) -> "Session":
-        """Starts from another image."""
+        """Starts from another image; drops the edit."""
         if face is self.start:
             return dataclasses.replace(self, edit=None)
-        past = (*self.past, self.start)[-_HISTORY:]
+        past = (*self.past, self.start)[-_MAX_HISTORY:]
         return dataclasses.replace(
             self, start=face, edit=None, past=past, history=_add(self.history, face)
         )
 
     def with_edit(self, edit: Edit) -> "Session":
-        """Shows another edit of the start.
+        """Replaces the current edit.
 
-        A late edit of an earlier start is dropped.
+        Returns the same session if the edit belongs to an earlier start image.
         """
         return dataclasses.replace(self, edit=edit) if edit.start is self.start else self
 
     def keep(self) -> "Session":
-        """Makes the edited image the new start, so that edits chain."""
+        """Starts from the edited image, so that edits can be chained."""
         return self.begin(self.edit.face) if self.edit else self
 
     def undo(self) -> "Session":
-        """Undoes the edit; without one, returns to the previous start."""
+        """Removes the edit; if there is none, returns to the previous start image."""
         if self.edit:
             return dataclasses.replace(self, edit=None)
         if not self.past:
@@ -59,9 +53,9 @@ class Session:
 
 
 def first_session(face: Face) -> Session:
-    """A session that starts from an image."""
+    """Returns a session that starts from an image."""
     return Session(face, history=(face,))
 
 
 def _add(history: tuple[Face, ...], face: Face) -> tuple[Face, ...]:
-    return history if any(f is face for f in history) else (*history, face)[-_HISTORY:]
+    return history if any(f is face for f in history) else (*history, face)[-_MAX_HISTORY:]

@@ -1,4 +1,4 @@
-r"""Serves a page for editing faces by text.
+r"""Serves a page for editing faces with text.
 
 Examples:
   python app.py
@@ -22,7 +22,9 @@ from styleclip_jax.runs import command_line, network_flags
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 listens on all networks.")
+flags.DEFINE_string(
+    "host", "127.0.0.1", "Address to listen on; 0.0.0.0 accepts connections from other machines."
+)
 flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
 network_flags.define_generator()
 network_flags.define_clip("CLIP that scores the images")
@@ -30,44 +32,52 @@ flags.DEFINE_string(
     "encoder",
     None,
     "Encoder for uploaded photos: a directory written by python -m ckpt_convert e4e. Default: the"
-    " avatars' encoder; with --generator, uploads are disabled without it.",
+    " avatars' encoder; with --generator, uploads need this flag.",
 )
 flags.DEFINE_string(
     "directions",
     None,
     "Directions for instant edits: a directory written by make_directions.py. Default: the avatars'"
-    " directions; with --generator or --clip, instant edits need this or a mapper for any text.",
+    " directions; with --generator or --clip, instant edits need this flag or a mapper for any"
+    " text.",
 )
-flags.DEFINE_string("mappers_dir", None, "Directory of runs of train_mapper.py, for their mappers.")
-flags.DEFINE_bool("warmup", True, "Compile the programs before the page opens.")
+flags.DEFINE_string(
+    "mappers_dir", None, "Directory of runs of train_mapper.py; the page offers their mappers."
+)
+flags.DEFINE_bool("warmup", True, "Compile the programs of the first edit before the page opens.")
 flags.DEFINE_integer("max_waiting", 64, "Maximum number of waiting requests.", lower_bound=1)
-flags.DEFINE_integer("max_steps", 300, "Maximum steps of an optimization.", lower_bound=1)
-flags.DEFINE_float("max_seconds", 120, "Maximum seconds of an optimization.", lower_bound=1)
+flags.DEFINE_integer("max_steps", 300, "Maximum number of steps of an optimization.", lower_bound=1)
+flags.DEFINE_float("max_seconds", 120, "Time limit of an optimization in seconds.", lower_bound=1)
 flags.DEFINE_string(
     "auth_file",
     None,
-    "Admit only the users in this file, written by python -m styleclip_jax.app.passwords.",
+    "Allow only the users in this file, written by python -m styleclip_jax.app.passwords.",
 )
 flags.DEFINE_string(
     "root_path", None, "Path of the page behind a proxy, such as /faces. Default: /."
 )
 flags.DEFINE_float(
-    "grace_seconds", 30, "Seconds for running edits to finish after SIGTERM.", lower_bound=0
+    "grace_seconds",
+    30,
+    "Number of seconds that running edits have to finish after SIGTERM.",
+    lower_bound=0,
 )
 
 
 def main(_: Sequence[str]) -> None:
     """Loads the models and serves the page."""
-    # Collecting garbage among what imports and compilations leave takes a seventh of the start-up.
+    # Imports and compilations allocate so many objects that garbage collection takes a seventh of
+    # the startup.
     gc.disable()
     with tempfile.TemporaryDirectory(prefix="styleclip-app-") as directory:
-        # Gradio reads these when it is imported. Its files are removed at the end.
+        # Gradio reads these variables when it is imported.
         os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
             from styleclip_jax.app import engine, passwords, server
+            from styleclip_jax.app.running import RunningEdits
         except ModuleNotFoundError as error:
             raise InputError(
-                f"{error.name}, which the page needs, is not installed; run"
+                f"{error.name} is not installed, but the page needs it; run"
                 " pip install 'styleclip-jax[app]'"
             ) from None
         options: dict[str, Any] = {"root_path": FLAGS.root_path}
@@ -83,12 +93,12 @@ def main(_: Sequence[str]) -> None:
             limits,
         )
         if FLAGS.encoder:
-            # A wrong one ends the script, not the first upload.
-            assert models.encoder
+            # So that an invalid encoder is reported now rather than with the first upload.
+            models.load_encoder()
         if FLAGS.warmup:
             models.warm_up()
-        work = server.Work()
-        app = server.make_app(models, work, FLAGS.max_waiting, **options)
+        running = RunningEdits()
+        app = server.make_app(models, running, FLAGS.max_waiting, **options)
         rest = threading.Thread(target=models.warm_up_rest)
         if FLAGS.warmup:
             rest.start()
@@ -96,28 +106,31 @@ def main(_: Sequence[str]) -> None:
         gc.enable()
         print(f"the page is at http://{FLAGS.host}:{FLAGS.port}", flush=True)
         try:
-            server.serve(app, work, FLAGS.host, FLAGS.port, FLAGS.grace_seconds)
+            server.serve(app, running, FLAGS.host, FLAGS.port, FLAGS.grace_seconds)
         finally:
-            # The process waits for the thread, which would abort it if it were a daemon.
+            # The process waits for the thread; a daemon thread would abort it during compilation.
             models.closing.set()
 
 
 def find_mappers() -> dict[str, str]:
-    """Mappers by name: those of the package for the avatars, and those of ``--mappers_dir``."""
+    """Returns the mappers of the package, for the avatars only, and those of ``--mappers_dir``."""
     found = {} if FLAGS.generator else {name: name for name in pretrained_mappers()}
     if FLAGS.clip:
-        # Works only with the CLIP that ships.
+        # This mapper works only with the avatars' CLIP.
         found.pop("any_text", None)
     if FLAGS.mappers_dir:
         directory = Path(FLAGS.mappers_dir)
         if not directory.is_dir():
-            raise InputError(f"--mappers_dir={directory} is not a directory")
+            raise InputError(
+                f"--mappers_dir={directory} is not a directory, expected one with runs of"
+                " train_mapper.py"
+            )
         found |= {path.name: str(path) for path in sorted(directory.iterdir()) if path.is_dir()}
     return found
 
 
 def find_encoder() -> str | None:
-    """The encoder of ``--encoder``, or that of the avatars."""
+    """Returns ``--encoder``, or the avatars' encoder by default."""
     avatars = AVATARS / "encoder"
     if FLAGS.encoder or FLAGS.generator or not avatars.exists():
         return FLAGS.encoder
@@ -125,7 +138,7 @@ def find_encoder() -> str | None:
 
 
 def start() -> NoReturn:
-    """Runs the script; the command ``styleclip-app``."""
+    """Runs the script; the entry point of ``styleclip-app``."""
     command_line.run(main)
 
 

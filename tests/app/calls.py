@@ -1,4 +1,4 @@
-"""Calls of the page's API as curl would make them."""
+"""Calls functions of the page's HTTP API as curl does."""
 
 import json
 import urllib.request
@@ -8,7 +8,7 @@ TIMEOUT = 600
 
 
 def post(url, name, data, cookie=""):
-    """Asks for a function of the API and returns what to fetch the answer with."""
+    """Requests a call and returns the id of its event."""
     request = urllib.request.Request(
         f"{url}/gradio_api/call/{name}",
         json.dumps({"data": data}).encode(),
@@ -19,7 +19,7 @@ def post(url, name, data, cookie=""):
 
 
 def call(url, name, *data, cookie=""):
-    """Calls a function of the API."""
+    """Calls a function and returns its result."""
     event = post(url, name, data, cookie)
     request = urllib.request.Request(
         f"{url}/gradio_api/call/{name}/{event}", headers={"Cookie": cookie}
@@ -30,8 +30,8 @@ def call(url, name, *data, cookie=""):
             if line.startswith("event: "):
                 kind = line.removeprefix("event: ").strip()
             elif line.startswith("data: ") and kind in ("complete", "error"):
-                answer = json.loads(line.removeprefix("data: "))
+                result = json.loads(line.removeprefix("data: "))
                 if kind == "error":
-                    raise RuntimeError(answer)
-                return answer[0]
-    raise AssertionError("the answer is missing")
+                    raise RuntimeError(result)
+                return result[0]
+    raise AssertionError("the response has no result")

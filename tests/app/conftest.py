@@ -1,4 +1,4 @@
-"""The page as it is served, in a real browser."""
+"""Fixtures that serve the page and open it in a real browser."""
 
 import contextlib
 import importlib.util
@@ -16,17 +16,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
-# Only ends tests that hang, even if other programs use most of the processor.
+# Only ends tests that hang; generous, because the machine may be busy.
 TIMEOUT = 300
 
 
 class Service:
-    """A served page, and the process that serves it.
+    """A running service.
 
     Args:
-        flags: Of app.py.
-        command: Starts it.
-        options: Of the process.
+        flags: Flags of app.py.
+        command: Command that starts app.py.
+        options: Further arguments of ``subprocess.Popen``.
     """
 
     def __init__(self, *flags, command=(sys.executable, "app.py"), **options):
@@ -62,7 +62,7 @@ class Service:
 
     @property
     def memory(self):
-        """Megabytes of memory that the process has taken."""
+        """Resident memory of the process in megabytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000
 
@@ -73,7 +73,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def start_service():
-    """Starts services as :class:`Service` does, and ends them."""
+    """Starts services with the arguments of :class:`Service`; ends them after the tests."""
     if not importlib.util.find_spec("gradio"):
         pytest.skip("the extra 'app' is not installed")
     services = []
@@ -95,7 +95,7 @@ def service(start_service):
 @pytest.fixture(scope="session")
 def browser():
     if not CHROMIUM:
-        pytest.skip("there is no chromium")
+        pytest.skip("chromium is not installed")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as api:
         browser = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -105,33 +105,33 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, service):
-    """Opens the page with options of a browser context; every fault it shows fails the test."""
-    faults, contexts = [], []
+    """Opens the page in a new browser context; errors of the page fail the test."""
+    errors, contexts = [], []
 
     def open_page(**options):
         context = browser.new_context(accept_downloads=True, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(1000 * TIMEOUT)
-        page.on("console", lambda message: _note(faults, message))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: _note_host(faults, request.url, service.url))
+        page.on("console", lambda message: _record_message(errors, message))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: _record_request(errors, request.url, service.url))
         page.goto(service.url)
-        page.locator("#picture img").wait_for()
+        page.locator("#image img").wait_for()
         page.locator("#gallery button").first.wait_for()
         return page
 
     yield open_page
     for context in contexts:
         context.close()
-    assert not faults
+    assert not errors
 
 
-def _note(faults, message):
+def _record_message(errors, message):
     if message.type == "error":
-        faults.append(message.text)
+        errors.append(message.text)
 
 
-def _note_host(faults, url, home):
+def _record_request(errors, url, home):
     if not url.startswith((home, "data:", "blob:")):
-        faults.append(f"a request to another host: {url}")
+        errors.append(f"a request to another host: {url}")

@@ -1,4 +1,4 @@
-"""The steps of the Dockerfile, run without Docker: a directory stands for the container's files."""
+"""Runs the steps of the Dockerfile without Docker; a directory replaces the file system."""
 
 import json
 import os
@@ -20,7 +20,7 @@ OPTIMIZE = ("a person with a hat", 0, 20, 0.35, "a person", [], "")
 
 
 def read_stages():
-    """The instructions of every stage, each a name and its arguments."""
+    """Returns the instructions of every stage; each one is a name and its arguments."""
     text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = filter(None, text.replace("\\\n", "").splitlines())
     instructions = [tuple(line.split(maxsplit=1)) for line in lines]
@@ -38,7 +38,7 @@ BUILD, RUNTIME = read_stages()
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """What pip installs in the second stage, without the dependencies."""
+    """The directory into which pip installs the package, without its dependencies."""
     source, wheels, site = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "site"))
     offered = (ROOT / ".dockerignore").read_text().splitlines()
     for copied in arguments(BUILD, "COPY"):
@@ -66,7 +66,7 @@ def installed(tmp_path_factory):
     return site
 
 
-# Of a process that imports it at its start: writes nowhere but in this directory.
+# A sitecustomize module that lets a process write only to a directory.
 READ_ONLY = """
 import os, sys
 def check(event, arguments):
@@ -86,7 +86,7 @@ sys.addaudithook(check)
 
 @pytest.fixture
 def container(start_service, installed, tmp_path):
-    """The service as the Dockerfile starts it: of all directories it can write in one alone."""
+    """The service as the Dockerfile starts it, with a single writable directory."""
     (command,), (check,), (variables,) = (
         arguments(RUNTIME, name) for name in ("CMD", "HEALTHCHECK", "ENV")
     )
@@ -100,7 +100,7 @@ def container(start_service, installed, tmp_path):
     }
     service = start_service(
         "--nowarmup",
-        # Enough to compile the edit on a busy machine.
+        # Long enough to compile the edit on a busy machine.
         f"--grace_seconds={TIMEOUT}",
         *command[1:],
         command=(sys.executable, str(installed / "bin" / command[0])),
@@ -112,21 +112,21 @@ def container(start_service, installed, tmp_path):
     return service
 
 
-def test_the_user_has_no_privileges_and_owns_no_file():
+def test_the_user_is_unprivileged_and_owns_no_files():
     _, add_user = arguments(RUNTIME, "RUN")
     (user,) = arguments(RUNTIME, "USER")
     assert re.fullmatch(rf"useradd --uid=[1-9]\d* --no-create-home {user}", add_user)
     order = [name for name, _ in RUNTIME]
-    # Files of steps after USER would be the user's own.
+    # The user would own the files that later steps create.
     assert not {"RUN", "COPY", "ADD"} & {*order[order.index("USER") :]}
 
 
-def test_it_serves_on_a_read_only_root_and_lets_a_running_edit_finish(container, tmp_path):
+def test_the_page_runs_on_a_read_only_root_and_lets_running_edits_finish(container, tmp_path):
     subprocess.run(container.check, check=True)
-    answers = []
+    results = []
 
     def edit():
-        answers.append(call(container.url, "optimize", *OPTIMIZE))
+        results.append(call(container.url, "optimize", *OPTIMIZE))
 
     client = threading.Thread(target=edit)
     client.start()
@@ -134,6 +134,6 @@ def test_it_serves_on_a_read_only_root_and_lets_a_running_edit_finish(container,
         time.sleep(0.05)
     container.process.send_signal(signal.SIGTERM)
     client.join(TIMEOUT)
-    assert answers and answers[0]["image"]
+    assert results and results[0]["image"]
     assert container.process.wait(TIMEOUT) == 0
     assert not [*tmp_path.glob("styleclip-app-*")]

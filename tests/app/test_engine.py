@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from styleclip_jax.app.engine import Engine
-from styleclip_jax.app.layout import mapper_span
+from styleclip_jax.app.layout import mapper_range
 from styleclip_jax.app.recipes import Instant, Mapped, Optimized
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_clip, load_directions, load_mapper, save_model
@@ -32,7 +32,7 @@ from styleclip_jax.models.directions import channel_widths
 
 @pytest.fixture(scope="module")
 def directions_path(generator, tmp_path_factory):
-    """Random directions of style channels."""
+    """A checkpoint of random directions."""
     config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 16)
     relevance = np.random.default_rng(0).normal(size=(config.channels, 16)).astype(np.float32)
     relevance /= np.linalg.norm(relevance, axis=1, keepdims=True)
@@ -44,7 +44,7 @@ def directions_path(generator, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def any_text_path(generator, tmp_path_factory):
-    """A random mapper for any text."""
+    """A checkpoint of a random mapper for any text."""
     config = DeltaMapperConfig(generator.config.style_dims, embed_dim=16, width=8)
     path = tmp_path_factory.mktemp("mappers") / "any"
     save_model(path, DeltaMapper(config, rngs=nnx.Rngs(0)))
@@ -65,7 +65,7 @@ RECIPE = Instant("a hat", "a face", strength=2.0, threshold=0.2, using="directio
 ANY_TEXT = Instant("a hat", "a face", strength=2.0, threshold=0.01, using="any_text")
 
 
-def test_edits_of_another_generator_are_those_of_its_directions(
+def test_edits_with_directions_match_the_library(
     engine, generator, directions_path, long_text_clip_path
 ):
     start = engine.random_face(0)
@@ -85,10 +85,10 @@ def test_edits_of_another_generator_are_those_of_its_directions(
     assert edit.changed == int(expected.changed) > 0
 
 
-def test_edits_by_a_mapper_for_any_text_are_those_of_the_library(
+def test_edits_with_a_mapper_for_any_text_match_the_library(
     engine, generator, any_text_path, long_text_clip_path
 ):
-    assert engine.instant_choices == ("any_text", "directions")
+    assert engine.instant_methods == ("any_text", "directions")
     edit = engine.instant(engine.random_face(0), ANY_TEXT)
     clip, tokenizer = load_clip(long_text_clip_path), load_tokenizer(long_text_clip_path)
     mapper = load_mapper(any_text_path)
@@ -107,7 +107,7 @@ def test_edits_by_a_mapper_for_any_text_are_those_of_the_library(
     assert settings["flags"]["min_change"] == 0.01 and "directions" not in settings["flags"]
 
 
-def test_a_mapper_is_applied_with_the_strength_of_its_training(
+def test_the_default_strength_is_that_of_the_mappers_training(
     generator, generator_path, long_text_clip_path, tmp_path
 ):
     config = MapperConfig(
@@ -122,12 +122,10 @@ def test_a_mapper_is_applied_with_the_strength_of_its_training(
     half = engine.mapped(start, Mapped("beard", 0.2)).face.latents
     for before, between, after in zip(start.latents, half, edit.face.latents, strict=True):
         np.testing.assert_allclose(2 * (between - before), after - before, atol=1e-4)
-    assert mapper_span(engine, "beard") == (-0.8, 0.8, 0.4, 0.02)
+    assert mapper_range(engine, "beard") == (-0.8, 0.8, 0.4, 0.02)
 
 
-def test_edits_of_style_channels_chain_with_any_method_and_are_saved_as_such(
-    engine, generator, tmp_path
-):
+def test_stylespace_edits_can_be_chained_with_any_method_and_saved(engine, generator, tmp_path):
     first = engine.instant(engine.random_face(0), RECIPE)
     second = engine.instant(first.face, RECIPE)
     archive = zipfile.ZipFile(io.BytesIO(engine.archive(second)))
@@ -143,13 +141,13 @@ def test_edits_of_style_channels_chain_with_any_method_and_are_saved_as_such(
 
 
 @pytest.mark.parametrize("using", ["any_text", "directions"])
-def test_what_was_chosen_automatically_is_in_the_recipe(engine, using):
+def test_the_recipe_contains_the_automatic_values(engine, using):
     recipe = engine.instant(engine.random_face(0), Instant("a hat", "a face", using=using)).recipe
     assert isinstance(recipe, Instant)
     assert recipe.strength is not None and recipe.threshold is not None
 
 
-def test_a_threshold_that_nothing_passes_and_missing_directions_are_named(
+def test_errors_name_an_unreachable_threshold_and_missing_models(
     engine, generator_path, long_text_clip_path
 ):
     for recipe in (RECIPE, ANY_TEXT):

@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def picture(page, which):
-    """The pixels that the page shows."""
-    uri = page.locator(f"#picture img{which}").first.get_attribute("src")
+def displayed(page, selector):
+    """Returns the pixels of an image on the page."""
+    uri = page.locator(f"#image img{selector}").first.get_attribute("src")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), np.int16)
 
 
@@ -35,16 +35,16 @@ def choose_method(page, name):
 
 
 def choose_using(page, name):
-    """Chooses what computes instant edits; its sliders follow."""
+    """Chooses the method of instant edits and waits until the sliders are adapted."""
     page.locator("#using").get_by_role("radio", name=name).check()
-    least = {"Directions": "-10", "Mapper for any text": "-3"}[name]
-    page.locator(f"#strength input[type=number][min='{least}']").wait_for()
+    minimum = {"Directions": "-10", "Mapper for any text": "-3"}[name]
+    page.locator(f"#strength input[type=number][min='{minimum}']").wait_for()
 
 
-def change(page):
+def apply(page):
     page.locator("#go").click()
     page.locator("#status").get_by_text("Done:").wait_for()
-    page.locator("#picture img.after").wait_for()
+    page.locator("#image img.after").wait_for()
 
 
 def save(page, button):
@@ -59,11 +59,11 @@ def set_slider(page, slider, value):
     number.press("Tab")
 
 
-def test_a_text_changes_the_picture(open_page):
+def test_a_text_changes_the_image(open_page):
     page = open_page()
     write(page, "a person with sunglasses")
-    change(page)
-    before, after = picture(page, ".before"), picture(page, ".after")
+    apply(page)
+    before, after = displayed(page, ".before"), displayed(page, ".after")
     assert np.abs(before - after).mean() > 2
 
 
@@ -71,24 +71,24 @@ def test_a_text_changes_the_picture(open_page):
     ("using", "channels", "strengths"),
     [("Mapper for any text", 1472, (0, 1, 2.5, -1)), ("Directions", 96, (0, 3, 7, -3))],
 )
-def test_the_picture_follows_the_slider_and_zero_changes_nothing(
+def test_the_image_follows_the_slider_and_strength_zero_changes_nothing(
     open_page, using, channels, strengths
 ):
     page = open_page()
     write(page, "a person with a beard")
-    change(page)
+    apply(page)
     choose_using(page, using)
-    # The choice edits once more, and sets the slider to the automatic strength.
+    # The choice edits again and sets the slider to the automatic strength.
     page.locator("#status").get_by_text(f"of {channels} channels").wait_for()
-    before = picture(page, ".before")
+    before = displayed(page, ".before")
     distances = []
     for value in strengths:
-        old = page.locator("#picture img.after").get_attribute("src")
+        old = page.locator("#image img.after").get_attribute("src")
         set_slider(page, "#strength", value)
         page.wait_for_function(
-            "old => document.querySelector('#picture img.after')?.src !== old", arg=old
+            "old => document.querySelector('#image img.after')?.src !== old", arg=old
         )
-        distances.append(np.abs(picture(page, ".after") - before).mean())
+        distances.append(np.abs(displayed(page, ".after") - before).mean())
     assert distances[0] < 0.5 < distances[1] < distances[2]
     assert distances[3] > 0.5
     # Choosing a strength disables the automatic strength.
@@ -102,7 +102,7 @@ def test_the_picture_follows_the_slider_and_zero_changes_nothing(
         ("Directions", "a tall person", 0.6, 0.1, 96),
     ],
 )
-def test_a_threshold_that_nothing_passes_says_so_and_a_lower_one_how_many_channels(
+def test_the_message_counts_the_channels_above_the_threshold(
     open_page, using, text, high, low, channels
 ):
     page = open_page()
@@ -111,7 +111,7 @@ def test_a_threshold_that_nothing_passes_says_so_and_a_lower_one_how_many_channe
     write(page, text)
     set_slider(page, "#threshold", high)
     page.locator("#status").get_by_text("Nothing passes; lower the threshold to").wait_for()
-    assert page.locator("#picture img.after").count() == 0
+    assert page.locator("#image img.after").count() == 0
     set_slider(page, "#threshold", low)
     some = re.compile(rf"[1-9]\d* of {channels} channels")
     page.locator("#status").get_by_text(some).wait_for()
@@ -120,14 +120,14 @@ def test_a_threshold_that_nothing_passes_says_so_and_a_lower_one_how_many_channe
 def test_an_empty_text_gets_a_message(open_page):
     page = open_page()
     page.locator("#go").click()
-    page.get_by_text("Write what the picture should show").wait_for()
+    page.get_by_text("Describe what the image should show").wait_for()
 
 
-def test_cancel_stops_the_work_and_the_picture_stays(open_page, service):
+def test_cancel_stops_the_edit_and_keeps_the_image(open_page, service):
     page = open_page()
     choose_method(page, "Thorough")
     write(page, "a person with a red hat")
-    before = picture(page, "")
+    before = displayed(page, "")
     page.locator("#go").click()
     page.locator("#status progress").wait_for()
     assert service.health()["edits"] == 1
@@ -136,28 +136,28 @@ def test_cancel_stops_the_work_and_the_picture_stays(open_page, service):
     page.wait_for_function(
         "async () => (await (await fetch('/health')).json()).edits === 0", polling=200
     )
-    assert np.array_equal(picture(page, ""), before)
+    assert np.array_equal(displayed(page, ""), before)
 
 
-def test_edits_chain_and_undo_takes_them_back(open_page):
+def test_edits_can_be_chained_and_undone(open_page):
     page = open_page()
-    first = picture(page, "")
+    first = displayed(page, "")
     write(page, "a person with sunglasses")
-    change(page)
-    edited = picture(page, ".after")
+    apply(page)
+    edited = displayed(page, ".after")
     page.locator("#keep").click()
-    page.locator("#picture img.after").wait_for(state="detached")
-    assert np.array_equal(picture(page, ""), edited)
+    page.locator("#image img.after").wait_for(state="detached")
+    assert np.array_equal(displayed(page, ""), edited)
     assert page.locator("#history button").count() == 2
     page.locator("#undo").click()
     page.wait_for_function(
         "() => document.querySelectorAll('#history button')[0].hasAttribute('aria-current')"
     )
-    assert np.array_equal(picture(page, ""), first)
+    assert np.array_equal(displayed(page, ""), first)
 
 
 @pytest.mark.parametrize("method", ["Instant", "Directions", "Trained", "Thorough"])
-def test_the_saved_settings_make_the_same_picture_bit_for_bit(open_page, method, tmp_path):
+def test_the_saved_settings_reproduce_the_image_bit_for_bit(open_page, method, tmp_path):
     page = open_page()
     if method == "Directions":
         choose_using(page, method)
@@ -169,7 +169,7 @@ def test_the_saved_settings_make_the_same_picture_bit_for_bit(open_page, method,
         set_slider(page, "#threshold", 0.1)
         page.locator("#status").get_by_text("Done:").wait_for()
     else:
-        change(page)
+        apply(page)
     archive = zipfile.ZipFile(io.BytesIO(save(page, "#download_all")))
     archive.extractall(tmp_path)
     assert (tmp_path / "image.png").read_bytes() == save(page, "#download_image")
@@ -191,7 +191,7 @@ def test_the_saved_settings_make_the_same_picture_bit_for_bit(open_page, method,
 
 @pytest.mark.parametrize("width", [375, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_sticks_out_and_everybody_can_use_it(open_page, width, scheme):
+def test_the_page_fits_its_width_and_is_accessible(open_page, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = open_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -199,43 +199,43 @@ def test_nothing_sticks_out_and_everybody_can_use_it(open_page, width, scheme):
     heading = page.get_by_role("heading", level=1).bounding_box()
     assert heading and heading["width"] > 200
     write(page, "a person with sunglasses")
-    change(page)
+    apply(page)
     # Gradio fades results in.
     page.locator("#status .pending").wait_for(state="detached")
     page.evaluate(
         "Promise.all(document.querySelector('#status').getAnimations({subtree: true})"
         ".map(animation => animation.finished))"
     )
-    faults = [
-        f"{fault['id']}: {fault['nodes'][0]['html']}"
-        for fault in axe.Axe().run(page).response["violations"]
-        if fault["impact"] in ("serious", "critical")
+    violations = [
+        f"{violation['id']}: {violation['nodes'][0]['html']}"
+        for violation in axe.Axe().run(page).response["violations"]
+        if violation["impact"] in ("serious", "critical")
     ]
-    # docs/page.png is one of these.
+    # docs/page.png is 1440-light.png.
     if directory := os.environ.get("STYLECLIP_SCREENSHOTS"):
         page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=f"{directory}/{width}-{scheme}.png", full_page=True)
-    assert not faults
+    assert not violations
 
 
-def test_on_a_phone_the_picture_stays_in_sight_while_a_slider_is_dragged(open_page):
+def test_on_a_phone_the_image_stays_visible_while_a_slider_is_dragged(open_page):
     page = open_page(viewport={"width": 375, "height": 800})
     page.locator("#threshold").scroll_into_view_if_needed()
-    box = page.locator("#picture .compare").bounding_box()
+    box = page.locator("#image .compare").bounding_box()
     assert box and box["y"] >= 0 and box["y"] + box["height"] < 500
-    # Nothing of the form lies above it.
-    top = page.evaluate(
-        "([x, y]) => Boolean(document.elementFromPoint(x, y).closest('#picture'))",
+    # No part of the form covers it.
+    visible = page.evaluate(
+        "([x, y]) => Boolean(document.elementFromPoint(x, y).closest('#image'))",
         [box["x"] + 20, box["y"] + box["height"] - 60],
     )
-    assert top
+    assert visible
 
 
-def test_the_keyboard_alone_moves_the_divider(open_page):
+def test_the_divider_can_be_moved_with_the_keyboard(open_page):
     page = open_page()
     write(page, "a person with sunglasses")
     page.locator("#text textarea, #text input").press("Enter")
-    page.locator("#picture img.after").wait_for()
+    page.locator("#image img.after").wait_for()
     divider = page.get_by_role("slider", name="Divider between before and after")
     divider.focus()
     for _ in range(10):
@@ -244,24 +244,24 @@ def test_the_keyboard_alone_moves_the_divider(open_page):
     assert page.evaluate(style) == "60%"
 
 
-def test_a_ukrainian_browser_gets_ukrainian_and_the_switch_english(open_page):
+def test_a_ukrainian_browser_gets_ukrainian_and_can_switch_to_english(open_page):
     page = open_page(locale="uk-UA")
     page.get_by_role("heading", name="Змінюйте обличчя словами").wait_for()
     page.wait_for_function("document.documentElement.lang === 'uk'")
     assert page.get_by_role("button", name="Змінити обличчя").is_visible()
     page.locator("#language").get_by_role("radio", name="English").check()
-    page.get_by_role("heading", name="Edit faces by text").wait_for()
+    page.get_by_role("heading", name="Edit faces with text").wait_for()
     page.wait_for_function("document.documentElement.lang === 'en'")
 
 
-def test_a_filmstrip_and_its_animation_show_the_edit_in_several_strengths(open_page):
+def test_the_filmstrip_and_its_animation_show_several_strengths(open_page):
     page = open_page()
     write(page, "a person with a beard")
-    change(page)
+    apply(page)
     page.get_by_role("button", name=re.compile("^Filmstrip")).click()
-    page.locator("#show_film").click()
-    page.locator("#film figure").first.wait_for()
-    assert page.locator("#film figure").count() >= 5
+    page.locator("#show_filmstrip").click()
+    page.locator("#filmstrip figure").first.wait_for()
+    assert page.locator("#filmstrip figure").count() >= 5
     animation = Image.open(io.BytesIO(save(page, "#animation")))
     assert animation.format == "GIF" and getattr(animation, "n_frames", 1) >= 5
 
@@ -273,9 +273,9 @@ def upload(page, name, content):
     chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
 
 
-def test_an_upload_shows_what_the_generator_makes_of_it_and_can_be_edited(open_page):
+def test_an_upload_is_reconstructed_and_can_be_edited(open_page):
     page = open_page()
-    # An image of the generator, which it can reconstruct.
+    # An image that the generator can reconstruct, because it is one of its own.
     known = save(page, "#download_image")
     page.locator("#gallery button").nth(3).click()
     page.wait_for_function("() => document.querySelectorAll('#history button').length === 2")
@@ -284,14 +284,14 @@ def test_an_upload_shows_what_the_generator_makes_of_it_and_can_be_edited(open_p
     captions = page.locator("#photo figcaption").all_inner_texts()
     assert captions == ["original", "aligned", "reconstructed"]
     original = np.asarray(Image.open(io.BytesIO(known)).convert("RGB"), np.int16)
-    assert np.abs(picture(page, "") - original).mean() < 30
+    assert np.abs(displayed(page, "") - original).mean() < 30
     write(page, "a person with sunglasses")
-    change(page)
-    assert np.abs(picture(page, ".before") - picture(page, ".after")).mean() > 2
+    apply(page)
+    assert np.abs(displayed(page, ".before") - displayed(page, ".after")).mean() > 2
 
 
-def bomb():
-    """A PNG file of a few bytes that claims to have 900 million pixels."""
+def decompression_bomb():
+    """Returns a PNG file of a few bytes whose header claims 900 million pixels."""
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(100)), b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -303,24 +303,24 @@ def bomb():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no image", "cannot be read as an image"),
-        (b"\x89PNG\r\n\x1a\n and no more", "cannot be read as an image"),
-        (bomb(), "pixels"),
+        (b"not an image", "cannot be read as an image"),
+        (b"\x89PNG\r\n\x1a\n and nothing else", "cannot be read as an image"),
+        (decompression_bomb(), "pixels"),
     ],
 )
-def test_an_upload_that_is_no_image_or_too_large_gets_a_message(open_page, content, message):
+def test_an_invalid_or_too_large_upload_gets_a_message(open_page, content, message):
     page = open_page()
-    before = picture(page, "")
+    before = displayed(page, "")
     upload(page, "me.png", content)
     page.get_by_text(message).wait_for()
-    assert np.array_equal(picture(page, ""), before)
+    assert np.array_equal(displayed(page, ""), before)
 
 
-def test_a_user_who_waits_sees_the_place_in_the_queue(open_page, service):
+def test_a_waiting_user_sees_the_position_in_the_queue(open_page, service):
     page = open_page()
     choose_method(page, "Thorough")
     write(page, "a person with a red hat")
-    # As many as run at once, and one that waits.
+    # Two run at a time, and the third one waits.
     for seed in range(3):
         post(service.url, "optimize", ("a person with a hat", seed, 100, 0.35, "a person", [], ""))
     page.locator("#go").click()

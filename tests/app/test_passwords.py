@@ -13,7 +13,7 @@ def file(tmp_path, monkeypatch):
     return path
 
 
-def test_only_the_right_name_and_password_open(file):
+def test_only_matching_names_and_passwords_are_accepted(file):
     check = passwords.password_check(file)
     assert check("olena", "secret of olena")
     assert check("tom", "secret of tom")
@@ -22,15 +22,15 @@ def test_only_the_right_name_and_password_open(file):
     assert not check("nobody", "secret of tom")
 
 
-def test_passwords_are_not_in_the_file_and_nobody_else_can_read_it(file):
+def test_the_file_has_no_passwords_and_only_its_owner_can_read_it(file):
     assert "secret" not in file.read_text()
     assert file.stat().st_mode & 0o077 == 0
 
 
-def test_a_line_that_is_no_user_ends_in_one_line(file):
+def test_an_invalid_line_is_named(file):
     with file.open("a") as lines:
-        lines.write("plain:password\n")
-    with pytest.raises(InputError, match=r"line 3 .* is not NAME:SALT"):
+        lines.write("\nplain:password\n")
+    with pytest.raises(InputError, match=r"line 4 .* is invalid, expected NAME:SALT"):
         passwords.password_check(file)
 
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from styleclip_jax import InputError, faces
-from styleclip_jax.app.photos import finished, read_upload
+from styleclip_jax.app.photos import paste_edited, read_upload
 from styleclip_jax.faces import NoFaceError
 
 
@@ -14,31 +14,31 @@ def photo(tmp_path):
     return path
 
 
-def test_a_photo_that_is_a_face_alone_becomes_a_square_with_all_of_it(photo):
-    read = read_upload(photo, 16, align=False, most_pixels=1000)
+def test_a_photo_of_only_a_face_is_padded_to_a_square(photo):
+    read = read_upload(photo, 16, align=False, max_pixels=1000)
     assert read.aligned.shape == (16, 16, 3)
     assert (read.aligned[8, 8] == (0, 0, 128)).all()
     assert (read.aligned[0, 0] == 255).all()
 
 
-def test_a_photo_of_too_many_pixels_is_refused_before_it_is_unpacked(photo):
+def test_a_photo_with_too_many_pixels_is_refused_before_decompression(photo):
     with pytest.raises(InputError, match="40 x 20 pixels"):
-        read_upload(photo, 16, align=False, most_pixels=799)
+        read_upload(photo, 16, align=False, max_pixels=799)
 
 
-def test_a_photo_without_a_face_says_so(photo, monkeypatch):
+def test_a_photo_without_a_face_raises_an_error(photo, monkeypatch):
     monkeypatch.setattr(faces, "dlib_landmarks", lambda _: [])
     with pytest.raises(NoFaceError):
-        read_upload(photo, 16, align=True, most_pixels=1000)
+        read_upload(photo, 16, align=True, max_pixels=1000)
 
 
-def test_an_edited_face_alone_is_the_whole_result(photo):
-    read = read_upload(photo, 16, align=False, most_pixels=1000)
+def test_an_edited_photo_of_only_a_face_is_the_edited_image(photo):
+    read = read_upload(photo, 16, align=False, max_pixels=1000)
     edited = np.full((16, 16, 3), 7, np.uint8)
-    assert (np.asarray(finished(read, edited)) == 7).all()
+    assert (np.asarray(paste_edited(read, edited)) == 7).all()
 
 
-def test_messages_name_the_file_without_its_place(tmp_path):
-    (tmp_path / "me.png").write_bytes(b"no image")
+def test_messages_name_the_file_without_its_directory(tmp_path):
+    (tmp_path / "me.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"^me\.png cannot be read as an image"):
-        read_upload(tmp_path / "me.png", 16, align=False, most_pixels=1000)
+        read_upload(tmp_path / "me.png", 16, align=False, max_pixels=1000)

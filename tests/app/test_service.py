@@ -15,11 +15,12 @@ from PIL import Image
 from styleclip_jax.app.passwords import hash_password
 from tests.app.calls import TIMEOUT, call, post
 
+HAT = "a person with a hat"
 BEARD = ("a person with a beard", 7, 1.5, "a person", "", None, "any_text")
 
 
-def pixels(answer):
-    content = base64.b64decode(answer["image"].partition(",")[2])
+def pixels(result):
+    content = base64.b64decode(result["image"].partition(",")[2])
     return np.asarray(Image.open(io.BytesIO(content)), np.int16)
 
 
@@ -27,7 +28,7 @@ def test_the_service_is_healthy(service):
     assert service.health()["status"] == "ok"
 
 
-def test_programs_edit_over_http_and_chain_by_latents(service):
+def test_edits_over_http_can_be_chained_by_their_latents(service):
     face = call(service.url, "face", 7)
     for using, strength, script in (
         ("any_text", 1.5, "apply_mapper.py"),
@@ -42,7 +43,7 @@ def test_programs_edit_over_http_and_chain_by_latents(service):
         assert np.abs(pixels(same) - pixels(edited)).max() <= 1
 
 
-def test_a_trained_mapper_edits_with_the_strength_of_its_training(service):
+def test_the_default_strength_is_that_of_the_mappers_training(service):
     names = call(service.url, "mappers")
     assert "beard" in names and "any_text" not in names
     edited = call(service.url, "mapper", "beard", 7, None, "")
@@ -50,7 +51,7 @@ def test_a_trained_mapper_edits_with_the_strength_of_its_training(service):
     assert np.abs(pixels(call(service.url, "face", 7)) - pixels(edited)).mean() > 2
 
 
-def test_a_strength_that_is_left_out_is_chosen_and_reported(service):
+def test_an_omitted_strength_is_chosen_and_returned(service):
     client = pytest.importorskip("gradio_client").Client(service.url, verbose=False)
     edited = client.predict("a person with a beard", seed=7, api_name="/instant")
     settings = edited["settings"]["flags"]
@@ -60,25 +61,25 @@ def test_a_strength_that_is_left_out_is_chosen_and_reported(service):
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "message"),
     [
-        ("", 0, 4.0, "a person", "", None, "directions"),
-        ("x" * 5000, 0, 4.0, "a person", "", None, "directions"),
-        ("a person with a hat", -1, 4.0, "a person", "", None, "directions"),
-        ("a person with a hat", 0, 4.0, "a person", "rubbish", None, "directions"),
-        ("a person with a hat", 0, 4.0, "a person", "", 1.0, "directions"),
-        ("a person with a hat", 0, 1.0, "a person", "", 100.0, "any_text"),
-        ("a person with a hat", 0, 1.0, "a person", "", None, "magic"),
-        ("a person with a hat", 0, "four", "a person", "", None, "directions"),
+        (("", 0, 4.0, "a person", "", None, "directions"), "the text is empty"),
+        (("x" * 5000, 0, 4.0, "a person", "", None, "directions"), "expected at most 200"),
+        ((HAT, -1, 4.0, "a person", "", None, "directions"), "the seed is -1"),
+        ((HAT, 0, 4.0, "a person", "garbage", None, "directions"), "cannot be decoded"),
+        ((HAT, 0, 4.0, "a person", "", 1.0, "directions"), "no channel reaches the threshold"),
+        ((HAT, 0, 1.0, "a person", "", 100.0, "any_text"), "no channel reaches the threshold"),
+        ((HAT, 0, 1.0, "a person", "", None, "magic"), "expected one of any_text, directions"),
+        ((HAT, 0, "four", "a person", "", None, "directions"), r"expected float \| None"),
     ],
 )
-def test_rubbish_gets_an_error_and_harms_nobody(service, data):
-    with pytest.raises(RuntimeError):
+def test_invalid_arguments_get_an_error_and_the_service_stays_up(service, data, message):
+    with pytest.raises(RuntimeError, match=message):
         call(service.url, "instant", *data)
     assert call(service.url, "face", 1)["image"]
 
 
-def test_files_outside_are_out_of_reach(service):
+def test_other_files_are_not_served(service):
     for path in ("/etc/passwd", "pyproject.toml", "../../etc/passwd"):
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(f"{service.url}/gradio_api/file={path}", timeout=TIMEOUT)
@@ -95,54 +96,54 @@ def test_a_request_that_is_too_large_is_refused(service):
     assert service.health()["status"] == "ok"
 
 
-def test_twenty_clients_at_once_all_get_their_own_answers_and_no_memory_stays(service):
+def test_concurrent_clients_get_their_own_results_without_a_memory_leak(service):
     texts = ["a person with a beard", "a person with sunglasses"]
     requests = [(texts[i % 2], i % 5) for i in range(60)]
 
-    def ask(request):
+    def edit(request):
         text, seed = request
         return pixels(call(service.url, "instant", text, seed, *BEARD[2:]))
 
-    alone = {request: ask(request) for request in sorted(set(requests))}
+    expected = {request: edit(request) for request in sorted(set(requests))}
 
-    def vanish(listen):
-        # Sends a request and never fetches the answer, or leaves before it is ready.
+    def disconnect(listen):
+        # Sends a request and never fetches the result, or disconnects before it is ready.
         event = post(service.url, "instant", (texts[0], 3, *BEARD[2:]))
         if listen:
             urllib.request.urlopen(f"{service.url}/gradio_api/call/instant/{event}").close()
 
-    def talk_rubbish():
+    def send_garbage():
         address = urllib.parse.urlsplit(service.url)
         with socket.create_connection((address.hostname, address.port)) as connection:
-            connection.sendall(b"\x00\xff rubbish\r\n\r\n")
+            connection.sendall(b"\x00\xff garbage\r\n\r\n")
 
     with ThreadPoolExecutor(24) as pool:
-        vanished = [pool.submit(vanish, listen) for listen in (False, True)]
-        talked = pool.submit(talk_rubbish)
-        rubbish = pool.submit(call, service.url, "instant", None, "x", "y", 3, 4)
-        answers = list(pool.map(ask, requests))
-        for future in (*vanished, talked):
+        disconnected = [pool.submit(disconnect, listen) for listen in (False, True)]
+        garbage = pool.submit(send_garbage)
+        invalid = pool.submit(call, service.url, "instant", None, "x", "y", 3, 4)
+        results = list(pool.map(edit, requests))
+        for future in (*disconnected, garbage):
             future.result()
         with pytest.raises(RuntimeError):
-            rubbish.result()
-        for request, answer in zip(requests, answers, strict=True):
-            # Rounding depends on the batch.
-            assert np.abs(answer - alone[request]).max() <= 1
-        # Compiled programs and the state of 200 visits stay in memory.
+            invalid.result()
+        for request, result in zip(requests, results, strict=True):
+            # Rounding depends on the size of the batch.
+            assert np.abs(result - expected[request]).max() <= 1
+        # Compiled programs and up to 200 sessions stay in memory.
         while not service.health()["warm"]:
             time.sleep(0.1)
         list(pool.map(lambda _: call(service.url, "mappers"), range(200)))
-        # The allocator may take a lot of memory at any time; a leak would show in every round.
+        # The allocator may take a lot of memory once; a leak would grow in every round.
         memory = [service.memory]
         for _ in range(3):
-            list(pool.map(ask, (2 * requests)[:70]))
+            list(pool.map(edit, (2 * requests)[:70]))
             memory.append(service.memory)
     assert min(after - before for before, after in itertools.pairwise(memory)) < 4, memory
 
 
 @pytest.fixture(scope="module")
 def strict(start_service, tmp_path_factory):
-    """A service with low limits, for users who know the password; its address and a cookie."""
+    """A service with low limits and a password, and the cookie of a user."""
     file = tmp_path_factory.mktemp("users") / "users"
     file.write_text(f"olena:{hash_password('secret')}\n")
     service = start_service(
@@ -152,35 +153,35 @@ def strict(start_service, tmp_path_factory):
 
 
 def login(url, name, password):
-    """The cookie of a user."""
+    """Logs a user in and returns the cookie."""
     form = urllib.parse.urlencode({"username": name, "password": password}).encode()
     with urllib.request.urlopen(f"{url}/login", form, timeout=TIMEOUT) as response:
         cookies = response.headers.get_all("Set-Cookie")
     return "; ".join(cookie.partition(";")[0] for cookie in cookies)
 
 
-def test_only_users_of_the_auth_file_are_let_in(strict):
+def test_only_users_in_the_auth_file_have_access(strict):
     service, cookie = strict
     with pytest.raises(urllib.error.HTTPError, match="401"):
         call(service.url, "face", 1)
     with pytest.raises(urllib.error.HTTPError, match="400"):
         login(service.url, "olena", "secrets")
     assert call(service.url, "face", 1, cookie=cookie)["image"]
-    # A container's health check has no password.
+    # The health check of a container works without a password.
     assert service.health()["status"] == "ok"
 
 
-OPTIMIZE = ("a person with a hat", 0, 300, 0.35, "a person", [], "")
+OPTIMIZE = (HAT, 0, 300, 0.35, "a person", [], "")
 
 
-def test_an_edit_ends_after_the_most_seconds_and_says_so(strict):
+def test_an_edit_is_stopped_at_the_time_limit(strict):
     service, cookie = strict
-    with pytest.raises(RuntimeError, match="took too long"):
+    with pytest.raises(RuntimeError, match="took longer than 2 seconds"):
         call(service.url, "optimize", *OPTIMIZE, cookie=cookie)
     assert call(service.url, "face", 1, cookie=cookie)["image"]
 
 
-def test_a_full_queue_refuses_at_once_and_serves_again_later(strict):
+def test_a_full_queue_refuses_requests_until_it_has_space(strict):
     service, cookie = strict
     # Two requests run and two wait.
     with pytest.raises(urllib.error.HTTPError, match="503"):

@@ -1,6 +1,6 @@
 import numpy as np
 
-from styleclip_jax.app.engine import Edit, Face
+from styleclip_jax.app.edits import Edit, Face
 from styleclip_jax.app.recipes import Mapped
 from styleclip_jax.app.session import first_session
 
@@ -13,7 +13,7 @@ def make_edit(start, number):
     return Edit(start, Mapped("beard"), make_face(number))
 
 
-def test_a_kept_result_is_what_the_next_edit_starts_from():
+def test_the_next_edit_starts_from_a_kept_result():
     session = first_session(make_face(0))
     edit = make_edit(session.start, 1)
     session = session.with_edit(edit).keep()
@@ -22,7 +22,7 @@ def test_a_kept_result_is_what_the_next_edit_starts_from():
     assert list(session.history)[-1] is edit.face
 
 
-def test_undo_takes_back_the_edit_and_then_what_was_kept():
+def test_undo_removes_the_edit_and_then_the_kept_result():
     first = make_face(0)
     session = first_session(first)
     session = session.with_edit(make_edit(first, 1)).keep()
@@ -34,14 +34,14 @@ def test_undo_takes_back_the_edit_and_then_what_was_kept():
     assert session.undo() is session
 
 
-def test_an_edit_of_an_earlier_start_is_dropped():
+def test_a_late_edit_of_an_earlier_image_is_ignored():
     session = first_session(make_face(0))
     late = make_edit(session.start, 1)
     session = session.begin(make_face(2))
     assert session.with_edit(late).edit is None
 
 
-def test_a_picture_is_in_the_history_once_however_often_it_is_chosen():
+def test_the_history_lists_an_image_only_once():
     first, second = make_face(0), make_face(1)
     session = first_session(first)
     for face in (second, first, second):
@@ -49,7 +49,7 @@ def test_a_picture_is_in_the_history_once_however_often_it_is_chosen():
     assert [f is g for f, g in zip(session.history, (first, second), strict=True)] == [True, True]
 
 
-def test_the_history_of_a_long_visit_stays_short():
+def test_the_history_of_a_long_session_is_limited():
     session = first_session(make_face(0))
     for i in range(100):
         session = session.begin(make_face(i % 256))

@@ -14,15 +14,15 @@ from styleclip_jax.app.strings import EXAMPLES, keys, preferred_language, say
         ("de-DE,de;q=0.9,uk;q=0.7,en;q=0.3", "uk"),
         ("fr", "en"),
         ("", "en"),
-        ("uk;q=rubbish", "uk"),
+        ("uk;q=invalid", "uk"),
         ("*", "en"),
     ],
 )
-def test_the_browsers_language_decides(header, language):
+def test_the_browser_chooses_the_language(header, language):
     assert preferred_language(header) == language
 
 
-def test_both_languages_fill_in_the_same_words():
+def test_both_languages_have_the_same_fields():
     for key in keys():
         english, ukrainian = (
             {name for _, name, _, _ in string.Formatter().parse(text) if name}
@@ -31,7 +31,7 @@ def test_both_languages_fill_in_the_same_words():
         assert english == ukrainian, key
 
 
-def test_every_text_is_in_ukrainian():
+def test_every_text_is_translated():
     for key in keys():
         english, _ = strings._TABLE[key]
         values = {name: 1 for _, name, _, _ in string.Formatter().parse(english) if name}

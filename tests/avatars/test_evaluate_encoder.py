@@ -52,12 +52,12 @@ def test_an_edit_is_right_in_full_if_nothing_else_changes(monkeypatch):
 
 
 def test_an_eye_patch_covers_one_eye_and_nothing_beyond_the_face():
-    drawing = render(sample(1, seed=3)[0])
-    patched = with_eye_patch(drawing)
-    y, x = np.nonzero((patched != drawing).any(-1))
-    assert 0.01 < len(y) / drawing[..., 0].size < 0.04
+    avatar = render(sample(1, seed=3)[0])
+    patched = with_eye_patch(avatar)
+    y, x = np.nonzero((patched != avatar).any(-1))
+    assert 0.01 < len(y) / avatar[..., 0].size < 0.04
     assert y.min() >= 40 and y.max() < 72 and x.min() >= 32 and x.max() < 96
-    assert (patched[59, 50] == 0).all() and (patched[59, 78] == drawing[59, 78]).all()
+    assert (patched[59, 50] == 0).all() and (patched[59, 78] == avatar[59, 78]).all()
 
 
 def test_the_evaluation_writes_agreement_edits_and_tuning(run_script, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Images and progress as HTML; images are embedded, so there are no files to remove."""
+"""HTML of images and of progress; images are embedded, so that there are no files to remove."""
 
 import base64
 import html
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from styleclip_jax.app.engine import Pixels
+from styleclip_jax.app.photos import Pixels
 
 # Width and height of the loss curve.
 _CURVE = (240, 40)
 
-# Lets the buttons of a `picker` select.
-SELECT = """
+# Makes the buttons of a `picker` trigger Gradio's select event.
+SELECT_SCRIPT = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button) trigger("select", { index: Number(button.dataset.index), value: null });
 });
 """
 
-# A picture's divider stays where it is when another picture comes.
+# The position of the divider is stored in the document, so that it survives new images.
 HEAD = """
 <script>
 document.addEventListener("input", (event) => {
@@ -59,39 +59,40 @@ CSS = """
 .picker button:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
 .picker button[aria-current] { outline: 3px solid var(--color-accent); }
 .picker img { width: 100%; height: 100%; object-fit: cover; }
-.film { display: flex; gap: .5rem; overflow-x: auto; padding: .25rem; }
-.film figure { margin: 0; text-align: center; font-size: .85rem; flex: 1 0 5rem; max-width: 10rem; }
-.film img { width: 100%; border-radius: 8px; }
+.filmstrip { display: flex; gap: .5rem; overflow-x: auto; padding: .25rem; }
+.filmstrip figure { margin: 0; text-align: center; font-size: .85rem; flex: 1 0 5rem;
+  max-width: 10rem; }
+.filmstrip img { width: 100%; border-radius: 8px; }
 .progress progress { width: 100%; height: .6rem; accent-color: var(--color-accent); }
 .progress svg { width: 100%; height: 40px; color: var(--color-accent); }
 """
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A file as a data: URI."""
+    """Returns the content of a file as a data: URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def image_uri(pixels: Pixels) -> str:
-    """An image as a data: URI of a WebP file of high quality."""
+    """Returns an image as a data: URI of a high-quality WebP file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", quality=92, method=2)
     return data_uri(buffer.getvalue(), "image/webp")
 
 
-def compare(
-    before: Pixels, after: Pixels | None, names: tuple[str, str], alts: tuple[str, str], label: str
+def comparison(
+    before: Pixels, after: Pixels | None, tags: tuple[str, str], alts: tuple[str, str], label: str
 ) -> str:
-    """An image before and after an edit, overlaid, with a movable divider.
+    """Returns an image before and after an edit, overlaid, with a movable divider.
 
     Args:
         before: The image before the edit.
         after: The image after the edit. None: there is no edit.
-        names: Short names of the two images.
+        tags: Visible names of the two images.
         alts: Alternative texts of the two images.
-        label: Name of the divider.
+        label: Name of the divider for screen readers.
     """
-    left, right, alt_before, alt_after = map(html.escape, (*names, *alts))
+    left, right, alt_before, alt_after = map(html.escape, (*tags, *alts))
     if after is None:
         return f'<div class="compare"><img src="{image_uri(before)}" alt="{alt_before}"></div>'
     return f"""<div class="compare">
@@ -102,22 +103,22 @@ def compare(
 <input type="range" min="0" max="100" value="50" aria-label="{html.escape(label)}"></div>"""
 
 
-def picker(pictures: Sequence[Pixels], name: str, title: str, current: int | None = None) -> str:
-    """Selectable images in rows.
+def picker(images: Sequence[Pixels], name: str, title: str, current: int | None = None) -> str:
+    """Returns selectable images in rows.
 
     Args:
-        pictures: The images.
-        name: Alternative text of an image, before its number.
-        title: Title of the images.
+        images: The images.
+        name: Alternative text of an image, which its number follows.
+        title: Title above the images.
         current: Index of the selected image.
     """
     buttons = []
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         mark = ' aria-current="true"' if i == current else ""
         alt = html.escape(f"{name} {i + 1}")
         buttons.append(
             f'<button type="button" data-index="{i}"{mark}>'
-            f'<img src="{image_uri(picture)}" alt="{alt}"></button>'
+            f'<img src="{image_uri(image)}" alt="{alt}"></button>'
         )
     title = html.escape(title)
     return (
@@ -126,20 +127,20 @@ def picker(pictures: Sequence[Pixels], name: str, title: str, current: int | Non
     )
 
 
-def film(frames: Sequence[Pixels], captions: Sequence[str], title: str) -> str:
-    """Images in a row, with captions."""
+def filmstrip(frames: Sequence[Pixels], captions: Sequence[str], title: str) -> str:
+    """Returns images in a row, with captions."""
     figures = "".join(
         f'<figure><img src="{image_uri(frame)}" alt=""><figcaption>{html.escape(caption)}'
         "</figcaption></figure>"
         for frame, caption in zip(frames, captions, strict=True)
     )
-    # A scrollable row must be reachable by keyboard.
+    # tabindex makes the scrollable row reachable by keyboard.
     title = html.escape(title)
-    return f'<div class="film" tabindex="0" role="group" aria-label="{title}">{figures}</div>'
+    return f'<div class="filmstrip" tabindex="0" role="group" aria-label="{title}">{figures}</div>'
 
 
 def progress(step: int, steps: int, losses: Sequence[float], message: str) -> str:
-    """The progress of an optimization and the curve of its loss."""
+    """Returns the progress of an optimization and its loss curve."""
     width, height = _CURVE
     low, high = min(losses), max(losses)
     points = " ".join(
@@ -155,10 +156,10 @@ def progress(step: int, steps: int, losses: Sequence[float], message: str) -> st
 
 
 def download_link(content: bytes, kind: str, name: str) -> str:
-    """A link that saves a file; a script clicks it."""
+    """Returns a link that downloads a file; a script clicks it."""
     return f'<a download="{html.escape(name)}" href="{data_uri(content, kind)}"></a>'
 
 
 def message(text: str) -> str:
-    """A message that screen readers announce."""
+    """Returns a message that screen readers announce."""
     return f'<div class="progress" role="status">{html.escape(text)}</div>'
