@@ -35,7 +35,10 @@ gc.set_threshold(100_000, 20, 20)
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # XLA takes longer to optimize most programs of the tests than they run. `XLA_FLAGS= pytest` tests
 # with the code that it generates for users.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 # Tests and the scripts that they start share a compilation cache, separate from the user's.
 _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 for _option, _value in {
