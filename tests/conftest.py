@@ -53,7 +53,7 @@ for _option, _value in {
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GENERATOR = GeneratorConfig(
-    resolution=32, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8
+    resolution=16, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8
 )
 CLIP_CONFIG = CLIPConfig(
     image_size=32,
@@ -137,7 +137,7 @@ def random_model():
 
 @pytest.fixture(scope="session")
 def generator() -> Generator:
-    """A random generator of 32 pixels."""
+    """A random generator of 16 pixels."""
     return make_random_model(Generator, GENERATOR, seed=1)
 
 

@@ -275,7 +275,7 @@ def test_a_mapper_for_another_generator_is_refused(apply, tmp_path):
     other = LevelsMapper(MapperConfig(w_dim=16, num_layers=10), rngs=nnx.Rngs(0))
     save_model(tmp_path / "other", other)
     outcome = apply(mapper=tmp_path / "other")
-    assert_refused(outcome, tmp_path, "(batch, 10, 16)", "(3, 8, 16)")
+    assert_refused(outcome, tmp_path, "(batch, 10, 16)", "(3, 6, 16)")
 
 
 def test_another_model_in_place_of_the_mapper_is_refused(apply, tmp_path, generator_path):
@@ -290,9 +290,9 @@ def test_mappers_of_different_spaces_are_refused(apply, tmp_path, generator):
 @pytest.mark.parametrize(
     ("latents", "reason"),
     [
-        (np.zeros((0, 8, 16)), "empty"),
-        (np.zeros((2, 8, 512)), "(2, 8, 512)"),
-        (np.full((2, 8, 16), np.nan), "NaN"),
+        (np.zeros((0, 6, 16)), "empty"),
+        (np.zeros((2, 6, 512)), "(2, 6, 512)"),
+        (np.full((2, 6, 16), np.nan), "NaN"),
     ],
 )
 def test_useless_latents_are_refused(apply, tmp_path, latents, reason):

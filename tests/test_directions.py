@@ -195,7 +195,7 @@ def test_damaged_directions_are_refused(damage, edit, tmp_path, directions, gene
         file.write_bytes(content)
     else:
         path = tmp_path / "mapper"
-        save_model(path, LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0)))
+        save_model(path, LevelsMapper(MapperConfig(w_dim=16, num_layers=6), rngs=nnx.Rngs(0)))
     outcome = edit(f"--directions={path}", "--description=a hat")
     assert_refused(outcome, tmp_path, str(path))
 

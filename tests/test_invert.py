@@ -15,7 +15,15 @@ from PIL import Image
 from styleclip_jax.io.checkpoints import load_generator, save_model
 from styleclip_jax.io.images import read_image
 from styleclip_jax.io.photos import read_photo, upright_rgb
-from styleclip_jax.models import E4E, LPIPS, E4EConfig, LevelsMapper, LPIPSConfig, MapperConfig
+from styleclip_jax.models import (
+    E4E,
+    LPIPS,
+    E4EConfig,
+    Generator,
+    LevelsMapper,
+    LPIPSConfig,
+    MapperConfig,
+)
 from styleclip_jax.runs import photos
 
 ENCODER = E4EConfig(
@@ -28,6 +36,20 @@ ENCODER = E4EConfig(
     reduction=4,
 )
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def generator(generator, random_model):
+    """A random generator of the encoder's size."""
+    config = dataclasses.replace(generator.config, resolution=ENCODER.image_width)
+    return random_model(Generator, config, seed=1)
+
+
+@pytest.fixture(scope="module")
+def generator_path(generator, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoints") / "generator"
+    save_model(path, generator)
+    return path
 
 
 @pytest.fixture(scope="module")

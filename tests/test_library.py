@@ -117,7 +117,7 @@ def test_the_mappers_that_ship_are_listed_and_load(capsys):
 
 
 def test_an_edit_is_exported_for_every_platform(generator):
-    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
+    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=6), rngs=nnx.Rngs(0))
 
     def edit(z):
         return sc.apply_mapper(generator, mapper, generator.map(z, truncation=0.7))[0]

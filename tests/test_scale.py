@@ -40,7 +40,7 @@ APPLY = ("apply_mapper.py", "--num_images=7", "--batch_size=4")
 def edited(generator_path, clip_path, tmp_path_factory) -> Path:
     """Results of both scripts on 1 and 2 devices, and on 4 devices of two hosts."""
     directory = tmp_path_factory.mktemp("scale")
-    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
+    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=6), rngs=nnx.Rngs(0))
     save_model(directory / "mapper", mapper)
     models = {
         "optimize": (*OPTIMIZE, f"--generator={generator_path}", f"--clip={clip_path}"),

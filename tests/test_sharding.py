@@ -32,7 +32,7 @@ def test_synthesis_keeps_a_batch_on_the_devices_of_an_explicit_mesh(generator, p
 
 
 def test_a_mapper_edits_on_an_explicit_mesh(generator, place):
-    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=8), rngs=nnx.Rngs(0))
+    mapper = LevelsMapper(MapperConfig(w_dim=16, num_layers=6), rngs=nnx.Rngs(0))
     latents = sample_latents(generator, 2, seed=0)
     generator, mapper = place((generator, mapper), PartitionSpec())
     for array in apply_mapper(generator, mapper, place(latents)):

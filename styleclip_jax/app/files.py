@@ -9,15 +9,14 @@ from PIL import Image
 
 from styleclip_jax.app.edits import Edit, Face, HostLatents
 from styleclip_jax.app.photos import Pixels, paste_edited
+from styleclip_jax.io.images import encode_image
 from styleclip_jax.io.latents import latents_ending, write_latents
 
 
 def png(face: Face) -> bytes:
     """Returns an image as a PNG file; the face of a photo is pasted back into the photo."""
     image = paste_edited(face.photo, face.pixels) if face.photo else Image.fromarray(face.pixels)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode_image(image)
 
 
 def animation(frames: Sequence[Pixels]) -> bytes:

@@ -1,5 +1,6 @@
 """Images: files, arrays in [-1, 1], and labeled sheets."""
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,9 +67,17 @@ def write_image(path: str | os.PathLike[str], image: AnyImage) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
         raise InputError(f"{path} ends in {suffix!r}, expected one of {', '.join(_FORMATS)}")
-    image = image if isinstance(image, Image.Image) else to_pil(image)
     with replace_file(path) as file:
-        image.save(file, _FORMATS[suffix], quality=95)
+        file.write(encode_image(image, _FORMATS[suffix]))
+
+
+def encode_image(image: AnyImage, file_format: str = "PNG") -> bytes:
+    """Returns the content of a PNG or JPEG file of an array in [-1, 1] or a Pillow image."""
+    image = image if isinstance(image, Image.Image) else to_pil(image)
+    buffer = io.BytesIO()
+    # PNG at level 3 takes a third of the time of Pillow's default for a fifth more bytes.
+    image.save(buffer, file_format, quality=95, compress_level=3)
+    return buffer.getvalue()
 
 
 def write_gif(

@@ -11,6 +11,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import platform
@@ -36,7 +37,7 @@ from styleclip_jax.io.files import (
     replace_file,
     written_file_named,
 )
-from styleclip_jax.io.images import write_image
+from styleclip_jax.io.images import encode_image
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.results import flag_differences, lock_run
 from styleclip_jax.versions import library_versions
@@ -147,8 +148,7 @@ class Measurements:
             if step is None or number > step:
                 path.unlink()
             else:
-                with Image.open(path) as image:
-                    self._add_image("validation", number, image)
+                self._tensorboard.image(number, "validation", path.read_bytes())
 
     def scalars(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Records numbers; ``split`` is for example ``"train"``."""
@@ -165,18 +165,16 @@ class Measurements:
         from where a resumed run adds them to TensorBoard again.
         """
         if self._writes:
-            image = make()
-            self._add_image(split, step, image)
+            content = encode_image(make())
+            self._tensorboard.image(step, split, content)
             if split == "validation":
-                write_image(self._directory / IMAGES / f"{split}_{step:06}.png", image)
+                with replace_file(self._directory / IMAGES / f"{split}_{step:06}.png") as file:
+                    file.write(content)
 
     def _show(self, step: int, split: str, **metrics: float) -> None:
         self._tensorboard.scalars(
             step, {f"{split}/{name}": value for name, value in metrics.items()}
         )
-
-    def _add_image(self, split: str, step: int, image: Image.Image) -> None:
-        self._tensorboard.image(step, split, image)
 
     def close(self) -> None:
         """Flushes TensorBoard's files."""
@@ -185,25 +183,23 @@ class Measurements:
 
 
 class _TensorBoard:
-    """Writes a file for TensorBoard like tensorboardX's ``SummaryWriter``, but in this thread.
+    """Writes a file for TensorBoard like its ``EventFileWriter``, but in this thread.
 
-    On a full disk, the thread of a ``SummaryWriter`` dies with a traceback and the run waits for it
-    forever.
+    On a full disk, the thread of an ``EventFileWriter`` dies with a traceback.
     """
 
     def __init__(self, directory: epath.Path):
-        # Slow to import, and needed on only one of many hosts.
-        from tensorboardX import summary
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
+        # Needed on only one of many hosts.
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         protocol: Any = event_pb2  # Its names are defined at run time.
-        self._summary, self._event = summary, protocol.Event
+        self._event = protocol.Event
         self._path = directory / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
         with written_file_named(self._path):
             directory.mkdir(parents=True, exist_ok=True)
             # Buffered; if the run is killed, the file is incomplete.
-            self._file = RecordWriter(str(self._path))
+            self._file = RecordWriter(self._path.open("wb"))
         self._add(0, file_version="brain.Event:2")
         # TensorBoard then ignores later steps in the files of earlier runs.
         start = protocol.SessionLog(status=protocol.SessionLog.START)
@@ -212,12 +208,14 @@ class _TensorBoard:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers by their tags."""
         for tag, value in values.items():
-            self._add(step, summary=self._summary.scalar(tag, value))
+            self._add(step, summary={"value": [{"tag": tag, "simple_value": value}]})
 
-    def image(self, step: int, tag: str, image: Image.Image) -> None:
-        """Adds an image and flushes the file."""
-        summary = self._summary.image(tag, np.asarray(image), dataformats="HWC")
-        self._add(step, summary=summary)
+    def image(self, step: int, tag: str, content: bytes) -> None:
+        """Adds an image, the content of a PNG file, and flushes the file."""
+        shown: dict[str, Any] = {"encoded_image_string": content, "colorspace": 3}
+        with Image.open(io.BytesIO(content)) as image:
+            shown |= {"height": image.height, "width": image.width}
+        self._add(step, summary={"value": [{"tag": tag, "image": shown}]})
         with written_file_named(self._path):
             self._file.flush()
 

@@ -22,7 +22,7 @@ def test_w_plus_latents_are_read_back_exactly(generator, w_plus, tmp_path):
 def test_stylespace_coordinates_are_read_back_exactly_and_in_order(generator, styles, tmp_path):
     save_latents(tmp_path / "faces", styles)
     loaded = load_latents(tmp_path / "faces.npz", generator)
-    assert len(loaded) == len(styles) == 11
+    assert len(loaded) == len(styles) == 8
     for one, other in zip(loaded, styles, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -82,13 +82,13 @@ def test_a_failed_write_leaves_the_old_file(generator, w_plus, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((1, 7, 16), np.float32), r"\(1, 7, 16\), expected \(N, 8, 16\)"),
-        (np.zeros((8, 16), np.float32), r"\(8, 16\), expected \(N, 8, 16\)"),
-        (np.zeros((0, 8, 16), np.float32), "empty"),
-        (np.zeros((1, 8, 16), np.int32), "int32, expected floating-point"),
-        (np.full((1, 8, 16), np.nan, np.float32), "NaN"),
-        (np.full((1, 8, 16), np.inf, np.float32), "infinite"),
-        (np.full((1, 8, 16), 1e300), "infinite"),
+        (np.zeros((1, 7, 16), np.float32), r"\(1, 7, 16\), expected \(N, 6, 16\)"),
+        (np.zeros((6, 16), np.float32), r"\(6, 16\), expected \(N, 6, 16\)"),
+        (np.zeros((0, 6, 16), np.float32), "empty"),
+        (np.zeros((1, 6, 16), np.int32), "int32, expected floating-point"),
+        (np.full((1, 6, 16), np.nan, np.float32), "NaN"),
+        (np.full((1, 6, 16), np.inf, np.float32), "infinite"),
+        (np.full((1, 6, 16), 1e300), "infinite"),
     ],
 )
 def test_arrays_that_do_not_match_the_generator_are_refused(generator, tmp_path, array, message):
@@ -106,7 +106,7 @@ def change_count(arrays):
 
 
 def put_nan(arrays):
-    arrays["layer_10"][0, 0] = np.nan
+    arrays["layer_07"][0, 0] = np.nan
 
 
 def drop_one(arrays):
@@ -118,8 +118,8 @@ def drop_one(arrays):
     [
         (change_width, r"layer_03 has shape \(3, 7\), expected \(N, 8\)"),
         (change_count, "latents per layer"),
-        (put_nan, "layer_10 has NaN"),
-        (drop_one, "10 arrays layer_01, ..., layer_10.*11 StyleSpace arrays"),
+        (put_nan, "layer_07 has NaN"),
+        (drop_one, "7 arrays layer_01, ..., layer_07.*8 StyleSpace arrays"),
     ],
 )
 def test_stylespace_files_that_do_not_match_are_refused(
@@ -180,7 +180,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(generator, tmp_path
     if kind == "npy":
         np.save(path, attack)
     elif kind == "npz":
-        np.savez(path, allow_pickle=True, **{f"layer_{i:02}": attack for i in range(11)})
+        np.savez(path, allow_pickle=True, **{f"layer_{i:02}": attack for i in range(8)})
     else:
         attack.dump(path)
     with pytest.raises(InputError, match="damaged"):

@@ -39,9 +39,10 @@ ENCODER = E4EConfig(
 
 
 @pytest.fixture(scope="module")
-def generator(generator):
-    """The random generator with weaker colors, so that images lie in [-1, 1]."""
-    generator = jax.tree.map(jnp.copy, generator)
+def generator(generator, random_model):
+    """A random generator of the encoder's size with weak colors, so that images lie in [-1, 1]."""
+    config = dataclasses.replace(generator.config, resolution=ENCODER.image_width)
+    generator = random_model(Generator, config, seed=1)
     for rgb in generator.synthesis.rgbs:
         rgb.kernel[...] *= 0.1
     return generator

@@ -44,7 +44,7 @@ from styleclip_jax.sharding import host_share, shard
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
-SMALL_GENERATOR = GeneratorConfig(resolution=32, w_dim=16, channel_base=256, channel_max=8)
+SMALL_GENERATOR = GeneratorConfig(resolution=16, w_dim=16, channel_base=256, channel_max=8)
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +122,12 @@ def test_devices_exchange_one_message_per_step(steps_by_devices):
 
 def small_mapper(kind: type[Mapper] = LevelsMapper, seed=0, card: MapperCard | None = None) -> Any:
     dims = SMALL_GENERATOR.style_dims
-    config = MapperConfig(w_dim=16, num_layers=8, style_dims=dims, card=card or MapperCard())
+    config = MapperConfig(w_dim=16, num_layers=6, style_dims=dims, card=card or MapperCard())
     return kind(config, rngs=nnx.Rngs(seed))
 
 
 def w_plus(count, seed=0):
-    values = np.random.default_rng(seed).normal(size=(count, 8, 16))
+    values = np.random.default_rng(seed).normal(size=(count, 6, 16))
     return jnp.asarray(values, jnp.float32)
 
 
@@ -201,12 +201,12 @@ def test_an_extra_loss_is_part_of_the_loss_and_an_optimizer_makes_the_steps(gene
     target = w_plus(2, seed=1)
 
     def distance(target, images, latents):
-        assert images.shape == (2, 32, 32, 3)
+        assert images.shape == (2, 16, 16, 3)
         return jnp.sum(jnp.square(latents - target), axis=(1, 2))
 
     def expected_loss(mapper):
         return distance(
-            target, jnp.zeros((2, 32, 32, 3)), w_plus(2) + 0.1 * mapper(w_plus(2))
+            target, jnp.zeros((2, 16, 16, 3)), w_plus(2) + 0.1 * mapper(w_plus(2))
         ).mean()
 
     pull = jax.tree_util.Partial(distance, target)
