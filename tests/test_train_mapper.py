@@ -540,20 +540,23 @@ def test_every_kind_of_mapper_is_trained(train, tmp_path, monkeypatch, generator
 
 
 def test_the_avatars_have_their_own_settings(run_script, tmp_path):
-    outcome = run_script(
+    command = (
         "train_mapper.py",
         "--description=a person with a beard",
         f"--exp_dir={tmp_path / 'run'}",
         "--max_steps=1",
-        "--train_dataset_size=8",
+        "--train_dataset_size=4",
         "--test_dataset_size=8",
     )
+    outcome = run_script(*command)
+    assert outcome.code == 1 and "fewer than one batch (--batch_size=8)" in outcome.err
+    outcome = run_script(*command, "--batch_size=2")
     assert outcome.code == 0, outcome.err
     validations = [x for x in measurements(tmp_path / "run") if x["split"] == "validation"]
     # The direction of the text is better than no change.
     assert validations[0]["clip_loss"] < 0.9
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
-    assert flags["batch_size"] == 8 and flags["learning_rate"] == 8.0
+    assert flags["learning_rate"] == 8.0
     assert flags["guidance"] == "direction" and flags["neutral"] == "a person"
     assert flags["start_samples"] == 512
     mapper = load_mapper(tmp_path / "run")
