@@ -1,6 +1,7 @@
 """Models and edits of the page, shared by all users."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -148,7 +149,6 @@ class Engine:
         self.generator = load_generator(generator)
         self.clip, self.tokenizer = load_clip(clip), load_tokenizer(clip)
         self.encoder_path = encoder
-        self._encoder: E4E | None = None
         self.directions = None
         self.direction_defaults = DirectionDefaults() if generator else AVATARS_DIRECTIONS
         if directions or not (generator or clip):
@@ -156,18 +156,38 @@ class Engine:
             check_fingerprints(self.directions, self.generator, self.clip)
             if self.directions.scales is None:
                 self.directions = with_scales(self.directions, self.generator)
-        self.warm, self.closing = threading.Event(), threading.Event()
         self._templates = IMAGENET_TEMPLATES if clip else ()
         self.mapper_paths = mappers
         loaded = {name: load_mapper(path) for name, path in mappers.items()}
         self.mappers = {n: m for n, m in loaded.items() if not isinstance(m, DeltaMapper)}
         any_text = [(n, m) for n, m in loaded.items() if isinstance(m, DeltaMapper)]
         self._any_text_name, self.any_text_mapper = any_text[0] if any_text else ("", None)
+        self._device: Any = None
         self._synthesize = jax.jit(synthesize)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Makes what belongs to one device."""
+        self.warm, self.closing = threading.Event(), threading.Event()
+        self._encoder: E4E | None = None
+        self.__dict__.pop("_samples", None)
         self._batcher = Batcher(lambda w: to_uint8(self._synthesize(self.generator, w)))
         self._features = Cache(self._encode)
         self._starts = Cache(self._start_direction)
         self._text_directions = Cache(self._text_direction)
+
+    def on(self, device: Any) -> "Engine":
+        """Returns an engine that computes the same on another device.
+
+        Args:
+            device: One of ``jax.local_devices()``.
+        """
+        other = copy.copy(self)
+        other._device = device
+        for name in ("generator", "clip", "directions", "mappers", "any_text_mapper"):
+            setattr(other, name, jax.device_put(getattr(self, name), device))
+        other._prepare()
+        return other
 
     @property
     def instant_methods(self) -> tuple[InstantMethod, ...]:
@@ -194,7 +214,7 @@ class Engine:
         if self._encoder is None and self.encoder_path is not None:
             encoder = load_encoder(self.encoder_path)
             check_encoder(self.generator, encoder)
-            self._encoder = encoder
+            self._encoder = jax.device_put(encoder, self._device)
         return self._encoder
 
     def warm_up(self) -> None:

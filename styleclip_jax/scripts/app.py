@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 from absl import flags
 
 from styleclip_jax.errors import InputError
@@ -97,19 +98,21 @@ def main(_: Sequence[str]) -> None:
             models.load_encoder()
         if FLAGS.warmup:
             models.warm_up()
-        running = RunningEdits()
+        engines = [models, *map(models.on, jax.local_devices()[1:])]
+        running = RunningEdits(engines)
         app = server.make_app(models, running, FLAGS.max_waiting, **options)
-        rest = threading.Thread(target=models.warm_up_rest)
         if FLAGS.warmup:
-            rest.start()
+            for each in engines:
+                threading.Thread(target=each.warm_up_rest).start()
         gc.freeze()
         gc.enable()
         print(f"the page is at http://{FLAGS.host}:{FLAGS.port}", flush=True)
         try:
             server.serve(app, running, FLAGS.host, FLAGS.port, FLAGS.grace_seconds)
         finally:
-            # The process waits for the thread; a daemon thread would abort it during compilation.
-            models.closing.set()
+            # The process waits for the threads; daemons would abort it during a compilation.
+            for each in engines:
+                each.closing.set()
 
 
 def find_mappers() -> dict[str, str]:
