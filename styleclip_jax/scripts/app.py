@@ -9,7 +9,6 @@ Examples:
 import gc
 import os
 import tempfile
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,7 +44,11 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "mappers_dir", None, "Directory of runs of train_mapper.py; the page offers their mappers."
 )
-flags.DEFINE_bool("warmup", True, "Compile the programs of the first edit before the page opens.")
+flags.DEFINE_bool(
+    "warmup",
+    True,
+    "Compile all programs at startup, in the background, rather than at their first use.",
+)
 flags.DEFINE_integer("max_waiting", 64, "Maximum number of waiting requests.", lower_bound=1)
 flags.DEFINE_integer("max_steps", 300, "Maximum number of steps of an optimization.", lower_bound=1)
 flags.DEFINE_float("max_seconds", 120, "Time limit of an optimization in seconds.", lower_bound=1)
@@ -96,14 +99,12 @@ def main(_: Sequence[str]) -> None:
         if FLAGS.encoder:
             # So that an invalid encoder is reported now rather than with the first upload.
             models.load_encoder()
-        if FLAGS.warmup:
-            models.warm_up()
         engines = [models, *map(models.on, jax.local_devices()[1:])]
         running = RunningEdits(engines)
         app = server.make_app(models, running, FLAGS.max_waiting, **options)
         if FLAGS.warmup:
             for each in engines:
-                threading.Thread(target=each.warm_up_rest).start()
+                each.warm_up()
         gc.freeze()
         gc.enable()
         print(f"the page is at http://{FLAGS.host}:{FLAGS.port}", flush=True)
