@@ -49,8 +49,8 @@ class Actions:
     """Computes the next session and the page's contents from a session and the controls' values.
 
     Args:
-        engine: Computes the edits.
-        running: Counts the edits.
+        engine: An engine, for its settings and for images without an edit.
+        running: Runs the edits.
         gallery: Images to start from.
     """
 
@@ -110,8 +110,8 @@ class Actions:
     def upload(self, language: str, session: Session, path: str, align: bool) -> tuple:
         """Starts from the reconstruction of a photo; removes the photo's file."""
         try:
-            with self._running.track():
-                session = session.begin(self._engine.upload(path, align))
+            with self._running.track() as engine:
+                session = session.begin(engine.upload(path, align))
             return self.shown(language, session)
         except Exception as error:
             raise self._failure(language, error) from error
@@ -155,13 +155,13 @@ class Actions:
         try:
             self._check(language, values)
             recipe = self._recipe(values)
-            with self._running.track():
+            with self._running.track() as engine:
                 if isinstance(recipe, Instant):
-                    edit = self._engine.instant(session.start, recipe)
+                    edit = engine.instant(session.start, recipe)
                 elif isinstance(recipe, Mapped):
-                    edit = self._engine.mapped(session.start, recipe)
+                    edit = engine.mapped(session.start, recipe)
                 else:
-                    edit = yield from self._optimize(language, session, recipe)
+                    edit = yield from self._optimize(engine, language, session, recipe)
             session = session.with_edit(edit)
             strength = edit.recipe.strength if isinstance(edit.recipe, Instant) else gr.skip()
             done = fragments.message(self._done(language, edit))
@@ -173,12 +173,12 @@ class Actions:
             raise self._failure(language, error) from error
 
     def _optimize(
-        self, language: str, session: Session, recipe: Optimized
+        self, engine: Engine, language: str, session: Session, recipe: Optimized
     ) -> Generator[tuple, None, Edit]:
         """Yields the progress of an optimization and returns its edit."""
         # A new number of steps is compiled first, which takes seconds.
         yield gr.skip(), gr.skip(), fragments.message(say(language, "preparing")), gr.skip()
-        for update in self._engine.optimize(session.start, recipe):
+        for update in engine.optimize(session.start, recipe):
             message = say(
                 language,
                 "progress",

@@ -34,8 +34,8 @@ def add_api(
     """Adds the functions to the page that is being built.
 
     Args:
-        engine: Computes the edits.
-        running: Counts the edits.
+        engine: An engine, for its settings and for images without an edit.
+        running: Runs the edits.
         slow: Queue of optimizations: ``concurrency_id`` and ``concurrency_limit``.
         quick: Queue of the other functions.
     """
@@ -43,10 +43,10 @@ def add_api(
     def start(seed: int, latents: str) -> Face:
         return engine.face(_read_latents(latents, engine)) if latents else engine.random_face(seed)
 
-    def respond(compute: Callable[[], Edit]) -> dict[str, Any]:
+    def respond(compute: Callable[[Engine], Edit]) -> dict[str, Any]:
         try:
-            with running.track():
-                edit = compute()
+            with running.track() as chosen:
+                edit = compute(chosen)
         except (InputError, FloatingPointError) as error:
             raise gr.Error(str(error), print_exception=False) from error
         except ClosingError as error:
@@ -79,7 +79,7 @@ def add_api(
         Without a strength, CLIP chooses the best one for the image.
         """
         recipe = Instant(text, neutral, strength, threshold, using)
-        return respond(lambda: engine.instant(start(seed, latents), recipe))
+        return respond(lambda chosen: chosen.instant(start(seed, latents), recipe))
 
     def mapper(
         mapper: str, seed: int = 0, strength: float | None = None, latents: str = ""
@@ -88,7 +88,7 @@ def add_api(
 
         The default strength is the one that the mapper was trained with.
         """
-        return respond(lambda: engine.mapped(start(seed, latents), Mapped(mapper, strength)))
+        return respond(lambda chosen: chosen.mapped(start(seed, latents), Mapped(mapper, strength)))
 
     def optimize(
         text: str,
@@ -102,8 +102,8 @@ def add_api(
         """Edits an image by gradient descent."""
         recipe = Optimized(text, neutral, tuple(keep), steps, hold)
 
-        def compute() -> Edit:
-            *_, last = engine.optimize(start(seed, latents), recipe)
+        def compute(chosen: Engine) -> Edit:
+            *_, last = chosen.optimize(start(seed, latents), recipe)
             assert last.edit
             return last.edit
 

@@ -1,6 +1,7 @@
 """Models and edits of the page, shared by all users."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -124,7 +125,7 @@ class Engine:
         mappers: Mappers for one text, by name.
         any_text_mapper: The mapper for any text, if any.
         warm: Set once all programs are compiled.
-        closing: Set it to end the compilations of :meth:`warm_up_rest`.
+        closing: Set it to end the compilations of :meth:`warm_up`.
 
     Raises:
         InputError: A checkpoint cannot be read, or the directions are for other models.
@@ -148,7 +149,6 @@ class Engine:
         self.generator = load_generator(generator)
         self.clip, self.tokenizer = load_clip(clip), load_tokenizer(clip)
         self.encoder_path = encoder
-        self._encoder: E4E | None = None
         self.directions = None
         self.direction_defaults = DirectionDefaults() if generator else AVATARS_DIRECTIONS
         if directions or not (generator or clip):
@@ -156,18 +156,40 @@ class Engine:
             check_fingerprints(self.directions, self.generator, self.clip)
             if self.directions.scales is None:
                 self.directions = with_scales(self.directions, self.generator)
-        self.warm, self.closing = threading.Event(), threading.Event()
         self._templates = IMAGENET_TEMPLATES if clip else ()
         self.mapper_paths = mappers
         loaded = {name: load_mapper(path) for name, path in mappers.items()}
         self.mappers = {n: m for n, m in loaded.items() if not isinstance(m, DeltaMapper)}
         any_text = [(n, m) for n, m in loaded.items() if isinstance(m, DeltaMapper)]
         self._any_text_name, self.any_text_mapper = any_text[0] if any_text else ("", None)
+        self._device: Any = None
         self._synthesize = jax.jit(synthesize)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Makes what belongs to one device."""
+        self.warm, self.closing = threading.Event(), threading.Event()
+        self._instant_compiled = threading.Event()
+        self._instant_compiled.set()
+        self._encoder: E4E | None = None
+        self.__dict__.pop("_samples", None)
         self._batcher = Batcher(lambda w: to_uint8(self._synthesize(self.generator, w)))
         self._features = Cache(self._encode)
         self._starts = Cache(self._start_direction)
         self._text_directions = Cache(self._text_direction)
+
+    def on(self, device: Any) -> "Engine":
+        """Returns an engine that computes the same on another device.
+
+        Args:
+            device: One of ``jax.local_devices()``.
+        """
+        other = copy.copy(self)
+        other._device = device
+        for name in ("generator", "clip", "directions", "mappers", "any_text_mapper"):
+            setattr(other, name, jax.device_put(getattr(self, name), device))
+        other._prepare()
+        return other
 
     @property
     def instant_methods(self) -> tuple[InstantMethod, ...]:
@@ -194,33 +216,36 @@ class Engine:
         if self._encoder is None and self.encoder_path is not None:
             encoder = load_encoder(self.encoder_path)
             check_encoder(self.generator, encoder)
-            self._encoder = encoder
+            self._encoder = jax.device_put(encoder, self._device)
         return self._encoder
 
     def warm_up(self) -> None:
-        """Compiles the programs of the first edit."""
-        face = self.random_face(0)
-        for using in self.instant_methods[:1]:
-            self.instant(face, Instant(_WARM_UP_TEXT, self.neutral, using=using))
+        """Compiles all programs except those of uploads in a thread, then sets ``warm``.
 
-    def warm_up_rest(self) -> None:
-        """Compiles all other programs except those of uploads, then sets ``warm``.
-
-        Returns early if ``closing`` is set.
+        The thread ends early if ``closing`` is set. Instant edits wait for their own program rather
+        than compile it a second time.
         """
-        for compile_one in self._other_programs():
-            if self.closing.is_set():
-                return
-            # A mapper may be for another generator; users who choose it get the message.
-            with contextlib.suppress(InputError):
-                compile_one()
-        self.warm.set()
+        self._instant_compiled.clear()
+        threading.Thread(target=self._compile_programs).start()
 
-    def _other_programs(self) -> Iterator[Callable[[], Any]]:
+    def _compile_programs(self) -> None:
+        for compile_one in self._programs():
+            if not self.closing.is_set():
+                # A mapper may be for another generator; users who choose it get the message.
+                with contextlib.suppress(InputError):
+                    compile_one()
+            # The first program is that of instant edits.
+            self._instant_compiled.set()
+        if not self.closing.is_set():
+            self.warm.set()
+
+    def _programs(self) -> Iterator[Callable[[], Any]]:
         face = self.random_face(0)
-        for using in self.instant_methods:
-            recipe = Instant(_WARM_UP_TEXT, self.neutral, using=using)
-            yield lambda recipe=recipe: self.exact(self.instant(face, recipe))
+        recipes = [Instant(_WARM_UP_TEXT, self.neutral, using=x) for x in self.instant_methods]
+        for recipe in recipes:
+            yield lambda recipe=recipe: self._instant(face, recipe)
+        for recipe in recipes:
+            yield lambda recipe=recipe: self.exact(self._instant(face, recipe))
         for size in SIZES[1:]:
             latents = np.repeat(face.latents, size, axis=0)
             yield lambda latents=latents: self._synthesize(self.generator, latents)
@@ -277,6 +302,10 @@ class Engine:
         """
         if recipe.threshold is not None and recipe.threshold < 0:
             raise InputError(f"the threshold is {recipe.threshold}, expected at least 0")
+        self._instant_compiled.wait()
+        return self._instant(start, recipe)
+
+    def _instant(self, start: Face, recipe: Instant) -> Edit:
         dt = self._text_directions((self.check_text(recipe.text), self.check_text(recipe.neutral)))
         before = _on_device(start.latents)
         if recipe.using == "any_text":

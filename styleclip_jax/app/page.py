@@ -24,8 +24,8 @@ _CLICK_LINK = "() => document.querySelector('#link a').click()"
 
 # The page's events are not part of the HTTP API, which is in api.py.
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}
-# Slow edits run two at a time; the others wait in a queue.
-_SLOW: dict[str, Any] = {"concurrency_id": "edits", "concurrency_limit": 2}
+# Number of slow edits that run on a device at a time; the others wait in a queue.
+_SLOW_PER_DEVICE = 2
 # Quick events do not wait for slow ones and show no progress.
 _QUICK: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 16}
 _QUICK_EVENT: dict[str, Any] = _HIDDEN | _QUICK | {"show_progress": "hidden"}
@@ -35,8 +35,8 @@ def build_page(engine: Engine, running: RunningEdits) -> gr.Blocks:
     """Builds the page.
 
     Args:
-        engine: Computes the edits.
-        running: Counts the edits.
+        engine: An engine, for its settings and for images without an edit.
+        running: Runs the edits.
     """
     actions = Actions(engine, running, [engine.random_face(seed) for seed in _GALLERY_SEEDS])
     available = {"instant": engine.instant_methods, "mapper": engine.mappers, "optimize": True}
@@ -54,9 +54,11 @@ def build_page(engine: Engine, running: RunningEdits) -> gr.Blocks:
                 form = layout.form(localized, engine, methods)
         state = [language, session]
         _connect_language(page, actions, localized, state, heading, view, choice, form)
-        _connect_actions(actions, state, view, choice, form)
+        limit = _SLOW_PER_DEVICE * running.devices
+        slow: dict[str, Any] = {"concurrency_id": "edits", "concurrency_limit": limit}
+        _connect_actions(actions, slow, state, view, choice, form)
         _connect_sliders(engine, actions, state, view, form.controls)
-        add_api(engine, running, _SLOW, _QUICK)
+        add_api(engine, running, slow, _QUICK)
     return page
 
 
@@ -112,6 +114,7 @@ def _connect_language(
 
 def _connect_actions(
     actions: Actions,
+    slow: dict[str, Any],
     state: list[gr.State],
     view: layout.View,
     choice: layout.ImageChoice,
@@ -121,7 +124,7 @@ def _connect_actions(
     session = state[1]
     changed = [session, view.image, view.history, view.photo]
     controls = form.controls
-    edits = _connect_edits(actions, state, view, form)
+    edits = _connect_edits(actions, slow, state, view, form)
 
     # Another image cancels the running edit.
     fast: dict[str, Any] = _QUICK_EVENT | {"cancels": edits}
@@ -138,7 +141,7 @@ def _connect_actions(
         show_progress="minimal",
         show_progress_on=view.status,
         **_HIDDEN,
-        **_SLOW,
+        **slow,
     )
     view.history.select(actions.from_history, state, changed, **fast)
     view.keep.click(actions.keep, state, changed, **fast)
@@ -196,13 +199,16 @@ def _connect_sliders(
 
 
 def _connect_edits(
-    actions: Actions, state: list[gr.State], view: layout.View, form: layout.Form
+    actions: Actions,
+    slow: dict[str, Any],
+    state: list[gr.State],
+    view: layout.View,
+    form: layout.Form,
 ) -> list[Any]:
     """Connects the controls that start an edit; returns the events that can be cancelled."""
     controls = form.controls
     inputs = [*state, *controls]
-    slow: dict[str, Any] = _HIDDEN | _SLOW
-    slow |= {"show_progress": "minimal", "show_progress_on": view.status}
+    slow = _HIDDEN | slow | {"show_progress": "minimal", "show_progress_on": view.status}
     results = [state[1], view.image, view.status, controls.strength]
     edits = [
         trigger(actions.edit, inputs, results, **slow)

@@ -65,7 +65,7 @@ def make_app(
 
     Args:
         engine: Computes the edits.
-        running: Counts the edits.
+        running: Runs the edits.
         max_waiting: Maximum number of waiting requests; further ones fail immediately.
         options: Further arguments of ``gradio.mount_gradio_app``, such as ``auth``.
     """
@@ -78,7 +78,7 @@ def make_app(
             "status": "ok",
             "seconds": round(time.time() - started),
             "edits": running.count,
-            "warm": engine.warm.is_set(),
+            "warm": running.warm,
         }
 
     # An upload is a multipart form, which is larger than its file.

@@ -9,11 +9,11 @@ Examples:
 import gc
 import os
 import tempfile
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 from absl import flags
 
 from styleclip_jax.errors import InputError
@@ -44,7 +44,11 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "mappers_dir", None, "Directory of runs of train_mapper.py; the page offers their mappers."
 )
-flags.DEFINE_bool("warmup", True, "Compile the programs of the first edit before the page opens.")
+flags.DEFINE_bool(
+    "warmup",
+    True,
+    "Compile all programs at startup, in the background, rather than at their first use.",
+)
 flags.DEFINE_integer("max_waiting", 64, "Maximum number of waiting requests.", lower_bound=1)
 flags.DEFINE_integer("max_steps", 300, "Maximum number of steps of an optimization.", lower_bound=1)
 flags.DEFINE_float("max_seconds", 120, "Time limit of an optimization in seconds.", lower_bound=1)
@@ -95,21 +99,21 @@ def main(_: Sequence[str]) -> None:
         if FLAGS.encoder:
             # So that an invalid encoder is reported now rather than with the first upload.
             models.load_encoder()
-        if FLAGS.warmup:
-            models.warm_up()
-        running = RunningEdits()
+        engines = [models, *map(models.on, jax.local_devices()[1:])]
+        running = RunningEdits(engines)
         app = server.make_app(models, running, FLAGS.max_waiting, **options)
-        rest = threading.Thread(target=models.warm_up_rest)
         if FLAGS.warmup:
-            rest.start()
+            for each in engines:
+                each.warm_up()
         gc.freeze()
         gc.enable()
         print(f"the page is at http://{FLAGS.host}:{FLAGS.port}", flush=True)
         try:
             server.serve(app, running, FLAGS.host, FLAGS.port, FLAGS.grace_seconds)
         finally:
-            # The process waits for the thread; a daemon thread would abort it during compilation.
-            models.closing.set()
+            # The process waits for the threads; daemons would abort it during a compilation.
+            for each in engines:
+                each.closing.set()
 
 
 def find_mappers() -> dict[str, str]:

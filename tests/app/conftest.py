@@ -12,7 +12,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from styleclip_jax.io.checkpoints import save_model
+from styleclip_jax.methods.relevance import build_directions
+from styleclip_jax.models import DirectionsConfig
+from styleclip_jax.models.directions import channel_widths
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -90,6 +96,18 @@ def start_service():
 @pytest.fixture(scope="session")
 def service(start_service):
     return start_service()
+
+
+@pytest.fixture(scope="session")
+def directions_path(generator, tmp_path_factory):
+    """A checkpoint of random directions."""
+    config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 16)
+    relevance = np.random.default_rng(0).normal(size=(config.channels, 16)).astype(np.float32)
+    relevance /= np.linalg.norm(relevance, axis=1, keepdims=True)
+    path = tmp_path_factory.mktemp("checkpoints") / "directions"
+    scales = np.full(config.channels, 0.5, np.float32)
+    save_model(path, build_directions(config, relevance, scales))
+    return path
 
 
 @pytest.fixture(scope="session")
