@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import photographs
@@ -36,6 +37,7 @@ ENCODER = E4EConfig(
     reduction=4,
 )
 ROOT = Path(__file__).parents[1]
+SYNTHESIZE = jax.jit(Generator.__call__)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def tuned(generator_path, checkpoints, tmp_path_factory):
         "image": directory / "*.png",
     }
     command = [f"--{name}={value}" for name, value in flags.items()]
-    command += ["--align=false", "--refine_steps=1", "--tune", "--tune_steps=120"]
+    command += ["--align=false", "--refine_steps=1", "--tune", "--tune_steps=60"]
     subprocess.run([sys.executable, ROOT / "invert.py", *command], check=True, cwd=ROOT)
     return directory / "results"
 
@@ -164,7 +166,7 @@ def synthesized(inversion, photo, generator):
     """A photo's latents as the generator tuned for the same or another photo synthesizes them."""
     latents = jnp.asarray(np.load(inversion / "latents.npy")[photo : photo + 1])
     tuned = load_generator(inversion / f"generators/{generator:03}")
-    return np.clip(np.asarray(tuned(latents))[0], -1, 1)
+    return np.clip(np.asarray(SYNTHESIZE(tuned, latents))[0], -1, 1)
 
 
 def test_each_photo_gets_its_own_tuned_generator(tuned):
