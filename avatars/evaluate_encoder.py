@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -28,7 +29,7 @@ from styleclip_jax.avatars import AVATARS_CONFIG, AVATARS_INVERT_CONFIG, AVATARS
 from styleclip_jax.io.checkpoints import load_clip, load_encoder, load_generator
 from styleclip_jax.io.images import from_uint8, sheet, write_image
 from styleclip_jax.io.text import encode_texts, load_tokenizer
-from styleclip_jax.latents import sample_latents
+from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.methods.inversion import InvertConfig, invert, reconstruction_errors
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.optimization import edit_latents
@@ -38,7 +39,7 @@ from styleclip_jax.runs.command_line import config_from_flags, run
 
 FLAGS = flags.FLAGS
 
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 SHEET_ROWS = 12
 # The edits of --edits.
 EDITS = (
@@ -76,15 +77,17 @@ def invert_all(
     avatars: Float[np.ndarray, "count size size 3"],
     config: InvertConfig,
 ) -> tuple[Float[np.ndarray, "count layers width"], Any, Float[np.ndarray, " count"]]:
-    """Latents, images and PSNR of rendered avatars, in batches of one size."""
-    size = min(BATCH_SIZE, len(avatars))
-    parts = []
-    for start in range(0, len(avatars), size):
-        batch = jnp.asarray(avatars[start : start + size])
-        inversion = invert(generator, batch, encoder, config, perceptual=clip)
+    """Latents, images and PSNR of rendered avatars, in batches of one size.
+
+    The last batch is filled up, so that programs are compiled only once.
+    """
+    count, parts = len(avatars), []
+    for start in range(0, count, BATCH_SIZE):
+        rows = np.arange(start, start + BATCH_SIZE) % count
+        inversion = invert(generator, jnp.asarray(avatars[rows]), encoder, config, perceptual=clip)
         parts.append((inversion.latents, inversion.images, inversion.errors["psnr"]))
-        print(f"{config.steps} steps: {start + len(batch)}/{len(avatars)}", flush=True)
-    latents, images, psnr = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        print(f"{config.steps} steps: {min(start + BATCH_SIZE, count)}/{count}", flush=True)
+    latents, images, psnr = (np.concatenate(arrays)[:count] for arrays in zip(*parts, strict=True))
     return latents, images, psnr
 
 
@@ -134,7 +137,7 @@ def tune_all(
         one = slice(i, i + 1)
         given = jnp.asarray(latents[one]), jnp.asarray(images[one])
         result = tune_generator(generator, *given, clip, settings)
-        tuned.append(np.asarray(result.generator(given[0]))[0])
+        tuned.append(np.asarray(jax.jit(synthesize)(result.generator, given[0]))[0])
         print(f"tuned {i + 1}/{len(images)}", flush=True)
     found = {"inverted": inverted, "tuned": np.stack(tuned)}
     metrics = {}
@@ -186,9 +189,13 @@ def score_edits(
     edited: Mapping[str, np.ndarray],
 ) -> dict[str, dict[str, float]]:
     """Scores of :func:`edit_all` by text, and their mean."""
+    # At once, because the classifier fills up its batches.
+    labels = read_labels(classifier, np.concatenate([*edited.values()]))
     scores = {
-        text: edit_score(before, read_labels(classifier, images), slot, value)
-        for (slot, value), (text, images) in zip(EDITS, edited.items(), strict=True)
+        text: edit_score(before, after, slot, value)
+        for (slot, value), text, after in zip(
+            EDITS, edited, np.split(labels, len(edited)), strict=True
+        )
     }
     names = next(iter(scores.values()))
     mean = {name: float(np.mean([score[name] for score in scores.values()])) for name in names}
@@ -241,7 +248,7 @@ def main(_: Sequence[str]) -> None:
         count = FLAGS.edits
         edited = edit_all(generator, clip, latents[:count])
         generated = sample_latents(generator, count, SEED, TRUNCATION)
-        before = read_labels(classifier, np.asarray(generator(generated)))
+        before = read_labels(classifier, jax.jit(synthesize)(generator, generated))
         # Compared with the rendered image, so that losses of the inversion count too.
         found = {
             "inverted": score_edits(classifier, wanted[:count], edited),

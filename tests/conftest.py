@@ -201,18 +201,21 @@ class Outcome(NamedTuple):
     err: str
 
 
-@pytest.fixture
-def run_script(monkeypatch, capsys):
-    """Runs a script of the repository in this process as ``python SCRIPT ARGUMENTS`` does."""
+@pytest.fixture(scope="session")
+def run_main():
+    """Runs a script of the repository in this process as ``python SCRIPT ARGUMENTS`` does.
 
-    def run(script: str, *arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    Returns its exit code; see also `run_script`.
+    """
+
+    def run(script: str, *arguments: str) -> int | str:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         app.define_help_flags()
         before = set(flags.FLAGS)
         try:
-            with pytest.raises(SystemExit) as stopped:
+            with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit) as stopped:
+                patched.setattr(sys, "argv", [script, *arguments])
+                patched.setattr(sys, "unraisablehook", sys.unraisablehook)
                 runpy.run_path(str(ROOT / script), run_name="__main__")
         finally:
             # Scripts define their flags on import, and several share names.
@@ -223,6 +226,17 @@ def run_script(monkeypatch, capsys):
             flags.FLAGS.unparse_flags()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        return Outcome(stopped.value.code or 0, *capsys.readouterr())
+        return stopped.value.code or 0
+
+    return run
+
+
+@pytest.fixture
+def run_script(run_main, capsys):
+    """As `run_main`, but also returns what the script prints."""
+
+    def run(script: str, *arguments: str) -> Outcome:
+        code = run_main(script, *arguments)
+        return Outcome(code, *capsys.readouterr())
 
     return run

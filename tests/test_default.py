@@ -1,8 +1,11 @@
 """The first command of the README, with the models that ship with the package."""
 
+import contextlib
+import io
 import json
 import socket
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,139 +15,155 @@ from styleclip_jax.io.checkpoints import load_generator
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import sample_latents
 
-ROOT = Path(__file__).parents[1]
-TEXT = "a person with purple hair"
-EDITED = "1-a-person-with-purple-hair"
+SUNGLASSES, PURPLE = TEXTS = ("a person with sunglasses", "a person with purple hair")
+FACES = 2
 
 
-@pytest.fixture
-def connections(monkeypatch):
-    """Refuses every connection and every look-up of a host, and lists them."""
+class Edited(NamedTuple):
+    """Results of the first command, what it printed and the connections that it tried."""
+
+    results: Path
+    out: str
+    connections: list
+
+
+@pytest.fixture(scope="module")
+def edited(run_main, tmp_path_factory) -> Edited:
+    """Two texts and two faces, with all other settings as in the first command.
+
+    Every connection and every look-up of a host is refused.
+    """
+    results = tmp_path_factory.mktemp("default") / "results"
     attempts = []
 
     def refuse(*arguments, **_):
         attempts.append(arguments)
         raise OSError("there is no network")
 
-    for method in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, method, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return attempts
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        for method in ("connect", "connect_ex", "sendto"):
+            patched.setattr(socket.socket, method, refuse)
+        patched.setattr(socket, "getaddrinfo", refuse)
+        code = run_main(
+            "optimize.py",
+            *(f"--description={text}" for text in TEXTS),
+            f"--num_images={FACES}",
+            f"--results_dir={results}",
+        )
+    assert code == 0, err.getvalue()
+    return Edited(results, out.getvalue(), attempts)
 
 
-def test_the_first_command_edits_avatars_without_a_network(run_script, tmp_path, connections):
-    results = tmp_path / "results"
-    outcome = run_script(
-        "optimize.py",
-        f"--description={TEXT}",
-        f"--results_dir={results}",
-        "--num_images=2",
-        "--steps=12",
-    )
-    assert outcome.code == 0, outcome.err
-    assert not connections
-    assert "before_after.png" in outcome.out
+def place(results: Path, text: str, number: int = 1) -> Path:
+    return results / f"{number}-{text.replace(' ', '-')}"
+
+
+def read_images(directory: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(directory.glob("0*.png"))])
+
+
+def test_the_first_command_needs_no_network(edited):
+    assert not edited.connections
+    assert "before_after.png" in edited.out
+
+
+def test_the_first_command_writes_images_latents_and_metrics(edited):
+    results = edited.results
     with Image.open(results / "before_after.png") as sheet:
-        assert sheet.width > 2 * 256 and sheet.height > 2 * 256
+        assert sheet.width > 3 * 256 and sheet.height > FACES * 256
 
-    directory = results / EDITED
-    for name in ("000.png", "001.png"):
-        before, after = (np.asarray(Image.open(d / name)) for d in (results / "before", directory))
-        assert before.shape == after.shape and min(before.shape[:2]) >= 128
-        assert (before != after).any()
-    before, after = (np.load(d / "latents.npy") for d in (results / "before", directory))
-    assert before.shape == after.shape and len(before) == 2
-    assert (before != after).any(axis=(1, 2)).all()
+    directories = [place(results, text, i) for i, text in enumerate(TEXTS, 1)]
+    images, latents = read_images(results / "before"), np.load(results / "before" / "latents.npy")
+    assert len(images) == len(latents) == FACES and min(images.shape[1:3]) >= 128
+    for directory in directories:
+        after = read_images(directory)
+        assert images.shape == after.shape
+        assert (images != after).any(axis=(1, 2, 3)).all()
+        after = np.load(directory / "latents.npy")
+        assert latents.shape == after.shape
+        assert (latents != after).any(axis=(1, 2)).all()
 
     metrics = json.loads((results / "metrics.json").read_text())
     assert metrics["flags"]["generator"] is metrics["flags"]["clip"] is None
-    (edit,) = metrics["descriptions"]
-    assert edit["description"] == TEXT and edit["steps"] == 12
-    assert len(edit["images"]) == 2
-    for image in edit["images"]:
-        assert image["clip_similarity_after"] > image["clip_similarity_before"]
+    assert [edit["description"] for edit in metrics["descriptions"]] == [*TEXTS]
+    for edit in metrics["descriptions"]:
+        assert edit["steps"] == 80 and len(edit["images"]) == FACES
+        for image in edit["images"]:
+            assert image["clip_similarity_after"] > image["clip_similarity_before"]
 
 
-def share_of_purple(run_script, results, *arguments):
-    """Runs optimize.py; returns the share of strongly purple pixels before and after."""
-    outcome = run_script(
-        "optimize.py", f"--description={TEXT}", f"--results_dir={results}", *arguments
-    )
-    assert outcome.code == 0, outcome.err
-
-    def share(directory):
-        images = [np.asarray(Image.open(path), int) for path in sorted(directory.glob("0*.png"))]
-        return np.array(
-            [
-                # The purple of hair; backgrounds are paler.
-                np.mean((i[..., 2] > i[..., 1] + 60) & (i[..., 0] > i[..., 1] + 30))
-                for i in images
-            ]
-        )
-
-    return (share(results / name) for name in ("before", EDITED))
+def share_of_black(directory):
+    """Share of black pixels in the box around the eyes."""
+    return np.mean(read_images(directory)[:, 46:66, 40:88].max(-1) < 90, axis=(1, 2))
 
 
-def test_the_first_command_puts_sunglasses_on_every_face(run_script, tmp_path):
-    results = tmp_path / "results"
-    outcome = run_script(
-        "optimize.py", "--description=a person with sunglasses", f"--results_dir={results}"
-    )
-    assert outcome.code == 0, outcome.err
-
-    def share_of_black(directory):
-        """Share of black pixels in the box around the eyes."""
-        images = [np.asarray(Image.open(path)) for path in sorted(directory.glob("0*.png"))]
-        return np.array([np.mean(i[46:66, 40:88].max(-1) < 90) for i in images])
-
-    assert (share_of_black(results / "before") < 0.2).all()
-    assert (share_of_black(results / "1-a-person-with-sunglasses") > 0.6).all()
+def test_the_first_command_puts_sunglasses_on_every_face(edited):
+    assert (share_of_black(edited.results / "before") < 0.2).all()
+    assert (share_of_black(place(edited.results, SUNGLASSES)) > 0.6).all()
 
 
-def test_an_edit_makes_hair_purple(run_script, tmp_path):
-    before, after = share_of_purple(run_script, tmp_path / "results")
-    assert (before < 0.02).all()
-    assert (after > 0.03).sum() >= 3
+def share_of_purple(directory):
+    """Share of strongly purple pixels: the purple of hair; backgrounds are paler."""
+    red, green, blue = np.moveaxis(read_images(directory).astype(int), -1, 0)
+    return np.mean((blue > green + 60) & (red > green + 30), axis=(1, 2))
+
+
+def test_the_first_command_makes_hair_purple(edited):
+    assert (share_of_purple(edited.results / "before") < 0.02).all()
+    assert (share_of_purple(place(edited.results, PURPLE, 2)) > 0.03).all()
 
 
 def test_a_face_with_purple_hair_is_made_from_the_text_alone(run_script, tmp_path):
     results = tmp_path / "results"
-    _, after = share_of_purple(run_script, results, "--mode=generate")
-    assert after > 0.03
+    outcome = run_script(
+        "optimize.py", f"--description={PURPLE}", "--mode=generate", f"--results_dir={results}"
+    )
+    assert outcome.code == 0, outcome.err
+    assert share_of_purple(place(results, PURPLE)) > 0.03
     # A face, and not an adversarial image: its background is one bright color.
-    with Image.open(results / EDITED / "000.png") as image:
-        corners = np.asarray(image)[4:28, [*range(4, 28), *range(100, 124)]]
+    (image,) = read_images(place(results, PURPLE))
+    corners = image[4:28, [*range(4, 28), *range(100, 124)]]
     assert corners.mean() > 150 and corners.std(axis=(0, 1)).max() < 35
 
 
-@pytest.mark.parametrize("kind", ["random images", "style channels"])
-def test_avatars_are_edited_in_stylespace(run_script, tmp_path, kind):
-    flags = [] if kind == "random images" else [f"--latents={tmp_path / 'mine.npz'}"]
-    generator = load_generator()
-    save_latents(tmp_path / "mine", generator.styles(sample_latents(generator, 1, seed=0)))
-    outcome = run_script(
-        "optimize.py",
-        f"--description={TEXT}",
-        "--space=stylespace",
-        "--steps=2",
-        f"--results_dir={tmp_path / 'results'}",
-        *(flags or ["--num_images=1"]),
-    )
-    assert outcome.code == 0, outcome.err
-
-
-@pytest.mark.parametrize(
-    "command", ["directions.py", "apply_mapper.py --mapper=any_text", "optimize.py --steps=1"]
-)
-def test_words_that_the_clip_does_not_know_are_named(run_script, tmp_path, command):
-    script, *flags = command.split()
-    outcome = run_script(
-        script,
-        *flags,
-        "--description=a person with a banana",
-        "--num_images=1",
-        f"--results_dir={tmp_path / 'results'}",
-    )
+def assert_names_the_unknown_word(outcome):
     assert outcome.code == 0, outcome.err
     note = "note: the CLIP of the avatars was not trained on these words: banana;"
     assert outcome.err.startswith(note)
+
+
+@pytest.mark.parametrize("kind", ["random images", "style channels"])
+def test_avatars_are_edited_in_stylespace_and_unknown_words_are_named(run_script, tmp_path, kind):
+    flags = ["--num_images=1"]
+    if kind == "style channels":
+        generator = load_generator()
+        save_latents(tmp_path / "mine", generator.styles(sample_latents(generator, 1, seed=0)))
+        flags = [f"--latents={tmp_path / 'mine.npz'}"]
+    outcome = run_script(
+        "optimize.py",
+        "--description=a person with a banana",
+        "--space=stylespace",
+        "--steps=2",
+        "--start_samples=8",
+        f"--results_dir={tmp_path / 'results'}",
+        *flags,
+    )
+    assert_names_the_unknown_word(outcome)
+
+
+@pytest.mark.parametrize("command", ["directions.py", "apply_mapper.py --mapper=any_text"])
+def test_words_that_the_clip_does_not_know_are_named(run_script, tmp_path, command):
+    outcome = run_script(
+        *command.split(),
+        "--description=a person with a banana",
+        "--num_images=1",
+        # The best strength takes longer.
+        "--strength=1",
+        f"--results_dir={tmp_path / 'results'}",
+    )
+    assert_names_the_unknown_word(outcome)

@@ -85,6 +85,41 @@ def test_the_lines_of_the_readme_pass_a_type_checker_where_it_is_installed(
     assert done.returncode == 0, done.stdout
 
 
+# Starts every command in a process of its own, which need not import JAX again.
+HELP = """
+import importlib, os, sys, warnings
+warnings.filterwarnings("ignore", "os.fork")
+import styleclip_jax
+for line in sys.stdin.read().splitlines():
+    command, module, function = line.split()
+    if not os.fork():
+        for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+            os.dup2(os.open(f"{command}.{name}", os.O_CREAT | os.O_WRONLY), stream.fileno())
+        sys.argv = [command, "--help"]
+        # What pip writes to the command's file.
+        sys.exit(getattr(importlib.import_module(module), function)())
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def helps(wheel, tmp_path_factory) -> Path:
+    """A directory with what every command prints to both streams with ``--help``."""
+    directory = tmp_path_factory.mktemp("help")
+    (found,) = importlib.metadata.distributions(path=[str(wheel)])
+    entries = found.entry_points.select(group="console_scripts")
+    done = subprocess.run(
+        [sys.executable, "-c", HELP],
+        input="\n".join(f"{entry.name} {entry.module} {entry.attr}" for entry in entries),
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return directory
+
+
 @pytest.mark.parametrize(
     ("command", "title"),
     [
@@ -98,17 +133,7 @@ def test_the_lines_of_the_readme_pass_a_type_checker_where_it_is_installed(
         ("styleclip-convert", "Converts official PyTorch weights"),
     ],
 )
-def test_its_commands_have_help(wheel, tmp_path, command, title):
-    (found,) = importlib.metadata.distributions(path=[str(wheel)])
-    (entry,) = found.entry_points.select(group="console_scripts", name=command)
-    # What pip writes to the command's file.
-    program = f"import sys; from {entry.module} import {entry.attr}; sys.exit({entry.attr}())"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "--help"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(wheel)},
-        capture_output=True,
-        text=True,
-    )
-    assert title in done.stdout and "--" in done.stdout.replace("--help", ""), done.stderr
-    assert not done.stderr
+def test_its_commands_have_help(helps, command, title):
+    out, err = ((helps / f"{command}.{name}").read_text() for name in ("out", "err"))
+    assert title in out and "--" in out.replace("--help", ""), err
+    assert not err

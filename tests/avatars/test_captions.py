@@ -37,17 +37,22 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(re.sub(r"\b(a|an|the) ", " ", text).split())
 
 
-def spellings(text: str, language: str) -> set[tuple[str, ...]]:
-    """A phrase in every case, with every pronoun and every ending of adjectives."""
+@functools.cache
+def endings_of_adjectives(language: str) -> set[str]:
     spoken = load_language(language)
     templates = [
         *spoken.people,
         *spoken.instructions["adjectives"],
         *(phrase.text for phrase in all_phrases(language, "people")),
     ]
-    endings = {"", *itertools.chain(*(re.findall(r"~(\w+)", x) for x in templates))}
-    if language == "en" or not text.endswith(("ий", "ій")):
-        endings = {""}
+    return {"", *itertools.chain(*(re.findall(r"~(\w+)", x) for x in templates))}
+
+
+def spellings(text: str, language: str) -> set[tuple[str, ...]]:
+    """A phrase in every case, with every pronoun and every ending of adjectives."""
+    spoken, endings = load_language(language), {""}
+    if language != "en" and text.endswith(("ий", "ій")):
+        endings = endings_of_adjectives(language)
     found = set()
     for form in text.split(" / "):
         for ending, pronouns in itertools.product(endings, spoken.pronouns):

@@ -53,7 +53,7 @@ def test_training_learns_what_avatars_look_like(avatars):
         images,
         attributes,
         steps=100,
-        batch_size=24,
+        batch_size=12,
         report=lambda step, loss: losses.append((step, loss)),
     )
     shares = accuracies(classifier, images, attributes)

@@ -62,11 +62,11 @@ def test_an_eye_patch_covers_one_eye_and_nothing_beyond_the_face():
 
 def test_the_evaluation_writes_agreement_edits_and_tuning(run_script, tmp_path, monkeypatch):
     # The same program with fewer steps.
-    config = dataclasses.replace(AVATARS_CONFIG, steps=2, start_samples=32)
+    config = dataclasses.replace(AVATARS_CONFIG, steps=2, start_samples=8)
     monkeypatch.setattr(styleclip_jax.avatars, "AVATARS_CONFIG", config)
     few = functools.partial(styleclip_jax.methods.tuning.TuneConfig, steps=4)
     monkeypatch.setattr(styleclip_jax.methods.tuning, "TuneConfig", few)
-    attributes = sample(32, seed=5)
+    attributes = sample(16, seed=5)
     images = np.stack([render(row) for row in attributes])
     np.savez(tmp_path / "test.npz", images=images, attributes=attributes)
     outcome = run_script(
@@ -74,7 +74,7 @@ def test_the_evaluation_writes_agreement_edits_and_tuning(run_script, tmp_path, 
         f"--data={tmp_path / 'test.npz'}",
         f"--classifier={TRAINED}",
         f"--out={tmp_path}",
-        "--count=32",
+        "--count=16",
         "--steps=1",
         "--edits=2",
         "--tune=1",

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import seeded
@@ -10,6 +12,7 @@ STYLEGAN2 = seeded.load("stylegan2").weights("rosinality_64")
 LAYERS = 10
 
 
+@functools.cache
 def names(config, prefix=""):
     """The official keys of an encoder, for arrays of the right shapes."""
     shapes = seeded.parameter_shapes(E4E, config)
@@ -48,7 +51,7 @@ def test_every_key_of_the_official_file_is_converted(manifest):
 def test_one_file_gives_the_encoder_and_its_generator(source):
     config = E4EConfig(num_layers=LAYERS)
     mean = np.arange(512, dtype=np.float32)
-    tensors = names(config, "state_dict.encoder.")
+    tensors = dict(names(config, "state_dict.encoder."))
     tensors |= {f"state_dict.decoder.{key}": value for key, value in STYLEGAN2.items()}
     tensors["latent_avg"] = np.tile(mean, (LAYERS, 1))
     file = source(tensors)._replace(values=values(stylegan_size=64, dataset_type="cars_encode"))
@@ -93,7 +96,7 @@ def test_options_that_do_not_fit_are_refused(options, message, source):
 def test_other_files_are_refused(source):
     with pytest.raises(InputError, match=r"not an e4e encoder.*'a'"):
         e4e.convert(source({"a": np.zeros(1)}))
-    tensors = names(E4EConfig(num_layers=LAYERS))
+    tensors = dict(names(E4EConfig(num_layers=LAYERS)))
     del tensors["latent_avg"]
     with pytest.raises(InputError, match=r"1 key missing \(latent_avg\)"):
         e4e.convert(source(tensors))
