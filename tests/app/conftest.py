@@ -12,7 +12,15 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flax import nnx
+
+from styleclip_jax.app.passwords import hash_password
+from styleclip_jax.io.checkpoints import save_model
+from styleclip_jax.methods.relevance import build_directions
+from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, DirectionsConfig
+from styleclip_jax.models.directions import channel_widths
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -85,6 +93,46 @@ def start_service():
     yield start
     for service in services:
         service.end()
+
+
+@pytest.fixture(scope="session")
+def directions_path(generator, tmp_path_factory):
+    """A checkpoint of random directions for the random models."""
+    config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 16)
+    relevance = np.random.default_rng(0).normal(size=(config.channels, 16)).astype(np.float32)
+    relevance /= np.linalg.norm(relevance, axis=1, keepdims=True)
+    path = tmp_path_factory.mktemp("checkpoints") / "directions"
+    scales = np.full(config.channels, 0.5, np.float32)
+    save_model(path, build_directions(config, relevance, scales))
+    return path
+
+
+@pytest.fixture(scope="session")
+def any_text_path(generator, tmp_path_factory):
+    """A checkpoint of a random mapper for any text."""
+    config = DeltaMapperConfig(generator.config.style_dims, embed_dim=16, width=8)
+    path = tmp_path_factory.mktemp("mappers") / "any"
+    save_model(path, DeltaMapper(config, rngs=nnx.Rngs(0)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_models(generator_path, long_text_clip_path, any_text_path):
+    """Flags that serve random models, whose programs compile and run faster than the avatars'."""
+    return (
+        f"--generator={generator_path}",
+        f"--clip={long_text_clip_path}",
+        f"--mappers_dir={any_text_path.parent}",
+    )
+
+
+@pytest.fixture(scope="session")
+def protected(start_service, small_models, tmp_path_factory):
+    """A service with low limits that admits olena, whose password is "secret"."""
+    file = tmp_path_factory.mktemp("users") / "users"
+    file.write_text(f"olena:{hash_password('secret')}\n")
+    limits = "--max_waiting=2", "--max_seconds=1.5", "--max_steps=100000"
+    return start_service(*small_models, *limits, "--nowarmup", f"--auth_file={file}")
 
 
 @pytest.fixture(scope="session")

@@ -18,37 +18,7 @@ from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
 from styleclip_jax.methods.directions import NoChannelError, edit_with_direction, text_direction
-from styleclip_jax.methods.relevance import build_directions
-from styleclip_jax.models import (
-    DeltaMapper,
-    DeltaMapperConfig,
-    DirectionsConfig,
-    LevelsMapper,
-    MapperCard,
-    MapperConfig,
-)
-from styleclip_jax.models.directions import channel_widths
-
-
-@pytest.fixture(scope="module")
-def directions_path(generator, tmp_path_factory):
-    """A checkpoint of random directions."""
-    config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 16)
-    relevance = np.random.default_rng(0).normal(size=(config.channels, 16)).astype(np.float32)
-    relevance /= np.linalg.norm(relevance, axis=1, keepdims=True)
-    path = tmp_path_factory.mktemp("checkpoints") / "directions"
-    scales = np.full(config.channels, 0.5, np.float32)
-    save_model(path, build_directions(config, relevance, scales))
-    return path
-
-
-@pytest.fixture(scope="module")
-def any_text_path(generator, tmp_path_factory):
-    """A checkpoint of a random mapper for any text."""
-    config = DeltaMapperConfig(generator.config.style_dims, embed_dim=16, width=8)
-    path = tmp_path_factory.mktemp("mappers") / "any"
-    save_model(path, DeltaMapper(config, rngs=nnx.Rngs(0)))
-    return path
+from styleclip_jax.models import DeltaMapper, LevelsMapper, MapperCard, MapperConfig
 
 
 @pytest.fixture(scope="module")

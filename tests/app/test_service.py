@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from styleclip_jax.app.passwords import hash_password
 from tests.app.calls import TIMEOUT, call, post
 
 HAT = "a person with a hat"
@@ -142,14 +141,9 @@ def test_concurrent_clients_get_their_own_results_without_a_memory_leak(service)
 
 
 @pytest.fixture(scope="module")
-def strict(start_service, tmp_path_factory):
-    """A service with low limits and a password, and the cookie of a user."""
-    file = tmp_path_factory.mktemp("users") / "users"
-    file.write_text(f"olena:{hash_password('secret')}\n")
-    service = start_service(
-        "--nowarmup", "--max_waiting=2", "--max_seconds=2", f"--auth_file={file}"
-    )
-    return service, login(service.url, "olena", "secret")
+def strict(protected):
+    """The service with low limits and a password, and the cookie of a user."""
+    return protected, login(protected.url, "olena", "secret")
 
 
 def login(url, name, password):
@@ -171,12 +165,12 @@ def test_only_users_in_the_auth_file_have_access(strict):
     assert service.health()["status"] == "ok"
 
 
-OPTIMIZE = (HAT, 0, 300, 0.35, "a person", [], "")
+OPTIMIZE = (HAT, 0, 100_000, 0.35, "a person", [], "")
 
 
 def test_an_edit_is_stopped_at_the_time_limit(strict):
     service, cookie = strict
-    with pytest.raises(RuntimeError, match="took longer than 2 seconds"):
+    with pytest.raises(RuntimeError, match=r"took longer than 1\.5 seconds"):
         call(service.url, "optimize", *OPTIMIZE, cookie=cookie)
     assert call(service.url, "face", 1, cookie=cookie)["image"]
 
