@@ -151,15 +151,20 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def context(browser):
+    """A browser context of the default options, whose cache has the page's scripts."""
+    return browser.new_context()
+
+
 @pytest.fixture
-def open_page(browser, service):
-    """Opens the page in a new browser context; errors of the page fail the test."""
-    errors, contexts = [], []
+def open_page(browser, context, service):
+    """Opens the page, with options in a context of its own; errors of the page fail the test."""
+    errors, opened = [], []
 
     def open_page(**options):
-        context = browser.new_context(accept_downloads=True, **options)
-        contexts.append(context)
-        page = context.new_page()
+        page = browser.new_page(**options) if options else context.new_page()
+        opened.append(page)
         page.set_default_timeout(1000 * TIMEOUT)
         page.on("console", lambda message: _record_message(errors, message))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -170,8 +175,8 @@ def open_page(browser, service):
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
     assert not errors
 
 
