@@ -51,7 +51,9 @@ def test_both_kinds_of_latents_give_the_same_images(generator, w_plus, styles):
 
 
 def test_the_distance_is_a_sum_over_all_entries_of_each_latent(w_plus, styles):
-    np.testing.assert_allclose(squared_distance(w_plus + 0.5, w_plus), 0.25 * w_plus[0].size, rtol=1e-5)
+    np.testing.assert_allclose(
+        squared_distance(w_plus + 0.5, w_plus), 0.25 * w_plus[0].size, rtol=1e-5
+    )
     moved = (styles[0] + 2.0, *styles[1:])
     expected = 4.0 * styles[0].shape[1]
     np.testing.assert_allclose(squared_distance(moved, styles), expected, rtol=1e-5)

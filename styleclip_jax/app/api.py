@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import gradio as gr
 import jax
+import numpy as np
 from gradio.events import api
 
 from styleclip_jax.app.background import TooSlowError
@@ -41,7 +42,9 @@ def add_api(
     """
 
     def start(seed: int, latents: str) -> Face:
-        return engine.face(_read_latents(latents, engine)) if latents else engine.random_face(seed)
+        known = _read_latents(latents, engine) if latents else engine.random_latents(seed)
+        # The response has no image before the edit, so it is not synthesized.
+        return Face(known, np.empty((0, 0, 3), np.uint8))
 
     def respond(compute: Callable[[Engine], Edit]) -> dict[str, Any]:
         try:

@@ -255,15 +255,19 @@ class Engine:
         # The first step compiles the program.
         yield lambda: next(self.optimize(face, optimized))
 
-    def random_face(self, seed: int) -> Face:
-        """Synthesizes a random image.
+    def random_latents(self, seed: int) -> HostLatents:
+        """Samples the latents of a random image.
 
         Raises:
             InputError: The seed is out of range.
         """
         if not 0 <= seed < 2**32:
             raise InputError(f"the seed is {seed}, expected 0 to {2**32 - 1}")
-        return self.face(np.asarray(sample_latents(self.generator, 1, seed, TRUNCATION)))
+        return np.asarray(sample_latents(self.generator, 1, seed, TRUNCATION))
+
+    def random_face(self, seed: int) -> Face:
+        """Synthesizes the image of :meth:`random_latents`."""
+        return self.face(self.random_latents(seed))
 
     def face(self, latents: HostLatents, photo: Photo | None = None) -> Face:
         """Synthesizes the image of latents."""

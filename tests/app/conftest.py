@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from styleclip_jax.app.passwords import hash_password
 from styleclip_jax.io.checkpoints import save_model
 from styleclip_jax.methods.relevance import build_directions
-from styleclip_jax.models import DirectionsConfig
+from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, DirectionsConfig
 from styleclip_jax.models.directions import channel_widths
 
 ROOT = Path(__file__).parents[2]
@@ -94,13 +96,8 @@ def start_service():
 
 
 @pytest.fixture(scope="session")
-def service(start_service):
-    return start_service()
-
-
-@pytest.fixture(scope="session")
 def directions_path(generator, tmp_path_factory):
-    """A checkpoint of random directions."""
+    """A checkpoint of random directions for the random models."""
     config = DirectionsConfig(channel_widths(generator.config, "stylespace"), 16)
     relevance = np.random.default_rng(0).normal(size=(config.channels, 16)).astype(np.float32)
     relevance /= np.linalg.norm(relevance, axis=1, keepdims=True)
@@ -108,6 +105,39 @@ def directions_path(generator, tmp_path_factory):
     scales = np.full(config.channels, 0.5, np.float32)
     save_model(path, build_directions(config, relevance, scales))
     return path
+
+
+@pytest.fixture(scope="session")
+def any_text_path(generator, tmp_path_factory):
+    """A checkpoint of a random mapper for any text."""
+    config = DeltaMapperConfig(generator.config.style_dims, embed_dim=16, width=8)
+    path = tmp_path_factory.mktemp("mappers") / "any"
+    save_model(path, DeltaMapper(config, rngs=nnx.Rngs(0)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_models(generator_path, long_text_clip_path, any_text_path):
+    """Flags that serve random models, whose programs compile and run faster than the avatars'."""
+    return (
+        f"--generator={generator_path}",
+        f"--clip={long_text_clip_path}",
+        f"--mappers_dir={any_text_path.parent}",
+    )
+
+
+@pytest.fixture(scope="session")
+def protected(start_service, small_models, tmp_path_factory):
+    """A service with low limits that admits olena, whose password is "secret"."""
+    file = tmp_path_factory.mktemp("users") / "users"
+    file.write_text(f"olena:{hash_password('secret')}\n")
+    limits = "--max_waiting=2", "--max_seconds=1.5", "--max_steps=100000"
+    return start_service(*small_models, *limits, "--nowarmup", f"--auth_file={file}")
+
+
+@pytest.fixture(scope="session")
+def service(start_service):
+    return start_service()
 
 
 @pytest.fixture(scope="session")
@@ -121,15 +151,20 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def context(browser):
+    """A browser context of the default options, whose cache has the page's scripts."""
+    return browser.new_context()
+
+
 @pytest.fixture
-def open_page(browser, service):
-    """Opens the page in a new browser context; errors of the page fail the test."""
-    errors, contexts = [], []
+def open_page(browser, context, service):
+    """Opens the page, with options in a context of its own; errors of the page fail the test."""
+    errors, opened = [], []
 
     def open_page(**options):
-        context = browser.new_context(accept_downloads=True, **options)
-        contexts.append(context)
-        page = context.new_page()
+        page = browser.new_page(**options) if options else context.new_page()
+        opened.append(page)
         page.set_default_timeout(1000 * TIMEOUT)
         page.on("console", lambda message: _record_message(errors, message))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -140,8 +175,8 @@ def open_page(browser, service):
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
     assert not errors
 
 

@@ -18,22 +18,7 @@ from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
 from styleclip_jax.methods.directions import NoChannelError, edit_with_direction, text_direction
-from styleclip_jax.models import (
-    DeltaMapper,
-    DeltaMapperConfig,
-    LevelsMapper,
-    MapperCard,
-    MapperConfig,
-)
-
-
-@pytest.fixture(scope="module")
-def any_text_path(generator, tmp_path_factory):
-    """A checkpoint of a random mapper for any text."""
-    config = DeltaMapperConfig(generator.config.style_dims, embed_dim=16, width=8)
-    path = tmp_path_factory.mktemp("mappers") / "any"
-    save_model(path, DeltaMapper(config, rngs=nnx.Rngs(0)))
-    return path
+from styleclip_jax.models import DeltaMapper, LevelsMapper, MapperCard, MapperConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from styleclip_jax.app.passwords import hash_password
-
 ROOT = Path(__file__).parents[2]
 GUIDE, README = ROOT / "docs" / "guide" / "page.md", ROOT / "README.md"
 # Only ends tests that hang.
@@ -65,13 +63,6 @@ def test_the_programs_in_the_readme_run(service, tmp_path):
     settings = printed_by("python", f"{edit}print(answer['settings'])", service.url, tmp_path)
     assert "a person with a beard" in settings
     assert json.loads(printed_by("bash", health, service.url, tmp_path))["status"] == "ok"
-
-
-@pytest.fixture(scope="module")
-def protected(start_service, tmp_path_factory):
-    file = tmp_path_factory.mktemp("users") / "users"
-    file.write_text(f"olena:{hash_password('secret')}\n")
-    return start_service("--nowarmup", f"--auth_file={file}")
 
 
 @pytest.mark.parametrize("language", ["python", "bash"])

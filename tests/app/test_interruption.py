@@ -5,39 +5,38 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.app.calls import call
 from tests.app.conftest import ROOT, TIMEOUT
 
 pytest.importorskip("gradio")
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Starts app.py with an empty compilation cache, and ends it."""
-    compiled, processes = tmp_path / "compiled", []
+def environment(tmp_path):
+    """The environment of a process with an empty compilation cache."""
+    compiled = tmp_path / "compiled"
+    return os.environ | {"TMPDIR": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": str(compiled)}
 
-    def start(*flags):
-        environment = {"TMPDIR": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": str(compiled)}
-        command = [sys.executable, "app.py", f"--port={7000 + os.getpid() % 1000}", *flags]
-        processes.append(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return processes[-1]
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+@pytest.fixture
+def process(environment):
+    """An app.py that has just been started."""
+    process = subprocess.Popen(
+        [sys.executable, "app.py", f"--port={7000 + os.getpid() % 1000}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.kill()
+    process.communicate()
 
 
 def compiles(directory: Path) -> bool:
@@ -45,8 +44,7 @@ def compiles(directory: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_during_the_warm_up_it_ends_in_one_line_and_leaves_no_file(start, tmp_path, number):
-    process = start()
+def test_before_the_page_opens_it_ends_in_one_line_and_leaves_no_file(process, tmp_path, number):
     deadline = time.monotonic() + TIMEOUT
     while not compiles(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
@@ -59,13 +57,18 @@ def test_during_the_warm_up_it_ends_in_one_line_and_leaves_no_file(start, tmp_pa
     assert not [*tmp_path.glob("styleclip-app-*")]
 
 
-def test_while_the_rest_is_compiled_it_ends_well_and_leaves_no_file(start, tmp_path):
-    process = start()
-    for line in process.stdout:
-        if "the page is at" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
+def test_while_the_rest_is_compiled_a_running_edit_finishes_and_no_file_is_left(
+    start_service, small_models, environment, tmp_path
+):
+    service = start_service(*small_models, f"--grace_seconds={TIMEOUT}", env=environment)
+    with ThreadPoolExecutor() as pool:
+        edit = pool.submit(call, service.url, "optimize", "a hat", 0, 300, 0.35, "a face", [], "")
+        while not service.health()["edits"]:
+            time.sleep(0.05)
+        assert not service.health()["warm"]
+        service.process.send_signal(signal.SIGTERM)
+        assert edit.result()["image"]
+    output, _ = service.process.communicate(timeout=TIMEOUT)
+    assert service.process.returncode == 0, output
+    assert "Traceback" not in output
     assert not [*tmp_path.glob("styleclip-app-*")]

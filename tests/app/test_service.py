@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from styleclip_jax.app.passwords import hash_password
 from tests.app.calls import TIMEOUT, call, post
 
 HAT = "a person with a hat"
@@ -98,7 +97,7 @@ def test_a_request_that_is_too_large_is_refused(service):
 
 def test_concurrent_clients_get_their_own_results_without_a_memory_leak(service):
     texts = ["a person with a beard", "a person with sunglasses"]
-    requests = [(texts[i % 2], i % 5) for i in range(60)]
+    requests = [(texts[i % 2], i % 5) for i in range(50)]
 
     def edit(request):
         text, seed = request
@@ -117,39 +116,33 @@ def test_concurrent_clients_get_their_own_results_without_a_memory_leak(service)
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(b"\x00\xff garbage\r\n\r\n")
 
+    # Compiled programs and up to 200 sessions stay in memory.
+    while not service.health()["warm"]:
+        time.sleep(0.1)
     with ThreadPoolExecutor(24) as pool:
-        disconnected = [pool.submit(disconnect, listen) for listen in (False, True)]
-        garbage = pool.submit(send_garbage)
-        invalid = pool.submit(call, service.url, "instant", None, "x", "y", 3, 4)
-        results = list(pool.map(edit, requests))
-        for future in (*disconnected, garbage):
-            future.result()
-        with pytest.raises(RuntimeError):
-            invalid.result()
-        for request, result in zip(requests, results, strict=True):
-            # Rounding depends on the size of the batch.
-            assert np.abs(result - expected[request]).max() <= 1
-        # Compiled programs and up to 200 sessions stay in memory.
-        while not service.health()["warm"]:
-            time.sleep(0.1)
         list(pool.map(lambda _: call(service.url, "mappers"), range(200)))
         # The allocator may take a lot of memory once; a leak would grow in every round.
         memory = [service.memory]
-        for _ in range(3):
-            list(pool.map(edit, (2 * requests)[:70]))
+        for _ in range(4):
+            disconnected = [pool.submit(disconnect, listen) for listen in (False, True)]
+            garbage = pool.submit(send_garbage)
+            invalid = pool.submit(call, service.url, "instant", None, "x", "y", 3, 4)
+            results = list(pool.map(edit, requests))
+            for future in (*disconnected, garbage):
+                future.result()
+            with pytest.raises(RuntimeError):
+                invalid.result()
+            for request, result in zip(requests, results, strict=True):
+                # Rounding depends on the size of the batch.
+                assert np.abs(result - expected[request]).max() <= 1
             memory.append(service.memory)
-    assert min(after - before for before, after in itertools.pairwise(memory)) < 4, memory
+    assert min(after - before for before, after in itertools.pairwise(memory)) < 2.8, memory
 
 
 @pytest.fixture(scope="module")
-def strict(start_service, tmp_path_factory):
-    """A service with low limits and a password, and the cookie of a user."""
-    file = tmp_path_factory.mktemp("users") / "users"
-    file.write_text(f"olena:{hash_password('secret')}\n")
-    service = start_service(
-        "--nowarmup", "--max_waiting=2", "--max_seconds=2", f"--auth_file={file}"
-    )
-    return service, login(service.url, "olena", "secret")
+def strict(protected):
+    """The service with low limits and a password, and the cookie of a user."""
+    return protected, login(protected.url, "olena", "secret")
 
 
 def login(url, name, password):
@@ -171,12 +164,12 @@ def test_only_users_in_the_auth_file_have_access(strict):
     assert service.health()["status"] == "ok"
 
 
-OPTIMIZE = (HAT, 0, 300, 0.35, "a person", [], "")
+OPTIMIZE = (HAT, 0, 100_000, 0.35, "a person", [], "")
 
 
 def test_an_edit_is_stopped_at_the_time_limit(strict):
     service, cookie = strict
-    with pytest.raises(RuntimeError, match="took longer than 2 seconds"):
+    with pytest.raises(RuntimeError, match=r"took longer than 1\.5 seconds"):
         call(service.url, "optimize", *OPTIMIZE, cookie=cookie)
     assert call(service.url, "face", 1, cookie=cookie)["image"]
 
