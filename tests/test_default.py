@@ -15,8 +15,8 @@ from styleclip_jax.io.checkpoints import load_generator
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import sample_latents
 
-SUNGLASSES, PURPLE = TEXTS = ("a person with sunglasses", "a person with purple hair")
-FACES = 2
+SUNGLASSES, PURPLE = "a person with sunglasses", "a person with purple hair"
+FACES = 4
 
 
 class Edited(NamedTuple):
@@ -29,10 +29,7 @@ class Edited(NamedTuple):
 
 @pytest.fixture(scope="module")
 def edited(run_main, tmp_path_factory) -> Edited:
-    """Two texts and two faces, with all other settings as in the first command.
-
-    Every connection and every look-up of a host is refused.
-    """
+    """The first command, with every connection and every look-up of a host refused."""
     results = tmp_path_factory.mktemp("default") / "results"
     attempts = []
 
@@ -51,16 +48,15 @@ def edited(run_main, tmp_path_factory) -> Edited:
         patched.setattr(socket, "getaddrinfo", refuse)
         code = run_main(
             "optimize.py",
-            *(f"--description={text}" for text in TEXTS),
-            f"--num_images={FACES}",
+            f"--description={SUNGLASSES}",
             f"--results_dir={results}",
         )
     assert code == 0, err.getvalue()
     return Edited(results, out.getvalue(), attempts)
 
 
-def place(results: Path, text: str, number: int = 1) -> Path:
-    return results / f"{number}-{text.replace(' ', '-')}"
+def place(results: Path, text: str) -> Path:
+    return results / f"1-{text.replace(' ', '-')}"
 
 
 def read_images(directory: Path) -> np.ndarray:
@@ -75,26 +71,24 @@ def test_the_first_command_needs_no_network(edited):
 def test_the_first_command_writes_images_latents_and_metrics(edited):
     results = edited.results
     with Image.open(results / "before_after.png") as sheet:
-        assert sheet.width > 3 * 256 and sheet.height > FACES * 256
+        assert sheet.width > 2 * 256 and sheet.height > FACES * 256
 
-    directories = [place(results, text, i) for i, text in enumerate(TEXTS, 1)]
     images, latents = read_images(results / "before"), np.load(results / "before" / "latents.npy")
     assert len(images) == len(latents) == FACES and min(images.shape[1:3]) >= 128
-    for directory in directories:
-        after = read_images(directory)
-        assert images.shape == after.shape
-        assert (images != after).any(axis=(1, 2, 3)).all()
-        after = np.load(directory / "latents.npy")
-        assert latents.shape == after.shape
-        assert (latents != after).any(axis=(1, 2)).all()
+    after = read_images(place(results, SUNGLASSES))
+    assert images.shape == after.shape
+    assert (images != after).any(axis=(1, 2, 3)).all()
+    after = np.load(place(results, SUNGLASSES) / "latents.npy")
+    assert latents.shape == after.shape
+    assert (latents != after).any(axis=(1, 2)).all()
 
     metrics = json.loads((results / "metrics.json").read_text())
     assert metrics["flags"]["generator"] is metrics["flags"]["clip"] is None
-    assert [edit["description"] for edit in metrics["descriptions"]] == [*TEXTS]
-    for edit in metrics["descriptions"]:
-        assert edit["steps"] == 80 and len(edit["images"]) == FACES
-        for image in edit["images"]:
-            assert image["clip_similarity_after"] > image["clip_similarity_before"]
+    (edit,) = metrics["descriptions"]
+    assert edit["description"] == SUNGLASSES
+    assert edit["steps"] == 80 and len(edit["images"]) == FACES
+    for image in edit["images"]:
+        assert image["clip_similarity_after"] > image["clip_similarity_before"]
 
 
 def share_of_black(directory):
@@ -111,11 +105,6 @@ def share_of_purple(directory):
     """Share of strongly purple pixels: the purple of hair; backgrounds are paler."""
     red, green, blue = np.moveaxis(read_images(directory).astype(int), -1, 0)
     return np.mean((blue > green + 60) & (red > green + 30), axis=(1, 2))
-
-
-def test_the_first_command_makes_hair_purple(edited):
-    assert (share_of_purple(edited.results / "before") < 0.02).all()
-    assert (share_of_purple(place(edited.results, PURPLE, 2)) > 0.03).all()
 
 
 def test_a_face_with_purple_hair_is_made_from_the_text_alone(run_script, tmp_path):
