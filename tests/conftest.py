@@ -37,7 +37,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # with the code that it generates for users.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    # With the fixture `optimized`; without it, JAX sets the level to 0.
+    " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
 )
 # Tests and the scripts that they start share a compilation cache, separate from the user's.
 _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")

@@ -220,7 +220,7 @@ def test_bfloat16_edits_are_nearly_the_same(optimize, tmp_path):
 
 
 def test_the_identity_can_be_preserved_with_an_arcface(optimize, tmp_path, random_model):
-    config = ArcFaceConfig(stem_width=16, stages=((16, 1),))
+    config = ArcFaceConfig(image_size=16, stem_width=16, stages=((16, 1),))
     save_model(tmp_path / "arcface", random_model(ArcFace, config, seed=3))
     losses = []
     held = (f"--arcface={tmp_path / 'arcface'}", "--id_lambda=0.5")
