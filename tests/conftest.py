@@ -18,16 +18,22 @@ import numpy as np
 import pytest
 from absl import app, flags
 
-# Checks the shapes in the package's signatures at run time; ints count as floats.
+ROOT = Path(__file__).parents[1]
+
+# Checks the shapes in the package's signatures at run time; ints count as floats. Scripts are
+# imported again for every test that runs them, and would be compiled again for the checks.
 jaxtyping.install_import_hook(
-    "styleclip_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    [
+        f"styleclip_jax.{path.stem}"
+        for path in (ROOT / "styleclip_jax").iterdir()
+        if path.stem != "scripts"
+    ],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
 from styleclip_jax.io.checkpoints import build, save_model  # noqa: E402
 from styleclip_jax.latents import sample_latents  # noqa: E402
 from styleclip_jax.models import CLIP, CLIPConfig, Generator, GeneratorConfig  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
 
 # Tracing makes many objects that are rarely garbage; collecting it took 7 % of the time.
 gc.set_threshold(100_000, 20, 20)
