@@ -36,6 +36,7 @@ ENCODER = E4EConfig(
     stages=((4, 1), (8, 1), (8, 1), (8, 1)),
     reduction=4,
 )
+SYNTHESIZE, ENCODE = jax.jit(Generator.__call__), jax.jit(E4E.__call__)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def make_encoder(generator, **changes):
 
 @pytest.fixture(scope="module")
 def images(generator, w_plus):
-    return jnp.clip(generator(w_plus), -1, 1)
+    return jnp.clip(SYNTHESIZE(generator, w_plus), -1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,11 @@ def lpips():
 
 def test_without_steps_the_latents_are_the_encoders(generator, encoder, images):
     inversion = invert(generator, images, encoder, InvertConfig(steps=0))
-    expected = encoder(images)
+    expected = ENCODE(encoder, images)
     np.testing.assert_allclose(inversion.latents, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(inversion.images, generator(expected), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        inversion.images, SYNTHESIZE(generator, expected), rtol=1e-4, atol=1e-4
+    )
     assert inversion.losses.shape == (0, 3)
 
 
@@ -134,8 +137,8 @@ def test_rounds_feed_the_encoder_its_own_image(generator, images):
     encoder = make_encoder(generator, in_channels=6, rounds=2)
     latents = generator.mean_latents(3)
     for _ in range(2):
-        both = jnp.concatenate([images, generator(latents)], axis=-1)
-        latents = encoder(both, latents)
+        both = jnp.concatenate([images, SYNTHESIZE(generator, latents)], axis=-1)
+        latents = ENCODE(encoder, both, latents)
     np.testing.assert_allclose(encode(generator, encoder, images), latents, rtol=1e-3, atol=1e-3)
 
 
@@ -194,7 +197,7 @@ def test_tuning_restores_details_that_latents_do_not_describe(generator, w_plus,
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, generator), before)
 
     def error(generator):
-        return jnp.square(generator(w_plus) - marked)[:, 8:24, 8:24].mean()
+        return jnp.square(SYNTHESIZE(generator, w_plus) - marked)[:, 8:24, 8:24].mean()
 
     assert error(result.generator) < 0.5 * error(generator)
     for name in ("mapping", "mean_w"):
@@ -207,7 +210,7 @@ def test_tuning_restores_details_that_latents_do_not_describe(generator, w_plus,
 
 
 def test_tuning_stops_when_the_images_are_close(generator, w_plus, lpips):
-    result = tune_generator(generator, w_plus, generator(w_plus), lpips)
+    result = tune_generator(generator, w_plus, SYNTHESIZE(generator, w_plus), lpips)
     assert result.distances.shape == (1, 3)
 
 
