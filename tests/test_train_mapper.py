@@ -28,7 +28,8 @@ from styleclip_jax.io.checkpoints import (
 )
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import sample_latents
-from styleclip_jax.methods import mapper_editing, mapper_training
+from styleclip_jax.methods import linear_start, mapper_editing, mapper_training
+from styleclip_jax.methods.linear_start import sample_features
 from styleclip_jax.models import ArcFace, ArcFaceConfig, LevelsMapper
 from styleclip_jax.runs.experiment import claim
 
@@ -539,7 +540,14 @@ def test_every_kind_of_mapper_is_trained(train, tmp_path, monkeypatch, generator
     )
 
 
-def test_the_avatars_have_their_own_settings(run_script, tmp_path):
+def test_the_avatars_have_their_own_settings(run_script, tmp_path, monkeypatch):
+    counts = []
+
+    def sample_fewer(generator, clips, num, **options):
+        counts.append(num)
+        return sample_features(generator, clips, 64, **options)
+
+    monkeypatch.setattr(linear_start, "sample_features", sample_fewer)
     command = (
         "train_mapper.py",
         "--description=a person with a beard",
@@ -558,7 +566,7 @@ def test_the_avatars_have_their_own_settings(run_script, tmp_path):
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     assert flags["learning_rate"] == 8.0
     assert flags["guidance"] == "direction" and flags["neutral"] == "a person"
-    assert flags["start_samples"] == 512
+    assert flags["start_samples"] == 512 and counts == [512]
     mapper = load_mapper(tmp_path / "run")
     assert isinstance(mapper, LevelsMapper) and mapper.config.num_layers == 12
     card = mapper.config.card
