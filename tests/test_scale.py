@@ -75,8 +75,8 @@ def start(directory: Path, name: str, *command: str) -> subprocess.Popen:
         env={
             **os.environ,
             "XLA_FLAGS": " ".join(flags),
-            # XLA does not dump programs from the cache.
-            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            # XLA does not dump programs from the cache; this one starts empty.
+            "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

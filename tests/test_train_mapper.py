@@ -1,4 +1,6 @@
+import contextlib
 import importlib
+import io
 import json
 import math
 import os
@@ -28,9 +30,10 @@ from styleclip_jax.io.checkpoints import (
 )
 from styleclip_jax.io.latents import save_latents
 from styleclip_jax.latents import sample_latents
-from styleclip_jax.methods import mapper_editing, mapper_training
+from styleclip_jax.methods import linear_start, mapper_editing, mapper_training
+from styleclip_jax.methods.linear_start import sample_features
 from styleclip_jax.models import ArcFace, ArcFaceConfig, LevelsMapper
-from styleclip_jax.runs.experiment import claim
+from styleclip_jax.runs.experiment import Measurements, claim
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -40,10 +43,10 @@ FLAGS = {
     "batch_size": 4,
     "learning_rate": 1e3,
     "max_steps": STEPS,
-    "val_interval": 10,
+    "val_interval": 15,
     "save_interval": 4,
     "log_interval": 5,
-    "image_interval": 20,
+    "image_interval": 40,
     "train_dataset_size": 18,
     "test_dataset_size": 9,
 }
@@ -64,12 +67,17 @@ def arcface_path(random_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start(generator_path, clip_path, arcface_path):
+def networks(generator_path, clip_path, arcface_path) -> dict[str, Path]:
+    """The flags that name the networks."""
+    return {"generator": generator_path, "clip": clip_path, "arcface": arcface_path}
+
+
+@pytest.fixture(scope="session")
+def start(networks):
     """Starts train_mapper.py in a process of its own."""
 
     def start(run: Path, devices: int = 1, prefix=(), **changes) -> subprocess.Popen:
-        flags = {"generator": generator_path, "clip": clip_path, "arcface": arcface_path}
-        flags |= {"exp_dir": run} | FLAGS | changes
+        flags = networks | {"exp_dir": run} | FLAGS | changes
         device_count = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
             [*prefix, sys.executable, "train_mapper.py", *arguments(flags)],
@@ -91,11 +99,13 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(start, tmp_path_factory) -> Path:
+def uninterrupted(run_main, networks, tmp_path_factory) -> Path:
     """A run from the first step to the last."""
     directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    errors = finish(start(directory))
-    assert "% CLIP (1 x " in errors and "% identity (0.1 x " in errors
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = run_main("train_mapper.py", *arguments(networks | FLAGS | {"exp_dir": directory}))
+    assert code == 0, errors.getvalue()
+    assert re.search(r"% CLIP \(1 x .*% identity \(0\.1 x ", errors.getvalue())
     return directory
 
 
@@ -177,7 +187,7 @@ def copied(uninterrupted, tmp_path) -> Path:
 
 @pytest.fixture
 def resume(train, arcface_path):
-    """Resumes a run of `start` in this process; returns what it wrote to standard error."""
+    """Resumes a run in this process; returns what it wrote to standard error."""
 
     def resume(directory: Path, **changes) -> str:
         outcome = train(**{"arcface": arcface_path, "exp_dir": directory} | changes)
@@ -191,7 +201,7 @@ def test_a_run_writes_mapper_measurements_images_and_flags(uninterrupted):
     lines = measurements(uninterrupted)
     steps = [(line["step"], line["split"]) for line in lines]
     assert steps == sorted(set(steps), key=lambda x: (x[0], x[1] == "validation"))
-    assert {step for step, split in steps if split == "validation"} == {0, 10, 20, 30, 40}
+    assert {step for step, split in steps if split == "validation"} == {0, 15, 30, 40}
     assert {step for step, split in steps if split == "train"} == set(range(5, 41, 5))
     validation = [line["loss"] for line in lines if line["split"] == "validation"]
     assert min(validation) < validation[0] - 1e-3
@@ -201,15 +211,16 @@ def test_a_run_writes_mapper_measurements_images_and_flags(uninterrupted):
     with Image.open(uninterrupted / "images" / "validation_000040.png") as image:
         assert image.width > image.height / 8 * 2
     saved = sorted(int(path.name) for path in (uninterrupted / "checkpoints").iterdir())
-    best = 10 * min(range(1, 5), key=validation.__getitem__)
+    best = (0, 15, 30, 40)[min(range(1, 4), key=validation.__getitem__)]
     assert saved == sorted({32, 36, 40, best})
 
 
 def test_tensorboard_shows_the_same_numbers_and_images(uninterrupted):
     shown = tensorboard(uninterrupted)
     shown_images = {name for name, value in shown.items() if value is None}
-    assert shown_images == {("train", 20), ("train", 40)} | {
-        ("validation", step) for step in (10, 20, 30, 40)
+    assert shown_images == {
+        ("train", 40),
+        *(("validation", step) for step in (15, 30, 40)),
     }
     numbers = {
         (f"{line['split']}/{name}", line["step"]): value
@@ -226,13 +237,13 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
 ):
     directory = tmp_path / "run"
     process = start(directory)
-    wait_for_step(directory, 15, process)
+    wait_for_step(directory, 20, process)
     process.send_signal(signal.SIGKILL)
     finish(process, -signal.SIGKILL)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 39, "split": "train", "lo')
     images = directory / "images"
-    shutil.copy(images / "validation_000010.png", images / "validation_000039.png")
+    shutil.copy(images / "validation_000015.png", images / "validation_000039.png")
 
     errors = resume(directory)
     (resumed,) = map(int, re.findall(r"resuming after step (\d+)", errors))
@@ -246,7 +257,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     )
     assert ours == theirs
     steps = [path.name for path in sorted(images.iterdir())]
-    assert steps == [f"validation_{step:06}.png" for step in (10, 20, 30, 40)]
+    assert steps == [f"validation_{step:06}.png" for step in (15, 30, 40)]
     # Resuming a finished run changes nothing.
     assert f"resuming after step {STEPS}" in resume(directory)
     assert measurements(directory) == measurements(uninterrupted)
@@ -260,14 +271,23 @@ def test_a_finished_run_writes_its_best_mapper_again_if_it_is_missing(
     assert_same_bits(mapper_parameters(copied), mapper_parameters(uninterrupted))
 
 
-def test_a_preempted_run_saves_before_it_stops(start, resume, uninterrupted, tmp_path):
+def test_a_preempted_run_saves_before_it_stops(
+    train, resume, uninterrupted, arcface_path, tmp_path, monkeypatch
+):
+    record = Measurements.scalars
+
+    def record_and_stop(measurements, step, *measured):
+        record(measurements, step, *measured)
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Measurements, "scalars", record_and_stop)
+        outcome = train(arcface=arcface_path, save_interval=1000)
+    assert outcome.code == 128 + signal.SIGTERM
+    (stopped,) = map(int, re.findall(r"stopped by SIGTERM after step (\d+)", outcome.err))
     directory = tmp_path / "run"
-    process = start(directory, save_interval=1000)
-    wait_for_lines(directory, 2, process)
-    process.send_signal(signal.SIGTERM)
-    errors = finish(process, 128 + signal.SIGTERM)
-    (stopped,) = map(int, re.findall(r"stopped by SIGTERM after step (\d+)", errors))
-    assert (directory / "checkpoints" / str(stopped)).exists()
+    assert 5 <= stopped <= 6 and (directory / "checkpoints" / str(stopped)).exists()
     assert f"resuming after step {stopped}" in resume(directory, save_interval=1000)
     assert_same_bits(last_state(directory), last_state(uninterrupted))
     assert measurements(directory) == measurements(uninterrupted)
@@ -539,7 +559,14 @@ def test_every_kind_of_mapper_is_trained(train, tmp_path, monkeypatch, generator
     )
 
 
-def test_the_avatars_have_their_own_settings(run_script, tmp_path):
+def test_the_avatars_have_their_own_settings(run_script, tmp_path, monkeypatch):
+    counts = []
+
+    def sample_fewer(generator, clips, num, **options):
+        counts.append(num)
+        return sample_features(generator, clips, 64, **options)
+
+    monkeypatch.setattr(linear_start, "sample_features", sample_fewer)
     command = (
         "train_mapper.py",
         "--description=a person with a beard",
@@ -558,7 +585,7 @@ def test_the_avatars_have_their_own_settings(run_script, tmp_path):
     flags = json.loads((tmp_path / "run" / "config" / "flags.json").read_text())["flags"]
     assert flags["learning_rate"] == 8.0
     assert flags["guidance"] == "direction" and flags["neutral"] == "a person"
-    assert flags["start_samples"] == 512
+    assert flags["start_samples"] == 512 and counts == [512]
     mapper = load_mapper(tmp_path / "run")
     assert isinstance(mapper, LevelsMapper) and mapper.config.num_layers == 12
     card = mapper.config.card
@@ -644,6 +671,7 @@ PAIRS = {
     "pair_redraw": 0.2,
     "pair_reach": 3,
     "direction_noise": 0.3,
+    "val_interval": 10,
 }
 
 

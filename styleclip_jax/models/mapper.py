@@ -247,6 +247,7 @@ MAPPER_TYPES: dict[str, type[Mapper]] = {
 }
 
 
+@jax.jit
 def start_at(
     mapper: Mapper, residual: Float[Array, "layers w_dim"] | tuple[Float[Array, " _"], ...]
 ) -> Mapper:
@@ -260,19 +261,19 @@ def start_at(
         residual: The residual of one image, equal in all layers of W+ that share a network:
             W+ (L, w_dim) or StyleSpace entries (n,).
     """
-    copy = nnx.clone(mapper)
-    if isinstance(copy, LevelsMapper):
-        pairs = [(getattr(copy, name), residual[rows]) for name, rows in LEVELS.items()]
+    # Inside of `jit`, the mapper is already a copy.
+    if isinstance(mapper, LevelsMapper):
+        pairs = [(getattr(mapper, name), residual[rows]) for name, rows in LEVELS.items()]
         pairs = [(network, rows[0]) for network, rows in pairs if network is not None]
-    elif isinstance(copy, SingleMapper):
-        pairs = [(copy.network, residual[0])]
+    elif isinstance(mapper, SingleMapper):
+        pairs = [(mapper.network, residual[0])]
     else:
-        pairs = zip(copy.networks, residual, strict=True)
+        pairs = zip(mapper.networks, residual, strict=True)
         pairs = [(network, entry) for network, entry in pairs if network is not None]
     for network, output in pairs:
         last = network.layers[-1]
         last.bias[...] = inverse_leaky_relu(output) / last.lr_multiplier
-    return copy
+    return mapper
 
 
 def _check_w_plus(latents: Array, config: MapperConfig) -> None:

@@ -397,7 +397,9 @@ def text_training() -> Training:
             preprocess=config.preprocess,
         )
         direction = latent_directions(samples, texts.descriptions, texts.neutral)[0]
-        batches = [batch(step) for step in range(1, 9)]
+        # More than an epoch would repeat images.
+        count = min(8, size_of(train_latents) // FLAGS.batch_size)
+        batches = [batch(step) for step in range(1, count + 1)]
         return start_along(mapper, generator, direction, config, evaluate, batches)
 
     return Training(

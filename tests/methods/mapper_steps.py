@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import CLIP_CONFIG, GENERATOR, make_random_model
 
 from styleclip_jax.io.checkpoints import build, flatten
 from styleclip_jax.methods.mapper_training import (
@@ -23,7 +22,6 @@ from styleclip_jax.models import CLIP, Generator, LevelsMapper, MapperConfig
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.sharding import host_share
 
-MAPPER = MapperConfig(w_dim=GENERATOR.w_dim, num_layers=GENERATOR.num_layers)
 CONFIG = MapperTrainConfig(optimizer="ranger", learning_rate=1e3, guidance="direction", views=2)
 BATCH_SIZE = 8
 STEPS = 10
@@ -39,17 +37,13 @@ def make_mapper(config: MapperConfig) -> LevelsMapper:
     return build(LevelsMapper, config, fill)
 
 
-def main(output: str, *address: str) -> None:
-    """Trains, and writes mapper and losses from the first process."""
-    if address:
-        distributed.initialize(address[0], int(address[1]), int(address[2]), 120)
+def take_steps(generator: Any, clip: Any) -> dict[str, Any]:
+    """Returns the changes of the mapper, the losses and the number of devices."""
+    sizes = generator.config
     random = np.random.default_rng(0)
-    latents = random.normal(size=(32, GENERATOR.num_layers, GENERATOR.w_dim)).astype(np.float32)
-    text_features = jnp.asarray(random.normal(size=(1, CLIP_CONFIG.embed_dim)), jnp.float32)
-
-    generator = make_random_model(Generator, GENERATOR, seed=1)
-    clip = make_random_model(CLIP, CLIP_CONFIG, seed=2)
-    mapper = make_mapper(MAPPER)
+    latents = random.normal(size=(32, sizes.num_layers, sizes.w_dim)).astype(np.float32)
+    text_features = jnp.asarray(random.normal(size=(1, clip.config.embed_dim)), jnp.float32)
+    mapper = make_mapper(MapperConfig(w_dim=sizes.w_dim, num_layers=sizes.num_layers))
     step = make_mapper_train_step(
         generator, clip, text_features, CONFIG, neutral_features=text_features[:, ::-1]
     )
@@ -61,12 +55,22 @@ def main(output: str, *address: str) -> None:
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, batch)
         losses.append(metrics["loss"])
+    start, end = flatten(mapper), flatten(state.mapper)
+    changes = {name: np.asarray(end[name]) - np.asarray(start[name]) for name in start}
+    return changes | {"losses": np.array(losses), "devices": jax.device_count()}
+
+
+def main(output: str, *address: str) -> None:
+    """Trains, and writes mapper and losses from the first process."""
+    # Not on import, because it configures JAX.
+    from conftest import CLIP_CONFIG, GENERATOR, make_random_model
+
+    if address:
+        distributed.initialize(address[0], int(address[1]), int(address[2]), 120)
+    generator = make_random_model(Generator, GENERATOR, seed=1)
+    results = take_steps(generator, make_random_model(CLIP, CLIP_CONFIG, seed=2))
     if jax.process_index() == 0:
-        start, end = flatten(mapper), flatten(state.mapper)
-        results: dict[str, Any] = {
-            name: np.asarray(end[name]) - np.asarray(start[name]) for name in start
-        }
-        np.savez(output, **results, losses=np.array(losses), devices=jax.device_count())
+        np.savez(output, **results)
 
 
 if __name__ == "__main__":
