@@ -60,6 +60,9 @@ for _option, _value in {
 # Parity needs float32 products; accelerators use shorter formats by default.
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# Files whose tests use the same running service; a second one takes 30 s of processor time.
+SERVED = {f"tests/app/test_{name}.py" for name in ("guide", "page", "service")}
+
 GENERATOR = GeneratorConfig(
     resolution=16, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8
 )
@@ -76,6 +79,21 @@ CLIP_CONFIG = CLIPConfig(
     context_length=20,
     vocab_size=190,
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Lets one process run all tests of the files in SERVED."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "the service" if file in SERVED else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -31,7 +31,7 @@ STYLE_DIMENSIONS = (16,) * 12 + (8, 8)
 # five steps are only momentum; the longer runs reach RAdam's second phase and Lookahead.
 CASES = {
     "adam": (False, "adam", 0.5, 0.1, 5, 4),
-    "ranger": (False, "ranger", 1e6, 0.1, 5, 0),
+    "ranger": (False, "ranger", 1e6, 0.0, 5, 0),
     "ranger_12_steps": (False, "ranger", 1e4, 0.0, 12, 0),
     "adam_styles": (True, "adam", 0.5, 0.0, 5, 0),
     "ranger_styles": (True, "ranger", 100.0, 0.0, 12, 0),
