@@ -37,7 +37,9 @@ import orbax.checkpoint as ocp
 from absl import flags
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
+from tokenizers import Tokenizer as TokenizerModel
 from tokenizers import models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
 
 from avatars.attributes import LABELS, NAMES, observe, sample, with_other_values
 from avatars.captions import (
@@ -57,7 +59,7 @@ from avatars.running_edits import RunningEdits, choose_targets
 from avatars.train_generator import halved
 from avatars.training import learning_rate_schedule, train
 from styleclip_jax.io import checkpoints
-from styleclip_jax.io.text import WORDS_FILE, Tokenizer, format_words, make_tokenizer, words_of
+from styleclip_jax.io.text import WORDS_FILE, Tokenizer, format_words, words_of
 from styleclip_jax.latents import synthesize
 from styleclip_jax.losses import image_features, unit
 from styleclip_jax.models import Generator
@@ -93,7 +95,9 @@ def train_tokenizer(num_captions: int = 30_000, merges: int = 3000) -> dict[str,
         for language in LANGUAGES
         for labels in observe(sample(num_captions, seed=2))
     ]
-    model = make_tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    reference = CLIPTokenizer().backend_tokenizer
+    model = TokenizerModel(models.BPE(end_of_word_suffix="</w>"))
+    model.normalizer, model.pre_tokenizer = reference.normalizer, reference.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model.train_from_iterator(
         texts,

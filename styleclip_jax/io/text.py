@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
-from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
-from tokenizers import Tokenizer as TokenizerModel
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import AVATARS, CONFIG_FILE, TOKENIZER, to_path, verify
@@ -26,14 +25,10 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 # All words that a small CLIP was trained on, one per line, in the tokenizer's directory.
 WORDS_FILE = "words.txt"
 _PUNCTUATION = ".,;:!?\"'()"
-# Parts of a text that are encoded separately.
-_PARTS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 class Tokenizer:
-    """CLIP's byte-pair tokenizer with a fixed context length.
-
-    The same as ``transformers.CLIPTokenizer``, which takes long to import.
+    """CLIP's byte-pair tokenizer (``transformers.CLIPTokenizer``) with a fixed context length.
 
     Args:
         vocab: Token ids by token; the end-of-text token has the highest id.
@@ -51,12 +46,7 @@ class Tokenizer:
         words: Iterable[str] | None = None,
     ):
         pairs: Any = [tuple(merge.split()) for merge in merges]
-        model = models.BPE(vocab=vocab, merges=pairs, unk_token=_END, end_of_word_suffix="</w>")
-        self._tokenizer = make_tokenizer(model)
-        self._tokenizer.add_special_tokens([_START, _END])
-        self._tokenizer.post_processor = processors.RobertaProcessing(
-            (_END, vocab[_END]), (_START, vocab[_START]), add_prefix_space=False
-        )
+        self._tokenizer = _import_tokenizer()(vocab=vocab, merges=pairs)
         self._vocab, self._merges = vocab, merges
         self._words = None if words is None else frozenset(words)
         self.context_length = context_length
@@ -103,22 +93,23 @@ class Tokenizer:
         return len(self._ids(text)) <= self.context_length
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(_clean(text)).ids
+        return self._tokenizer(_clean(text))["input_ids"]
 
 
-def make_tokenizer(model: models.Model) -> TokenizerModel:
-    """A tokenizer that prepares texts for a byte-pair model like CLIP's."""
-    tokenizer = TokenizerModel(model)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PARTS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    return tokenizer
+def _import_tokenizer() -> Any:
+    # Slow to import, and only needed for texts. Tokenizers do not need PyTorch, but transformers
+    # warns if it is missing.
+    silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(silent)
+    os.environ[silent] = "1"
+    try:
+        from transformers import CLIPTokenizer
+    finally:
+        if before is None:
+            del os.environ[silent]
+        else:
+            os.environ[silent] = before
+    return CLIPTokenizer
 
 
 def _clean(text: str) -> str:
