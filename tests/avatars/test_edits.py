@@ -38,7 +38,7 @@ def test_optimization_changes_what_the_text_says_and_nothing_else(faces):
     generator, classifier, latents, before = faces
     clip, tokenizer = sc.load_clip(), sc.load_tokenizer()
     neutral = sc.encode_texts(clip, tokenizer, [sc.AVATARS_NEUTRAL])
-    edits, count = select(TEXTS), FACES // 8
+    edits, count = select(TEXTS), FACES // 4
     texts = sc.encode_texts(clip, tokenizer, [edit.wordings[0] for edit in edits])
     result = sc.edit_latents(
         generator,
