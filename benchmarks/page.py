@@ -32,6 +32,7 @@ def main() -> None:
     try:
         while not responds(url):
             time.sleep(0.05)
+        print(f"the page opens {time.perf_counter() - begun:.1f} s after the start")
         instant(url, 0, 1.0)
         taken, cpu = time.perf_counter() - begun, cpu_seconds(service.pid)
         print(f"first instant edit: {taken:.1f} s after the start ({cpu:.1f} s of CPU time)")
