@@ -33,7 +33,7 @@ def main() -> None:
         while not responds(url):
             time.sleep(0.05)
         print(f"the page opens {time.perf_counter() - begun:.1f} s after the start")
-        instant(url, 0, 1.0)
+        instant(url, 0, None)
         taken, cpu = time.perf_counter() - begun, cpu_seconds(service.pid)
         print(f"first instant edit: {taken:.1f} s after the start ({cpu:.1f} s of CPU time)")
         # Waits until the background compilations have compiled it.
@@ -75,7 +75,7 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def instant(url: str, seed: int, strength: float, using: str = "any_text") -> None:
+def instant(url: str, seed: int, strength: float | None, using: str = "any_text") -> None:
     """Requests an instant edit."""
     call(url, "instant", TEXT, seed, strength, "a person", "", None, using)
 

@@ -244,7 +244,8 @@ class Engine:
         recipes = [Instant(_WARM_UP_TEXT, self.neutral, using=x) for x in self.instant_methods]
         for recipe in recipes:
             yield lambda recipe=recipe: self._instant(face, recipe)
-        for recipe in recipes:
+        # A given strength has a program of its own, which the slider needs.
+        for recipe in [dataclasses.replace(recipe, strength=1.0) for recipe in recipes]:
             yield lambda recipe=recipe: self.exact(self._instant(face, recipe))
         for size in SIZES[1:]:
             latents = np.repeat(face.latents, size, axis=0)
