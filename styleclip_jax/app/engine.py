@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import functools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -172,8 +171,8 @@ class Engine:
         self._instant_compiled = threading.Event()
         self._instant_compiled.set()
         self._encoder: E4E | None = None
-        self.__dict__.pop("_samples", None)
         self._batcher = Batcher(lambda w: to_uint8(self._synthesize(self.generator, w)))
+        self._samples = Cache(self._sample)
         self._features = Cache(self._encode)
         self._starts = Cache(self._start_direction)
         self._text_directions = Cache(self._text_direction)
@@ -519,12 +518,12 @@ class Engine:
             )
         return text
 
-    @functools.cached_property
-    def _samples(self) -> Any:
+    def _sample(self, count: int) -> Any:
+        """Random images from which the directions in W are found."""
         return sample_features(
             self.generator,
             (self.clip,),
-            self.config.start_samples,
+            count,
             resolution=self.config.guide_resolution,
             preprocess=self.config.preprocess,
         )
@@ -535,7 +534,8 @@ class Engine:
     def _start_direction(self, texts: tuple[str, str]) -> Float[Array, "1 w_dim"]:
         """The direction in W along which optimizations may start."""
         text, neutral = map(self._features, texts)
-        return latent_directions(self._samples, (text,), (neutral,))
+        samples = self._samples(self.config.start_samples)
+        return latent_directions(samples, (text,), (neutral,))
 
     def _text_direction(self, texts: tuple[str, str]) -> Array:
         """The direction of instant edits in CLIP's embedding space."""

@@ -187,14 +187,10 @@ def start_along(
     if mapper.space == "stylespace":
         change = jax.jit(style_change)(generator, direction[None])
         residual = jax.tree.map(lambda x: x[0], change)
-
-    @jax.jit
-    def start(mapper: Mapper, residual: Any, step: Float[Array, ""]) -> Mapper:
-        return start_at(mapper, jax.tree.map(lambda x: step / config.strength * x, residual))
-
-    # On the same devices as in training, with which `evaluate` shares its program.
-    mapper, residual = replicate((mapper, residual))
-    starts = [mapper, *(start(mapper, residual, step) for step in START_STEPS[1:])]
+    starts = [mapper]
+    for step in START_STEPS[1:]:
+        scaled = jax.tree.map(lambda x, s=step: s / config.strength * x, residual)
+        starts.append(start_at(mapper, scaled))
     losses = [sum(float(evaluate(start, batch)["loss"]) for batch in batches) for start in starts]
     return starts[int(np.argmin(losses))]
 
