@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from flax import nnx
 
 from styleclip_jax.io.checkpoints import save_model
 from styleclip_jax.models import LevelsMapper, MapperConfig
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 COLLECTIVES = (
@@ -90,12 +90,6 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
         outputs.append(process.communicate(timeout=500)[0])
         assert process.returncode == 0, outputs[-1]
     return outputs
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 @pytest.mark.parametrize("devices", ["2", "2x2"])

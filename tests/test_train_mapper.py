@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from styleclip_jax.methods import linear_start, mapper_editing, mapper_training
 from styleclip_jax.methods.linear_start import sample_features
 from styleclip_jax.models import ArcFace, ArcFaceConfig, LevelsMapper
 from styleclip_jax.runs.experiment import Measurements, claim
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -291,12 +291,6 @@ def test_a_preempted_run_saves_before_it_stops(
     assert f"resuming after step {stopped}" in resume(directory, save_interval=1000)
     assert_same_bits(last_state(directory), last_state(uninterrupted))
     assert measurements(directory) == measurements(uninterrupted)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def test_two_hosts_train_as_one_even_if_one_is_preempted(start, uninterrupted, tmp_path):

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from styleclip_jax.io.checkpoints import save_model
 from styleclip_jax.methods.relevance import build_directions
 from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, DirectionsConfig
 from styleclip_jax.models.directions import channel_widths
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -38,9 +38,7 @@ class Service:
     """
 
     def __init__(self, *flags, command=(sys.executable, "app.py"), **options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
             [*command, f"--port={port}", *flags],

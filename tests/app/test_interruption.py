@@ -12,6 +12,7 @@ import pytest
 
 from tests.app.calls import call
 from tests.app.conftest import ROOT, TIMEOUT
+from tests.ports import free_port
 
 pytest.importorskip("gradio")
 
@@ -27,7 +28,7 @@ def environment(tmp_path):
 def process(environment):
     """An app.py that has just been started."""
     process = subprocess.Popen(
-        [sys.executable, "app.py", f"--port={7000 + os.getpid() % 1000}"],
+        [sys.executable, "app.py", f"--port={free_port()}"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@ import math
 import os
 import re
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +41,7 @@ from styleclip_jax.runs.mapper_diagnostics import (
     training_warnings,
 )
 from styleclip_jax.sharding import host_share, shard
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
@@ -421,9 +421,3 @@ def test_a_training_without_effect_gives_named_warnings():
     styles = (latents[:, 0],) * 4
     assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 4 * 2e-4}, styles) == []
     assert training_warnings(first, {"clip_loss": 0.7, "latent_l2": 4 * 6e-5}, styles) == [still]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
