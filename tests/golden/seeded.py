@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from styleclip_jax.io.checkpoints import abstract_model
+
 DIRECTORY = Path(__file__).parent
 
 Shape = Sequence[int]
@@ -145,6 +147,5 @@ def save(name: str, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray
 
 def parameter_shapes(model_class: Callable[..., nnx.Module], config: Any) -> dict[str, tuple]:
     """The shapes of a model's parameters by dotted path."""
-    model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
-    state = nnx.to_flat_state(nnx.state(model))
+    state = nnx.to_flat_state(nnx.state(abstract_model(model_class, config)))
     return {".".join(map(str, path)): variable.shape for path, variable in state}
