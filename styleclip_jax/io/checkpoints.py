@@ -130,7 +130,8 @@ def build(
     variables = {".".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
     filled = arrays({name: variable.get_value() for name, variable in variables.items()})
     for name, variable in variables.items():
-        variable.set_value(jnp.asarray(filled[name]))
+        # jnp.asarray would compile a program for every shape.
+        variable.set_value(jax.device_put(filled[name]))
     return nnx.merge(graph, state)
 
 
