@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-import scipy.stats
+import scipy.special
 from absl import flags
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -232,7 +232,7 @@ def quantile_cuts() -> list[tuple[int, float, int]]:
     """The steps of the mapping: position in `z`, threshold, and the entry of `w` above it."""
     cuts, first = [], 0
     for slot, p in enumerate(PROBABILITIES):
-        edges = scipy.stats.norm.ppf(np.cumsum(p / p.sum())[:-1])
+        edges = scipy.special.ndtri(np.cumsum(p / p.sum())[:-1])
         cuts += [(slot, edge, first + 1 + i) for i, edge in enumerate(edges)]
         first += len(p)
     return cuts

@@ -1,11 +1,12 @@
 """Samples, synthesizes and compares latents."""
 
+import functools
 import os
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
@@ -40,21 +41,39 @@ def sample_latents(
             f"the latents of {num} images need {needed // 2**30} GiB, but this machine has"
             f" {memory // 2**30} GiB; use fewer images"
         )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
-    z = jax.vmap(lambda key: jax.random.normal(key, (generator.config.z_dim,)))(keys)
+    z = _normal(jax.random.key(seed), num, config.z_dim)
     if redraw < 1:
-        drawn = jax.vmap(lambda key: jax.random.bernoulli(key, redraw, z.shape[1:]))(
-            jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
-        )
-        rows = jax.lax.cummax(jnp.where(drawn, jnp.arange(num)[:, None], 0), axis=0)
-        z = jnp.take_along_axis(z, rows, axis=0)
+        z = _redraw(jax.random.key(seed), z, redraw)
     latents = jax.jit(Generator.map)(generator, z, truncation)
     # Losses are sums of squares.
-    if not isinstance(latents, Tracer) and not jnp.isfinite(jnp.sum(jnp.square(latents))):
+    if not isinstance(latents, Tracer) and not _sum_of_squares_is_finite(latents):
         raise InputError(
             f"truncation is {truncation}, which makes the latents overflow; use 0 to about 1"
         )
     return latents
+
+
+def _keys(key: PRNGKeyArray, num: int) -> Key[Array, " num"]:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
+
+
+@functools.partial(jax.jit, static_argnames=("num", "z_dim"))
+def _normal(key: PRNGKeyArray, num: int, z_dim: int) -> Array:
+    return jax.vmap(lambda key: jax.random.normal(key, (z_dim,)))(_keys(key, num))
+
+
+@jax.jit
+def _redraw(key: PRNGKeyArray, z: Array, redraw: float) -> Array:
+    """Replaces entries by those of the row before, with probability ``1 - redraw``."""
+    keys = jax.vmap(jax.random.fold_in, (0, None))(_keys(key, len(z)), 0)
+    drawn = jax.vmap(lambda key: jax.random.bernoulli(key, redraw, z.shape[1:]))(keys)
+    rows = jax.lax.cummax(jnp.where(drawn, jnp.arange(len(z))[:, None], 0), axis=0)
+    return jnp.take_along_axis(z, rows, axis=0)
+
+
+@jax.jit
+def _sum_of_squares_is_finite(latents: Array) -> Array:
+    return jnp.isfinite(jnp.sum(jnp.square(latents)))
 
 
 def synthesize(

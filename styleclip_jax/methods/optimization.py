@@ -605,8 +605,13 @@ def _start(
 
 def _best(starts: Sequence[Latents], problem: _Problem, program: _Program) -> Latents:
     """The start with the lowest loss per image."""
-    losses = jnp.stack([_loss_at(start, problem, program) for start in starts])
-    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
+    return _lowest(starts, [_loss_at(start, problem, program) for start in starts])
+
+
+@jax.jit
+def _lowest(starts: Sequence[Latents], losses: Sequence[Array]) -> Latents:
+    finite = jnp.where(jnp.isfinite(jnp.stack(losses)), jnp.stack(losses), jnp.inf)
+    best = jnp.argmin(finite, axis=0)
     return jax.tree.map(lambda *x: jnp.stack(x)[best, jnp.arange(len(best))], *starts)
 
 
