@@ -63,7 +63,7 @@ def _normal(key: PRNGKeyArray, num: int, z_dim: int) -> Array:
 
 
 @jax.jit
-def _redraw(key: PRNGKeyArray, z: Array, redraw: float) -> Array:
+def _redraw(key: PRNGKeyArray, z: Array, redraw: float | Float[Array, ""]) -> Array:
     """Replaces entries by those of the row before, with probability ``1 - redraw``."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(_keys(key, len(z)), 0)
     drawn = jax.vmap(lambda key: jax.random.bernoulli(key, redraw, z.shape[1:]))(keys)

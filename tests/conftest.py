@@ -47,11 +47,12 @@ os.environ.setdefault(
     # With the fixture `optimized`; without it, JAX sets the level to 0.
     " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
 )
-# Tests and the scripts that they start share a compilation cache, separate from the user's.
+# Tests and the scripts that they start share a compilation cache, separate from the user's. Writing
+# a small program to it takes as long as compiling it.
 _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 for _option, _value in {
     "jax_compilation_cache_dir": _COMPILED.name,
-    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
     # See also `optimized`.
     "jax_disable_most_optimizations": os.environ["XLA_FLAGS"] != "",
 }.items():

@@ -178,24 +178,34 @@ def make_delta_train_step(
         not divisible by the number of devices or the batch does not fit the mapper.
     """
     key = jax.random.key(0) if key is None else key
-    implementation = jax.random.key_impl(key)
+    # JAX replicates plain numbers on several hosts, but not typed keys.
+    words = replicate(jax.random.key_data(key))
+    step = _step_program(config, jax.random.key_impl(key))
+    return lambda state, pairs: step(state, words, shard(pairs))
 
+
+@functools.lru_cache(maxsize=8)
+def _step_program(config: DeltaTrainConfig, key_implementation: Any) -> Callable:
     def loss(mapper: Any, words: UInt32[Array, " words"], pairs: Pairs, step: Array) -> Any:
-        key = jax.random.wrap_key_data(words, impl=implementation)
+        key = jax.random.wrap_key_data(words, impl=key_implementation)
         key = jax.random.fold_in(jax.random.fold_in(key, step), jax.lax.axis_index(DEVICES))
         return _loss(mapper, pairs, config, key)
 
-    # JAX replicates plain numbers on several hosts, but not typed keys.
-    return pmapped_train_step(loss, replicate(jax.random.key_data(key)), config)
+    return pmapped_train_step(loss, config)
 
 
 def make_delta_evaluation(config: DeltaTrainConfig) -> Callable[[Any, Pairs], Metrics]:
     """Returns a function that computes the losses of a mapper without noise, on all devices."""
+    evaluate = _evaluation_program(dataclasses.replace(config, direction_noise=0.0))
+    return lambda mapper, pairs: evaluate(mapper, None, shard(pairs))
 
+
+@functools.lru_cache(maxsize=8)
+def _evaluation_program(config: DeltaTrainConfig) -> Callable:
     def loss(mapper: Any, _: None, pairs: Pairs) -> Any:
-        return _loss(mapper, pairs, dataclasses.replace(config, direction_noise=0.0), None)
+        return _loss(mapper, pairs, config, None)
 
-    return pmapped_evaluation(loss, None)
+    return pmapped_evaluation(loss)
 
 
 def _loss(

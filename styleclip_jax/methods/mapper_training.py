@@ -249,20 +249,26 @@ def make_mapper_train_step(
         batch=1,
     )
     key = jax.random.key(0) if key is None else key
-    implementation = jax.random.key_impl(key)
     # As plain numbers, which JAX accepts on several hosts.
     words = jax.random.key_data(key) if config.views else None
     problem = replicate(_Problem(generator, objective, words))
+    step = _step_program(config, jax.random.key_impl(key))
+    return lambda state, latents: step(state, problem, shard(latents))
+
+
+@functools.lru_cache(maxsize=8)
+def _step_program(config: MapperTrainConfig, key_implementation: Any) -> Callable:
+    """The program of a step, which mappers for several texts share."""
 
     def loss(mapper: Any, problem: _Problem, latents: Latents, step: Int[Array, ""]) -> Any:
         key = None
         if problem.key is not None:
             # The same views on all devices, so that the result does not depend on their number.
-            key = jax.random.wrap_key_data(problem.key, impl=implementation)
+            key = jax.random.wrap_key_data(problem.key, impl=key_implementation)
             key = jax.random.fold_in(key, step)
         return _loss(mapper, problem, latents, config, key)
 
-    return pmapped_train_step(loss, problem, config)
+    return pmapped_train_step(loss, config)
 
 
 def make_mapper_evaluation(
@@ -298,27 +304,32 @@ def make_mapper_evaluation(
     )
     objective = dataclasses.replace(objective, views=0)
     problem = replicate(_Problem(generator, objective, None))
+    evaluate = _evaluation_program(config)
+    return lambda mapper, latents: evaluate(mapper, problem, shard(latents))
 
+
+@functools.lru_cache(maxsize=8)
+def _evaluation_program(config: MapperTrainConfig) -> Callable:
     def loss(mapper: Any, problem: _Problem, latents: Latents) -> Any:
         return _loss(mapper, problem, latents, config, None)
 
-    return pmapped_evaluation(loss, problem)
+    return pmapped_evaluation(loss)
 
 
 def pmapped_train_step(
     loss: Callable[[Any, Any, Any, Int[Array, ""]], tuple[Float[Array, ""], Metrics]],
-    problem: Any,
     config: Any,
-) -> Callable[[MapperState, Any], tuple[MapperState, Metrics]]:
+) -> Callable[[MapperState, Any, Any], tuple[MapperState, Metrics]]:
     """Makes a training step of any mapper on all devices of all hosts, with one all-reduce.
 
     Args:
         loss: ``loss(mapper, problem, batch, step) -> (loss, metrics)``, means over the batch.
-        problem: Constants of all steps, on all local devices.
         config: A ``MapperTrainConfig`` or a ``DeltaTrainConfig``, whose optimizer is used.
 
     Returns:
-        ``step(state, batch) -> (state, metrics)``; see :func:`make_mapper_train_step`.
+        ``step(state, problem, batch) -> (state, metrics)``. ``problem``, the constants of all
+        steps, is on all local devices, and the batch is sharded over them; see also
+        :func:`make_mapper_train_step`.
     """
     optimizer = _optimizer(config)
 
@@ -337,13 +348,13 @@ def pmapped_train_step(
         metrics["parameter_norm"] = optax.tree.norm(parameters)
         return MapperState(parameters, optimizer_state, state.step + 1), metrics
 
-    return lambda state, batch: step(state, problem, shard(batch))
+    return step
 
 
 def pmapped_evaluation(
-    loss: Callable[[Any, Any, Any], tuple[Float[Array, ""], Metrics]], problem: Any
-) -> Callable[[Any, Any], Metrics]:
-    """Makes an evaluation on all devices; ``loss`` as for :func:`pmapped_train_step`."""
+    loss: Callable[[Any, Any, Any], tuple[Float[Array, ""], Metrics]],
+) -> Callable[[Any, Any, Any], Metrics]:
+    """Makes an evaluation on all devices; arguments as for :func:`pmapped_train_step`."""
 
     @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, None, 0), out_axes=None)
     def evaluation(mapper: Any, problem: Any, batch: Any):
@@ -351,7 +362,7 @@ def pmapped_evaluation(
         vector, unravel = ravel_pytree(metrics)
         return unravel(jax.lax.pmean(vector, DEVICES))
 
-    return lambda mapper, batch: evaluation(mapper, problem, shard(batch))
+    return evaluation
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.ndarray, " batch"]:
