@@ -164,6 +164,28 @@ def test_training_lowers_the_loss(generator, clip):
     assert losses[-1] < losses[0] - 0.01
 
 
+def test_trainings_for_several_texts_are_compiled_once(generator, clip):
+    config = MapperTrainConfig(optimizer="adam")
+    traces = []
+
+    def brightness(images, latents):
+        traces.append(images.shape)
+        return images.mean(axis=(1, 2, 3))
+
+    losses = []
+    for text in (text_features(clip), -text_features(clip)):
+        networks = generator, clip, text, config
+        step = make_mapper_train_step(*networks, extra_loss=brightness)
+        evaluate: Any = make_mapper_evaluation(*networks, extra_loss=brightness)
+        state = init_mapper_state(small_mapper(), config)
+        losses.append(
+            [evaluate(state.mapper, w_plus(2))["loss"], step(state, w_plus(2))[1]["loss"]]
+        )
+    # One trace of the evaluation and one of the step.
+    assert len(traces) == 2
+    assert np.abs(np.subtract(*losses)).min() > 1e-3
+
+
 @pytest.mark.parametrize("space", ["w_plus", "stylespace"])
 def test_a_mapper_starts_with_the_best_step_along_the_direction(generator, clip, space):
     """The best step is 3, by construction of the loss."""
