@@ -150,23 +150,29 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def context(browser):
-    """A browser context of the default options, whose cache has the page's scripts."""
-    return browser.new_context()
+def tab(browser):
+    """A page of the browser's default options, whose process and cached scripts tests share."""
+    return browser.new_page()
 
 
 @pytest.fixture
-def open_page(browser, context, service):
-    """Opens the page, with options in a context of its own; errors of the page fail the test."""
+def open_page(browser, tab, service):
+    """Opens the page, with a locale in a tab of its own; errors of the page fail the test."""
     errors, opened = [], []
+    listeners = {
+        "console": lambda message: _record_message(errors, message),
+        "pageerror": lambda error: errors.append(str(error)),
+        "request": lambda request: _record_request(errors, request.url, service.url),
+    }
 
-    def open_page(**options):
-        page = browser.new_page(**options) if options else context.new_page()
+    def open_page(color_scheme="light", **options):
+        page = browser.new_page(**options) if options else tab
         opened.append(page)
+        page.set_viewport_size({"width": 1280, "height": 720})
+        page.emulate_media(color_scheme=color_scheme)
         page.set_default_timeout(1000 * TIMEOUT)
-        page.on("console", lambda message: _record_message(errors, message))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: _record_request(errors, request.url, service.url))
+        for event, listener in listeners.items():
+            page.on(event, listener)
         page.goto(service.url)
         page.locator("#image img").wait_for()
         page.locator("#gallery button").first.wait_for()
@@ -174,7 +180,12 @@ def open_page(browser, context, service):
 
     yield open_page
     for page in opened:
-        page.close()
+        # Ends the session, as closing the tab does.
+        page.goto("about:blank")
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
+        if page is not tab:
+            page.close()
     assert not errors
 
 

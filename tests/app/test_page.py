@@ -15,6 +15,9 @@ from PIL import Image
 
 from tests.app.calls import post
 
+# Number of steps of optimizations that run to the end; a second one would be compiled, too.
+STEPS = 20
+
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -162,6 +165,8 @@ def test_the_saved_settings_reproduce_the_image_bit_for_bit(
         choose_method(page, method)
     if method != "Trained":
         write(page, "a person with sunglasses")
+    if method == "Thorough":
+        set_slider(page, "#steps", STEPS)
     if method in ("Instant", "Directions"):
         set_slider(page, "#threshold", 0.1)
         page.locator("#status").get_by_text("Done:").wait_for()
@@ -309,9 +314,10 @@ def test_a_waiting_user_sees_the_position_in_the_queue(open_page, service):
     page = open_page()
     choose_method(page, "Thorough")
     write(page, "a person with a red hat")
-    # Two run at a time, and the third one waits.
-    for seed in range(2):
-        post(service.url, "optimize", ("a person with a hat", seed, 80, 0.35, "a person", [], ""))
+    # Two run at a time, and the others wait.
+    for seed in range(4):
+        edit = ("a person with a hat", seed, STEPS, 0.35, "a person", [], "")
+        post(service.url, "optimize", edit)
     page.locator("#go").click()
     page.get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
     page.locator("#cancel").click()

@@ -136,7 +136,11 @@ def test_concurrent_clients_get_their_own_results_without_a_memory_leak(service)
                 # Rounding depends on the size of the batch.
                 assert np.abs(result - expected[request]).max() <= 1
             memory.append(service.memory)
-    assert min(after - before for before, after in itertools.pairwise(memory)) < 2.8, memory
+            least = min(after - before for before, after in itertools.pairwise(memory))
+            # Further rounds could only lower the minimum.
+            if len(memory) > 2 and least < 2.8:
+                break
+    assert least < 2.8, memory
 
 
 @pytest.fixture(scope="module")
