@@ -271,8 +271,8 @@ def test_existing_results_are_never_overwritten(apply, tmp_path):
     assert (tmp_path / "results-2" / "metrics.json").exists()
 
 
-def test_a_mapper_for_another_generator_is_refused(apply, tmp_path):
-    other = LevelsMapper(MapperConfig(w_dim=16, num_layers=10), rngs=nnx.Rngs(0))
+def test_a_mapper_for_another_generator_is_refused(apply, tmp_path, random_model):
+    other = random_model(LevelsMapper, MapperConfig(w_dim=16, num_layers=10), seed=0)
     save_model(tmp_path / "other", other)
     outcome = apply(mapper=tmp_path / "other")
     assert_refused(outcome, tmp_path, "(batch, 10, 16)", "(3, 6, 16)")

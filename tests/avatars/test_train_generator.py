@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -36,7 +37,7 @@ def split(w):
 
 def test_the_mapping_chooses_one_value_of_every_attribute(w):
     chosen = np.stack([slot.argmax(-1) for slot in split(w).values()], axis=-1)
-    clear = np.abs(w - np.asarray(jax.jit(indicators)(chosen))).max(-1) < 0.01
+    clear = np.abs(w - np.asarray(indicators(jnp.asarray(chosen)))).max(-1) < 0.01
     assert clear.mean() > 0.9
 
 
