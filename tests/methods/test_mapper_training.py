@@ -185,8 +185,9 @@ def test_a_mapper_starts_with_the_best_step_along_the_direction(generator, clip,
     latents = w_plus(2)
     goal: Any = latents + 3 * direction
     if space == "stylespace":
-        latents, goal = generator.styles(latents), generator.styles(goal)
+        latents, goal = (jax.jit(Generator.styles)(generator, x) for x in (latents, goal))
 
+    @jax.jit
     def evaluate(mapper, latents):
         moved = jax.tree.map(lambda x, r: x + config.strength * r, latents, mapper(latents))
         errors = jax.tree.map(lambda x, y: jnp.abs(x - y).mean(), moved, goal)
@@ -356,6 +357,7 @@ def test_a_stylespace_mapper_edits_w_plus_latents_in_stylespace(generator):
     styles = jax.jit(Generator.styles)(generator, w_plus(2))
     for i, (before, after) in enumerate(zip(styles, edited, strict=True)):
         assert (np.abs(np.asarray(after) - np.asarray(before)).max() < 1e-6) == (i % 3 == 1)
+    # Models also work without `jit`; other tests compile them, which is faster.
     np.testing.assert_allclose(images, generator.synthesize(edited), atol=1e-3)
 
 
@@ -364,7 +366,7 @@ def test_mappers_and_latents_of_different_spaces_are_refused(generator):
     with pytest.raises(InputError, match="cannot be added"):
         apply_mapper(generator, [one, other], w_plus(2))
     with pytest.raises(InputError, match="in stylespace, expected w_plus"):
-        apply_mapper(generator, one, generator.styles(w_plus(2)))
+        apply_mapper(generator, one, jax.jit(Generator.styles)(generator, w_plus(2)))
 
 
 def test_two_texts_are_refused(generator, clip):
