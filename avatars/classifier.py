@@ -22,6 +22,7 @@ import optax
 from absl import flags
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
+from scipy.special import softmax
 
 from avatars.attributes import LABELS, observe
 from styleclip_jax.runs.command_line import run
@@ -199,9 +200,7 @@ def probabilities(
         images: Images in [-1, 1], at least one.
     """
     logits = np.split(_in_batches(classifier, images)[1], _SPLITS, axis=-1)
-    return {
-        slot: np.asarray(jax.nn.softmax(logit)) for slot, logit in zip(LABELS, logits, strict=True)
-    }
+    return {slot: softmax(logit, axis=-1) for slot, logit in zip(LABELS, logits, strict=True)}
 
 
 def predict(
@@ -260,7 +259,7 @@ def load(path: str | Path = TRAINED) -> Classifier:
     graph, state = nnx.split(nnx.eval_shape(lambda: Classifier(rngs=nnx.Rngs(0))))
     with np.load(path) as weights:
         for name, variable in _flat(state).items():
-            variable.set_value(jnp.asarray(weights[name], jnp.float32))
+            variable.set_value(jnp.asarray(weights[name].astype(np.float32)))
     return nnx.merge(graph, state)
 
 

@@ -16,10 +16,10 @@ def latents_of(
     attributes: Int8[Array | np.ndarray, "count slots"], truncation: float, num_layers: int
 ) -> Float[Array, "count layers w_dim"]:
     """The W+ latents of attributes, as given by the mapping network."""
-    mean = mean_indicators()
-    w = mean + truncation * (indicators(jnp.asarray(attributes)) - mean)
-    w = jnp.asarray(latent_scale(), jnp.float32) * w
-    return jnp.repeat(w[:, None], num_layers, axis=1)
+    mean = np.asarray(mean_indicators())
+    w = mean + truncation * (np.asarray(indicators(jnp.asarray(attributes))) - mean)
+    w = latent_scale().astype(np.float32) * w
+    return jnp.asarray(np.repeat(w[:, None], num_layers, axis=1))
 
 
 def attributes_of(

@@ -74,6 +74,7 @@ PLATEAU = 0.6
 POSITION_NOISE = 0.15
 
 
+@jax.jit
 def indicators(attributes: Int[Array, "batch slots"]) -> Float[Array, "batch w_dim"]:
     """The `w` of images: 1 - OFFSET at their values, -OFFSET at other values, 0 where unused."""
     columns = [jax.nn.one_hot(attributes[:, i], n) for i, n in enumerate(CARDINALITIES)]

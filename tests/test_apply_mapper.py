@@ -143,7 +143,7 @@ def test_more_images_than_a_batch_are_all_edited(apply, tmp_path, generator, map
     place = tmp_path / "results" / "strength_0.1"
     np.testing.assert_allclose(np.load(place / "latents.npy"), edited, atol=1e-5)
     assert (place / "009.png").exists() and not (place / "010.png").exists()
-    alone = synthesize(generator, edited[9:10])[0]
+    alone = jax.jit(synthesize)(generator, edited[9:10])[0]
     assert np.abs(read(place / "009.png") - np.clip(alone, -1, 1)).max() <= 0.01
 
 
@@ -271,8 +271,8 @@ def test_existing_results_are_never_overwritten(apply, tmp_path):
     assert (tmp_path / "results-2" / "metrics.json").exists()
 
 
-def test_a_mapper_for_another_generator_is_refused(apply, tmp_path):
-    other = LevelsMapper(MapperConfig(w_dim=16, num_layers=10), rngs=nnx.Rngs(0))
+def test_a_mapper_for_another_generator_is_refused(apply, tmp_path, random_model):
+    other = random_model(LevelsMapper, MapperConfig(w_dim=16, num_layers=10), seed=0)
     save_model(tmp_path / "other", other)
     outcome = apply(mapper=tmp_path / "other")
     assert_refused(outcome, tmp_path, "(batch, 10, 16)", "(3, 6, 16)")

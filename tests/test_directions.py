@@ -3,7 +3,6 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from styleclip_jax.io.checkpoints import fingerprint, load_clip, load_directions, save_model
 from styleclip_jax.io.images import read_image
@@ -184,7 +183,7 @@ def test_directions_of_another_clip_are_refused(edit, tmp_path, directions, clip
 
 
 @pytest.mark.parametrize("damage", ["config", "array", "kind"])
-def test_damaged_directions_are_refused(damage, edit, tmp_path, directions, generator):
+def test_damaged_directions_are_refused(damage, edit, tmp_path, directions, random_model):
     path = tmp_path / "directions"
     if damage == "config":
         (path / "config.json").write_text("{}")
@@ -195,7 +194,8 @@ def test_damaged_directions_are_refused(damage, edit, tmp_path, directions, gene
         file.write_bytes(content)
     else:
         path = tmp_path / "mapper"
-        save_model(path, LevelsMapper(MapperConfig(w_dim=16, num_layers=6), rngs=nnx.Rngs(0)))
+        mapper = random_model(LevelsMapper, MapperConfig(w_dim=16, num_layers=6), seed=0)
+        save_model(path, mapper)
     outcome = edit(f"--directions={path}", "--description=a hat")
     assert_refused(outcome, tmp_path, str(path))
 

@@ -358,9 +358,8 @@ def test_pasting_back_what_was_not_aligned_is_refused(run, pictures, checkpoints
     assert "--paste_back has no effect with --align=false" in outcome.err
 
 
-def test_an_encoder_for_another_generator_is_refused(run, pictures, tmp_path):
-    config = dataclasses.replace(ENCODER, num_layers=10)
-    other = E4E(config, rngs=nnx.Rngs(0))
+def test_an_encoder_for_another_generator_is_refused(run, pictures, tmp_path, random_model):
+    other = random_model(E4E, dataclasses.replace(ENCODER, num_layers=10), seed=0)
     save_model(tmp_path / "other", other)
     outcome = run("invert.py", "--align=false", image=pictures, encoder=tmp_path / "other")
     assert outcome.code == 1

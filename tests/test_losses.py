@@ -56,7 +56,7 @@ def test_clip_sees_the_image_upsampled_and_average_pooled(size, clip_size):
     images = random_images(2, size, size, 3)
     large = np.repeat(np.repeat(images, clip_size // 32, axis=1), clip_size // 32, axis=2)
     pooled = F.avg_pool2d(torch.tensor(large).permute(0, 3, 1, 2), size // 32)
-    pixels = clip_pixels(jnp.asarray(images), clip_size)
+    pixels = jax.jit(clip_pixels, static_argnums=1)(images, clip_size)
     np.testing.assert_allclose(pixels, pooled.permute(0, 2, 3, 1), atol=1e-5)
 
 
@@ -64,7 +64,8 @@ def test_clip_sees_the_image_upsampled_and_average_pooled(size, clip_size):
 def test_what_clip_sees_is_what_the_official_loss_shows_it(size):
     images = jnp.asarray(GOLDEN.input(f"images.{size}").transpose(0, 2, 3, 1))
     official = GOLDEN[f"resized.{size}"].transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(clip_pixels(images, 224)[:, ::13, ::13], official, atol=1e-5)
+    pixels = np.asarray(jax.jit(clip_pixels, static_argnums=1)(images, 224))
+    np.testing.assert_allclose(pixels[:, ::13, ::13], official, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [32, 64, 256, 1024])
@@ -83,7 +84,7 @@ def test_clip_loss_has_the_official_gradient(official_clip):
     images = jnp.asarray(GOLDEN.input("images.64").transpose(0, 2, 3, 1))
     gradient = jax.jit(jax.grad(lambda x: clip_loss(official_clip, x, features).sum()))(images)
     official = GOLDEN["clip_loss.64.gradient"].transpose(0, 2, 3, 1)
-    assert np.abs(gradient - official).max() <= 1e-4 * np.abs(official).max()
+    assert np.abs(np.asarray(gradient) - official).max() <= 1e-4 * np.abs(official).max()
 
 
 def test_resizing_is_exact_float32_on_accelerators():
@@ -96,7 +97,8 @@ def test_resizing_is_exact_float32_on_accelerators():
 
 def test_preprocess_clip_also_normalizes(clip):
     images = jnp.asarray(random_images(1, 64, 64, 3))
-    plain, normalized = (clip_pixels(images, 32, how) for how in ("styleclip", "clip"))
+    see = jax.jit(clip_pixels, static_argnums=(1, 2))
+    plain, normalized = (np.asarray(see(images, 32, how)) for how in ("styleclip", "clip"))
     np.testing.assert_allclose(normalized, ((plain + 1) / 2 - CLIP_MEAN) / CLIP_STD, rtol=1e-6)
     assert plain.shape == (1, 32, 32, 3)
 

@@ -11,8 +11,11 @@ def images():
     return jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)), jnp.float32)
 
 
+jitted_views = jax.jit(random_views, static_argnames=("count", "kinds"))
+
+
 def views(images, seed=0, count=8, kinds=tuple(VIEWS)):
-    return np.asarray(random_views(images, jax.random.key(seed), count, kinds))
+    return np.asarray(jitted_views(images, jax.random.key(seed), count, tuple(kinds)))
 
 
 def test_a_key_decides_the_views(images):
@@ -86,5 +89,10 @@ def test_a_cutout_is_gray_and_covers_at_most_a_quarter(images):
 
 
 def test_gradients_pass_through_all_views(images):
-    gradient = jax.grad(lambda x: random_views(x, jax.random.key(0), 8, tuple(VIEWS)).sum())(images)
+    @jax.jit
+    @jax.grad
+    def gradient_of(images):
+        return random_views(images, jax.random.key(0), 8, tuple(VIEWS)).sum()
+
+    gradient = np.asarray(gradient_of(images))
     assert np.isfinite(gradient).all() and (gradient != 0).mean() > 0.9

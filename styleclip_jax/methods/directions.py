@@ -264,6 +264,7 @@ def _best_strengths(
     return lowest_loss(features, before, unit(dt.sum(axis=0)), _AUTOMATIC_STRENGTHS)
 
 
+@jax.jit
 def channel_weights(
     directions: Directions,
     dt: Float[Array, "texts embed"],

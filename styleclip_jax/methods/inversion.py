@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
@@ -186,7 +187,7 @@ def invert(
     latents = _all_layers(latents, architecture.num_layers)
     synthesized = _synthesize(generator, latents)
     errors = reconstruction_errors(synthesized, images, perceptual, arcface)
-    if not jnp.isfinite(losses).all() or not jnp.isfinite(synthesized).all():
+    if not _are_finite(losses, synthesized):
         raise FloatingPointError("the inversion is not finite; use a lower learning_rate")
     return Inversion(latents, synthesized, errors, losses)
 
@@ -213,9 +214,10 @@ def check_encoder(generator: Generator, encoder: E4E) -> None:
             f" {found[1]}, expected {expected[0]} of width {expected[1]} for this generator of"
             f" {generator.config.resolution} pixels"
         )
-    ours, theirs = generator.mean_w[...], encoder.mean_latent[...].mean(0)
-    longer = jnp.maximum(jnp.linalg.norm(ours), jnp.linalg.norm(theirs))
-    if jnp.linalg.norm(theirs) > 0 and jnp.linalg.norm(ours - theirs) > _SAME_MEAN * longer:
+    ours = np.asarray(generator.mean_w[...], np.float32)
+    theirs = np.asarray(encoder.mean_latent[...], np.float32).mean(0)
+    longer = max(np.linalg.norm(ours), np.linalg.norm(theirs))
+    if np.linalg.norm(theirs) > 0 and np.linalg.norm(ours - theirs) > _SAME_MEAN * longer:
         raise InputError(
             "the encoder is for another generator: their mean latents differ; use the generator"
             " that it was trained for, which its file also contains"
@@ -349,6 +351,11 @@ def _losses(problem: _Problem, latents: Array) -> Float[Array, " batch"]:
 
 def _all_layers(latents: Array, num_layers: int) -> Array:
     return jnp.broadcast_to(latents, (len(latents), num_layers, latents.shape[-1]))
+
+
+@jax.jit
+def _are_finite(losses: Array, images: Array) -> Array:
+    return jnp.isfinite(losses).all() & jnp.isfinite(images).all()
 
 
 @jax.jit

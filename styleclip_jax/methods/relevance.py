@@ -141,14 +141,14 @@ def channel_statistics(
     if config.space == "w":
         return ChannelStatistics(*_float32(mean, np.sqrt(np.diag(covariance))))
 
-    def layer_styles(w: Array) -> list[np.ndarray]:
-        w_plus = jnp.broadcast_to(w[:, None], (len(w), generator.num_layers, w.shape[1]))
-        styles = jax.jit(Generator.styles)(generator, w_plus.astype(jnp.float32))
+    def layer_styles(w: np.ndarray) -> list[np.ndarray]:
+        w_plus = np.broadcast_to(w[:, None], (len(w), generator.num_layers, w.shape[1]))
+        styles = jax.jit(Generator.styles)(generator, w_plus.astype(np.float32))
         entries = conv_entries(generator.config.style_dims)[: len(config.widths)]
         return [np.asarray(styles[i], np.float64) for i in entries]
 
-    bias = np.concatenate(layer_styles(jnp.zeros((1, len(mean)))), axis=1)[0]
-    kernel = np.concatenate(layer_styles(jnp.eye(len(mean))), axis=1) - bias
+    bias = np.concatenate(layer_styles(np.zeros((1, len(mean)))), axis=1)[0]
+    kernel = np.concatenate(layer_styles(np.eye(len(mean))), axis=1) - bias
     variance = np.einsum("wc,wc->c", kernel, covariance @ kernel)
     return ChannelStatistics(*_float32(mean @ kernel + bias, np.sqrt(np.maximum(variance, 0))))
 

@@ -24,9 +24,10 @@ def w():
     """Outputs of the mapping network for many latents, with weights in a file's precision."""
     mapping = MappingNetwork(train_generator.CONFIG, rngs=nnx.Rngs(0))
     construct_mapping(mapping)
-    mapping = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), mapping)
-    z = jax.random.normal(jax.random.key(0), (20_000, train_generator.CONFIG.z_dim))
-    return np.asarray(mapping(z)) / latent_scale()
+    halved = jax.tree.map(lambda x: np.asarray(x).astype(np.float16).astype(np.float32), mapping)
+    random = np.random.default_rng(0)
+    z = random.normal(size=(20_000, train_generator.CONFIG.z_dim)).astype(np.float32)
+    return np.asarray(jax.jit(MappingNetwork.__call__)(halved, z)) / latent_scale()
 
 
 def split(w):

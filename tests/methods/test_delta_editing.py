@@ -24,6 +24,9 @@ def mapper(generator, clip):
     return DeltaMapper(config, rngs=nnx.Rngs(0))
 
 
+features_of = jax.jit(image_features)
+
+
 @pytest.fixture(scope="module")
 def dt(clip):
     direction = np.random.default_rng(5).normal(size=clip.config.embed_dim)
@@ -46,15 +49,15 @@ def test_an_edit_adds_the_residual_for_the_images_features(
     generator, mapper, clip, w_plus, styles, dt
 ):
     edit = edit_with_delta_mapper(generator, mapper, clip, w_plus, dt, 2.0)
-    features = jax.jit(image_features)(clip, jax.jit(synthesize)(generator, styles))
-    residual = mapper(styles, features, jnp.broadcast_to(dt, features.shape))
+    features = features_of(clip, jax.jit(synthesize)(generator, styles))
+    directions = np.broadcast_to(dt, features.shape)
+    residual = jax.jit(DeltaMapper.__call__)(mapper, styles, features, directions)
     for edited, style, change in zip(edit.styles, styles, residual, strict=True):
-        np.testing.assert_allclose(edited, style + 2 * change, rtol=1e-3, atol=1e-4)
+        expected = np.asarray(style) + 2 * np.asarray(change)
+        np.testing.assert_allclose(edited, expected, rtol=1e-3, atol=1e-4)
     images = jax.jit(synthesize)(generator, edit.styles)
     np.testing.assert_allclose(edit.images, images, rtol=1e-3, atol=1e-4)
-    same = apply_delta_mapper(
-        generator, mapper, styles, features, jnp.broadcast_to(dt, features.shape), 2.0
-    )
+    same = apply_delta_mapper(generator, mapper, styles, features, directions, 2.0)
     np.testing.assert_allclose(same.images, edit.images, rtol=1e-3, atol=1e-3)
 
 
@@ -67,8 +70,8 @@ def test_the_automatic_strength_has_the_lowest_direction_loss(
         edits = [
             edit_with_delta_mapper(generator, mapper, clip, w_plus, sign * dt, x) for x in tried
         ]
-        features = jnp.stack([image_features(clip, edit.images) for edit in edits])
-        losses = change_loss(features, features[0], sign * dt, 0.35)
+        features = np.stack([features_of(clip, edit.images) for edit in edits])
+        losses = jax.jit(change_loss)(features, features[0], sign * dt, 0.35)
         best = best_delta_strengths(generator, mapper, clip, w_plus, sign * dt)
         np.testing.assert_array_equal(best, np.asarray(tried)[np.argmin(losses, axis=0)])
         chosen |= {*map(float, best)}
@@ -90,7 +93,7 @@ def test_strength_zero_is_the_image_itself(generator, mapper, clip, styles, dt):
 def test_channels_that_are_not_relevant_to_the_text_do_not_change(
     generator, mapper, clip, styles, dt, directions
 ):
-    products = np.abs(np.asarray(directions.relevance[...] @ dt))
+    products = np.abs(np.asarray(directions.relevance[...]) @ np.asarray(dt))
     threshold = float(np.median(products))
     edit = edit_with_delta_mapper(
         generator, mapper, clip, styles, dt, directions=directions, threshold=threshold
@@ -102,14 +105,14 @@ def test_channels_that_are_not_relevant_to_the_text_do_not_change(
 
 def test_channels_that_change_too_little_stay(generator, mapper, clip, styles, dt):
     whole = edit_with_delta_mapper(generator, mapper, clip, styles, dt)
-    changes = [np.asarray(a - b) for a, b in zip(whole.styles, styles, strict=True)]
+    changes = [np.asarray(a) - np.asarray(b) for a, b in zip(whole.styles, styles, strict=True)]
     least = float(np.median(np.abs(changes[0])))
     edit = edit_with_delta_mapper(generator, mapper, clip, styles, dt, -2.0, min_change=least)
     for edited, style, change in zip(edit.styles, styles, changes, strict=True):
         # Those next to the limit may be rounded to either side.
         clear = np.abs(np.abs(change) - least) > 1e-4
-        expected = style - 2 * np.where(np.abs(change) < least, 0, change)
-        np.testing.assert_allclose(edited[clear], expected[clear], rtol=1e-3, atol=1e-4)
+        expected = np.asarray(style) - 2 * np.where(np.abs(change) < least, 0, change)
+        np.testing.assert_allclose(np.asarray(edited)[clear], expected[clear], rtol=1e-3, atol=1e-4)
 
 
 def test_moved_styles_are_those_of_the_edit(generator, mapper, clip, styles, dt):
@@ -117,7 +120,8 @@ def test_moved_styles_are_those_of_the_edit(generator, mapper, clip, styles, dt)
     edit = edit_with_delta_mapper(generator, mapper, clip, styles, dt, 2.0, min_change=0.01)
     for ours, theirs in zip(moved.styles, edit.styles, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    changes = np.concatenate([a - b for a, b in zip(moved.styles, styles, strict=True)], axis=1)
+    after, before = (np.concatenate(x, axis=1) for x in (moved.styles, styles))
+    changes = after - before
     np.testing.assert_array_equal(moved.changed, (changes != 0).sum(axis=1))
     np.testing.assert_allclose(moved.largest, np.abs(changes).max(axis=1) / 2, rtol=1e-3)
     automatic = move_styles(generator, mapper, clip, styles, dt, min_change=0.01)

@@ -21,10 +21,14 @@ from styleclip_jax.methods.directions import (
     text_direction,
 )
 from styleclip_jax.methods.relevance import build_directions
-from styleclip_jax.models import Directions, DirectionsConfig
+from styleclip_jax.models import CLIP, Directions, DirectionsConfig, Generator
 from styleclip_jax.models.directions import channel_widths
 
 EMBED = 16
+
+styles_of = jax.jit(Generator.styles)
+synthesize = jax.jit(Generator.synthesize)
+encode_text = jax.jit(CLIP.encode_text)
 
 
 def make_directions(generator, layers=None, seed=0, **fields) -> Directions:
@@ -66,13 +70,14 @@ def test_styles_change_by_the_papers_formula_and_torgb_never(generator, directio
     change = official_change(directions, direction(), 0.2)
     start = 0
     for i, (before, after) in enumerate(zip(styles, edit.styles, strict=True)):
-        expected = before
+        expected = np.asarray(before)
         if i % 3 != 1:
-            expected = before + 3.0 * change[start : start + before.shape[1]]
+            expected = expected + 3.0 * change[start : start + before.shape[1]]
             start += before.shape[1]
         np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-5)
     assert int(edit.changed) == np.count_nonzero(change)
-    np.testing.assert_allclose(edit.images, generator.synthesize(edit.styles), rtol=1e-4, atol=1e-4)
+    images = synthesize(generator, edit.styles)
+    np.testing.assert_allclose(edit.images, images, rtol=1e-4, atol=1e-4)
 
 
 def test_stylespace_latents_are_edited_like_w_plus(generator, directions, w_plus, styles):
@@ -93,7 +98,7 @@ def test_channels_of_w_change_all_layers(generator, w_plus):
     directions = make_directions(generator, space="w")
     edit = edit_with_direction(generator, directions, w_plus, direction(), 2.0, 0.1)
     change = official_change(directions, direction(), 0.1)
-    expected = generator.styles(w_plus + 2.0 * change)
+    expected = styles_of(generator, np.asarray(w_plus) + 2.0 * change)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), edit.styles, expected)
 
 
@@ -119,7 +124,7 @@ def test_moved_latents_are_those_of_the_edit(generator, w_plus, space):
     edit = edit_with_direction(generator, directions, w_plus, direction(), 2.0, 0.2)
     moved, changed = move_latents(generator, directions, w_plus, direction(), 2.0, 0.2)
     assert isinstance(moved, tuple) == (space == "stylespace")
-    styles = moved if isinstance(moved, tuple) else generator.styles(moved)
+    styles = moved if isinstance(moved, tuple) else styles_of(generator, moved)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), styles, edit.styles)
     assert changed == edit.changed
 
@@ -127,19 +132,20 @@ def test_moved_latents_are_those_of_the_edit(generator, w_plus, space):
 def test_the_automatic_strength_has_the_lowest_direction_loss(generator, clip, w_plus, monkeypatch):
     directions, chosen = make_directions(generator, space="w"), set()
     tried = (0.0, -3.0, 1.0, 4.0)
+    features_of, loss_of = jax.jit(image_features), jax.jit(direction_loss)
     monkeypatch.setattr(module, "_AUTOMATIC_STRENGTHS", tried[1:])
     for seed in range(3):
         dt = direction(seed)
         # Unit text features whose difference has this direction.
-        across = jnp.asarray(np.eye(EMBED)[0], jnp.float32)
-        across = (across - jnp.dot(across, dt) * dt) / jnp.linalg.norm(across - across @ dt * dt)
-        text, neutral = (0.8 * across + 0.6 * sign * dt for sign in (1, -1))
+        across = np.eye(EMBED, dtype=np.float32)[0] - np.asarray(dt)[0] * np.asarray(dt)
+        across /= np.linalg.norm(across)
+        text, neutral = (0.8 * across + 0.6 * sign * np.asarray(dt) for sign in (1, -1))
         images = [
             edit_with_direction(generator, directions, w_plus, dt, strength, 0.2).images
             for strength in tried
         ]
-        features = [image_features(clip, x) for x in images]
-        losses = [direction_loss(x, features[0], text[None], neutral[None], 0.35) for x in features]
+        features = [features_of(clip, x) for x in images]
+        losses = [loss_of(x, features[0], text[None], neutral[None], 0.35) for x in features]
         best = best_strengths(generator, directions, clip, w_plus, dt, 0.2)
         np.testing.assert_array_equal(best, np.asarray(tried)[np.argmin(losses, axis=0)])
         chosen |= {*map(float, best)}
@@ -158,7 +164,7 @@ def test_edits_have_gradients(generator, directions, w_plus):
     def brightness(strength: Any, dt: jax.Array, latents: jax.Array) -> jax.Array:
         return edit_with_direction(generator, directions, latents, dt, strength).images.mean()
 
-    gradients = jax.grad(brightness, (0, 1, 2))(2.0, direction(), w_plus)
+    gradients = jax.jit(jax.grad(brightness, (0, 1, 2)))(2.0, direction(), w_plus)
     assert all(np.isfinite(g).all() and np.any(g) for g in gradients)
 
 
@@ -175,7 +181,8 @@ def test_a_threshold_that_keeps_no_channel_is_refused_with_the_largest_that_does
 
 def test_images_do_not_change_under_jit_if_no_channel_is_kept(generator, directions, w_plus):
     edit = jax.jit(lambda t: edit_with_direction(generator, directions, w_plus, direction(), 4, t))
-    np.testing.assert_allclose(edit(0.99).images, generator(w_plus), rtol=1e-4, atol=1e-4)
+    images = jax.jit(Generator.__call__)(generator, w_plus)
+    np.testing.assert_allclose(edit(0.99).images, images, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [0, 5, 20, 10_000])
@@ -192,7 +199,7 @@ def test_a_text_direction_is_the_unit_difference_of_unit_features(long_text_clip
 
     def features(text: str) -> np.ndarray:
         sentences = [t.format(text.removeprefix("a ")) for t in templates] or [text]
-        x = np.asarray(clip.encode_text(jnp.asarray(tokenizer(sentences))))
+        x = np.asarray(encode_text(clip, jnp.asarray(tokenizer(sentences))))
         x = (x / np.linalg.norm(x, axis=1, keepdims=True)).mean(axis=0)
         return x / np.linalg.norm(x)
 

@@ -28,7 +28,7 @@ from styleclip_jax.methods.mapper_training import (
     pmapped_train_step,
     start_along,
 )
-from styleclip_jax.models import GeneratorConfig, LevelsMapper, MapperCard, MapperConfig
+from styleclip_jax.models import Generator, GeneratorConfig, LevelsMapper, MapperCard, MapperConfig
 from styleclip_jax.models.mapper import (
     FullStyleSpaceMapper,
     Mapper,
@@ -128,8 +128,14 @@ def w_plus(count, seed=0):
     return jnp.asarray(values, jnp.float32)
 
 
+def residual_of(mapper):
+    return np.asarray(jax.jit(LevelsMapper.__call__)(mapper, w_plus(2)))
+
+
 def text_features(clip):
-    return jnp.ones((1, clip.config.embed_dim)).at[0, ::2].set(-1.0)
+    features = np.ones((1, clip.config.embed_dim), np.float32)
+    features[0, ::2] = -1
+    return jnp.asarray(features)
 
 
 def test_a_step_takes_its_state_but_leaves_the_first_mapper_as_it_was(generator, clip):
@@ -150,7 +156,7 @@ def test_a_step_takes_its_state_but_leaves_the_first_mapper_as_it_was(generator,
         np.testing.assert_array_equal(array, before[name])
     images, _ = apply_mapper(generator, state.mapper, w_plus(2))
     first_images, _ = apply_mapper(generator, mapper, w_plus(2))
-    assert np.abs(images - first_images).max() > 1e-4
+    assert np.abs(np.asarray(images) - np.asarray(first_images)).max() > 1e-4
 
 
 def test_training_lowers_the_loss(generator, clip):
@@ -201,8 +207,9 @@ def test_a_mapper_starts_with_the_best_step_along_the_direction(generator, clip,
     latents = w_plus(2)
     goal: Any = latents + 3 * direction
     if space == "stylespace":
-        latents, goal = generator.styles(latents), generator.styles(goal)
+        latents, goal = (jax.jit(Generator.styles)(generator, x) for x in (latents, goal))
 
+    @jax.jit
     def evaluate(mapper, latents):
         moved = jax.tree.map(lambda x, r: x + config.strength * r, latents, mapper(latents))
         errors = jax.tree.map(lambda x, y: jnp.abs(x - y).mean(), moved, goal)
@@ -238,15 +245,22 @@ def test_an_extra_loss_is_part_of_the_loss_and_an_optimizer_makes_the_steps(gene
     gradients = flatten(gradients)
     for name, before in flatten(mapper).items():
         after = flatten(state.mapper)[name]
-        np.testing.assert_allclose(after, before - rate * gradients[name], atol=1e-5)
+        expected = np.asarray(before) - rate * np.asarray(gradients[name])
+        np.testing.assert_allclose(after, expected, atol=1e-5)
 
 
 DIRECTION = MapperTrainConfig(optimizer="adam", guidance="direction", orthogonal_lambda=0.5)
 
 
+def random_texts(clip, count):
+    """Text features of random directions."""
+    features = np.random.default_rng(0).normal(size=(count, clip.config.embed_dim))
+    return jnp.asarray(features, jnp.float32)
+
+
 def test_an_edit_that_changes_nothing_costs_one_by_direction_and_nothing_else(generator, clip):
     config = dataclasses.replace(DIRECTION, strength=0.0)
-    texts = jax.random.normal(jax.random.key(0), (4, clip.config.embed_dim))
+    texts = random_texts(clip, 4)
     references: dict[str, Any] = {"neutral_features": texts[1:2], "keep_features": texts[2:]}
     evaluate = make_mapper_evaluation(generator, clip, texts[:1], config, **references)
     metrics = evaluate(small_mapper(), w_plus(2))
@@ -256,7 +270,7 @@ def test_an_edit_that_changes_nothing_costs_one_by_direction_and_nothing_else(ge
 
 def test_the_terms_of_a_step_are_weighted(generator, clip):
     config = dataclasses.replace(DIRECTION, clip_lambda=2.0, keep_lambda=3.0, latent_l2_lambda=5.0)
-    texts = jax.random.normal(jax.random.key(0), (3, clip.config.embed_dim))
+    texts = random_texts(clip, 3)
     references: dict[str, Any] = {"neutral_features": texts[1:2], "keep_features": texts[2:]}
     evaluate = make_mapper_evaluation(generator, clip, texts[:1], config, **references)
     metrics = evaluate(make_strong(small_mapper()), w_plus(2))
@@ -268,11 +282,12 @@ def test_the_terms_of_a_step_are_weighted(generator, clip):
 
 def make_strong(mapper):
     """A mapper whose edits are visible."""
-    return jax.tree.map(lambda x: 3 * x, mapper)
+    return jax.tree.map(lambda x: jnp.asarray(3 * np.asarray(x)), mapper)
 
 
 def test_a_key_decides_the_views_of_every_step_and_no_evaluation_has_any(generator, clip):
-    text, neutral = jax.random.normal(jax.random.key(0), (2, 1, clip.config.embed_dim))
+    texts = random_texts(clip, 2)
+    text, neutral = texts[:1], texts[1:]
 
     def losses(views, key):
         config = dataclasses.replace(DIRECTION, learning_rate=0.0, views=views)
@@ -315,13 +330,14 @@ def test_a_step_in_bfloat16_keeps_parameters_and_losses_in_float32(generator, cl
 
 def test_a_mapper_is_applied_with_any_strength_without_compiling_again(generator):
     mapper = small_mapper()
+    residual, generate = residual_of(mapper), jax.jit(Generator.__call__)
     program: Any = edit_with_mappers
     before = program._cache_size()
     for strength in (-0.2, 0.0, 0.1):
         images, edited = apply_mapper(generator, mapper, w_plus(2), strength)
-        expected = w_plus(2) + strength * mapper(w_plus(2))
+        expected = np.asarray(w_plus(2)) + strength * residual
         np.testing.assert_allclose(edited, expected, atol=1e-5)
-        np.testing.assert_allclose(images, generator(expected), atol=1e-3)
+        np.testing.assert_allclose(images, generate(generator, expected), atol=1e-3)
     assert program._cache_size() <= before + 1
 
 
@@ -329,20 +345,21 @@ def test_a_mapper_is_applied_with_the_strength_on_its_card(generator):
     weak, strong = (small_mapper(card=MapperCard(strength=s)) for s in (0.1, 0.4))
     program: Any = edit_with_mappers
     before = program._cache_size()
-    residual = weak(w_plus(2))
+    residual = residual_of(weak)
     for mapper, strength in ((weak, 0.1), (strong, 0.4)):
         _, edited = apply_mapper(generator, mapper, w_plus(2))
-        np.testing.assert_allclose(edited, w_plus(2) + strength * residual, atol=1e-5)
+        expected = np.asarray(w_plus(2)) + strength * residual
+        np.testing.assert_allclose(edited, expected, atol=1e-5)
     assert program._cache_size() <= before + 1
     _, edited = apply_mapper(generator, [weak, strong], w_plus(2))
-    np.testing.assert_allclose(edited, w_plus(2) + 0.5 * residual, atol=1e-5)
+    np.testing.assert_allclose(edited, np.asarray(w_plus(2)) + 0.5 * residual, atol=1e-5)
 
 
 def test_a_mapper_of_another_generator_gives_a_warning(generator):
     card = mapper_card("a hat", MapperTrainConfig(), generator)
     mapper = small_mapper(card=card)
     apply_mapper(generator, mapper, w_plus(2))
-    other = jax.tree.map(lambda x: 2 * x, generator)
+    other = jax.tree.map(lambda x: jnp.asarray(2 * np.asarray(x)), generator)
     with pytest.warns(match="the mapper of 'a hat' was trained with another generator"):
         apply_mapper(other, mapper, w_plus(2))
     # No warning if the generator is unknown.
@@ -352,16 +369,17 @@ def test_a_mapper_of_another_generator_gives_a_warning(generator):
 def test_residuals_of_several_mappers_are_added(generator):
     one, other = small_mapper(seed=1), small_mapper(seed=2)
     _, edited = apply_mapper(generator, [one, other], w_plus(2), 0.5)
-    expected = w_plus(2) + 0.5 * (one(w_plus(2)) + other(w_plus(2)))
+    expected = np.asarray(w_plus(2)) + 0.5 * (residual_of(one) + residual_of(other))
     np.testing.assert_allclose(edited, expected, atol=1e-5)
 
 
 def test_a_stylespace_mapper_edits_w_plus_latents_in_stylespace(generator):
     mapper = small_mapper(WithoutToRGBStyleSpaceMapper)
     images, edited = apply_mapper(generator, mapper, w_plus(2))
-    styles = generator.styles(w_plus(2))
+    styles = jax.jit(Generator.styles)(generator, w_plus(2))
     for i, (before, after) in enumerate(zip(styles, edited, strict=True)):
-        assert (np.abs(after - before).max() < 1e-6) == (i % 3 == 1)
+        assert (np.abs(np.asarray(after) - np.asarray(before)).max() < 1e-6) == (i % 3 == 1)
+    # Models also work without `jit`; other tests compile them, which is faster.
     np.testing.assert_allclose(images, generator.synthesize(edited), atol=1e-3)
 
 
@@ -370,7 +388,7 @@ def test_mappers_and_latents_of_different_spaces_are_refused(generator):
     with pytest.raises(InputError, match="cannot be added"):
         apply_mapper(generator, [one, other], w_plus(2))
     with pytest.raises(InputError, match="in stylespace, expected w_plus"):
-        apply_mapper(generator, one, generator.styles(w_plus(2)))
+        apply_mapper(generator, one, jax.jit(Generator.styles)(generator, w_plus(2)))
 
 
 def test_two_texts_are_refused(generator, clip):

@@ -26,7 +26,7 @@ from styleclip_jax.methods.optimization import (
 from styleclip_jax.models import CLIP, Generator, GeneratorConfig
 from styleclip_jax.views import VIEWS
 
-clip_loss = jax.jit(losses.clip_loss)
+jitted_clip_loss = jax.jit(losses.clip_loss)
 CONFIG = OptimizeConfig(steps=8)
 DIRECTION = dataclasses.replace(CONFIG, guidance="direction", views=2)
 
@@ -59,6 +59,10 @@ def neutral():
 def in_one_loop(monkeypatch):
     """Makes edit_latents take the path of accelerators."""
     monkeypatch.setattr(optimization, "_advance_from_host", optimization._advance)
+
+
+def clip_loss(clip, images, text_features):
+    return np.asarray(jitted_clip_loss(clip, images, text_features))
 
 
 def assert_same(result, other):
@@ -204,7 +208,7 @@ def test_a_larger_orthogonal_lambda_preserves_what_the_text_does_not_mention(
     )
     before = jax.jit(synthesize)(generator, latents)
     moved = [
-        jnp.abs(clip_loss(clip, x, other) - clip_loss(clip, before, other)) for x in (free, held)
+        np.abs(clip_loss(clip, x, other) - clip_loss(clip, before, other)) for x in (free, held)
     ]
     assert moved[1].mean() < 0.7 * moved[0].mean()
 
@@ -221,7 +225,7 @@ def test_texts_to_keep_fit_as_before(generator, clip, latents, texts):
         return [clip_loss(clip, before, x) - clip_loss(clip, images, x) for x in (anchor, wanted)]
 
     (free, _), (held, gained) = changes(), changes(keep_features=anchor)
-    assert (jnp.abs(held) < 0.02).all() and (free > 0.1).all()
+    assert (np.abs(held) < 0.02).all() and (free > 0.1).all()
     assert (gained > 0.02).all()
 
 
@@ -269,7 +273,7 @@ def test_the_image_that_fits_best_is_found_for_every_text(generator, clip, texts
     latents = sample_latents(generator, 11, seed=1, truncation=1.0)
     best = best_fits(generator, clip, latents, texts)
     images = jax.jit(synthesize)(generator, latents)
-    expected = [int(jnp.argmin(clip_loss(clip, images, text[None]))) for text in texts]
+    expected = [int(np.argmin(clip_loss(clip, images, text[None]))) for text in np.asarray(texts)]
     assert best.tolist() == expected
 
 
@@ -279,17 +283,22 @@ def test_the_image_that_changes_most_in_the_direction_of_the_text_fits_best(gene
     config = dataclasses.replace(CONFIG, guidance="direction", orthogonal_lambda=0.2)
     best = best_fits(generator, clip, latents, texts, config, neutral)
     images = jax.jit(synthesize)(generator, latents)
-    features = image_features(clip, images, config.preprocess)
-    for text, found in zip(texts, best, strict=True):
-        losses = direction_loss(features, features.mean(0), text[None], neutral, 0.2)
-        assert found == jnp.argmin(losses)
+    see = jax.jit(image_features, static_argnames="preprocess")
+    features = np.asarray(see(clip, images, preprocess=config.preprocess))
+    loss = jax.jit(direction_loss)
+    for text, found in zip(np.asarray(texts), best, strict=True):
+        losses = loss(features, features.mean(0), text[None], neutral, 0.2)
+        assert found == np.argmin(losses)
     with pytest.raises(InputError, match="neutral_features are missing"):
         best_fits(generator, clip, latents, texts, config)
 
 
 def test_a_larger_l2_lambda_keeps_the_latents_closer(generator, clip, latents, texts):
     moved = [
-        jnp.abs(edit_latents(generator, clip, latents, texts, config).latents - latents).sum()
+        np.abs(
+            np.asarray(edit_latents(generator, clip, latents, texts, config).latents)
+            - np.asarray(latents)
+        ).sum()
         for config in (CONFIG, dataclasses.replace(CONFIG, l2_lambda=1.0))
     ]
     assert moved[1] < 0.8 * moved[0]
@@ -300,18 +309,19 @@ def test_stylespace_edits_do_not_change_the_torgb_styles(generator, clip, latent
     config = dataclasses.replace(CONFIG, space="stylespace")
     result = edit_latents(generator, clip, styles, texts, config)
     for i, (before, after) in enumerate(zip(styles, result.latents, strict=True)):
-        assert (before == after).all() == (i in generator.config.rgb_style_indices)
+        assert np.array_equal(before, after) == (i in generator.config.rgb_style_indices)
 
 
 def test_in_w_all_layers_change_by_the_same_amount(generator, clip, latents, texts):
     config = dataclasses.replace(CONFIG, space="w")
-    moved = edit_latents(generator, clip, latents, texts, config).latents - latents
-    assert (jnp.abs(moved).max(axis=(1, 2)) > 1e-3).all()
-    np.testing.assert_allclose(moved, jnp.broadcast_to(moved[:, :1], moved.shape), atol=1e-6)
+    edited = edit_latents(generator, clip, latents, texts, config).latents
+    moved = np.asarray(edited) - np.asarray(latents)
+    assert (np.abs(moved).max(axis=(1, 2)) > 1e-3).all()
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[:, :1], moved.shape), atol=1e-6)
 
 
 def test_generating_in_a_direction_edits_the_start(generator, clip, latents, texts):
-    config = dataclasses.replace(CONFIG, guidance="direction")
+    config = OptimizeConfig(steps=30, guidance="direction")
     results = [
         edit_latents(
             generator,
@@ -337,7 +347,8 @@ def test_generating_has_no_distance_term(generator, clip, texts):
     final = clip_loss(clip, free.images, texts[:1])
     # Without a distance term, the loss is CLIP's alone.
     assert final < free.losses[0] - 0.01
-    assert jnp.abs(held.latents - start).max() < jnp.abs(free.latents - start).max()
+    distances = [np.abs(np.asarray(x.latents) - np.asarray(start)).max() for x in (held, free)]
+    assert distances[0] < distances[1]
 
 
 def test_the_guide_resolution_is_for_the_losses_only(generator, clip, latents, texts):
@@ -356,7 +367,7 @@ def test_an_image_whose_loss_is_low_enough_no_longer_changes(
         request.getfixturevalue("in_one_loop")
     free = edit_latents(generator, clip, latents, texts, OptimizeConfig(steps=30, l2_lambda=0.0))
     # Slightly above a loss, so that rounding does not decide.
-    threshold = float(jnp.max(free.losses[15])) + 1e-4
+    threshold = float(np.max(free.losses[15])) + 1e-4
     below = np.asarray(free.losses) < threshold
     expected = 1 + below.argmax(axis=0)
     assert below.any(axis=0).all() and len(set(expected)) > 1
@@ -407,7 +418,9 @@ def test_a_loss_that_is_not_finite_names_the_step(generator, clip, latents, text
     # The learning rate of the first step is zero.
     with pytest.raises(FloatingPointError, match="step 3 of 8; try a lower learning_rate"):
         edit_latents(generator, clip, latents, texts, config)
-    damaged = texts.at[:, 0].set(jnp.nan)
+    damaged = np.array(texts)
+    damaged[:, 0] = np.nan
+    damaged = jnp.asarray(damaged)
     with pytest.raises(
         FloatingPointError, match=r"step 1 of 8; the learning rate is not the cause"
     ):
@@ -502,7 +515,7 @@ def test_an_extra_loss_pulls_latents_where_it_is_lowest(generator, clip, latents
     result = edit_latents(generator, clip, latents, texts, config, extra_loss=pull)
     assert set(calls) == {(3, 8, 8, 3)}
     np.testing.assert_allclose(result.latents, target, atol=0.05)
-    plain = edit_latents(generator, clip, latents, texts, config)
+    plain = edit_latents(generator, clip, latents, texts, dataclasses.replace(config, steps=8))
     expected = plain.losses[0] + distance(target, result.images, latents)
     np.testing.assert_allclose(result.losses[0], expected, rtol=1e-5)
 
@@ -547,14 +560,13 @@ def test_an_optimizer_makes_the_steps(generator, clip, latents, texts, space):
 
     def loss(latents):
         moved = jax.tree.map(lambda x, y: jnp.square(x - y).sum(), latents, start)
-        fits = clip_loss(clip, synthesize(generator, latents), texts)
+        fits = losses.clip_loss(clip, synthesize(generator, latents), texts)
         return fits.sum() + 0.5 * sum(jax.tree.leaves(moved))
 
-    gradient = jax.jit(jax.grad(loss))
-
+    @jax.jit
     def step(latents):
         """Gradient descent with weight decay, which must not leave the space."""
-        change = jax.tree.map(lambda x, g: -0.3 * (g + 0.1 * x), latents, gradient(latents))
+        change = jax.tree.map(lambda x, g: -0.3 * (g + 0.1 * x), latents, jax.grad(loss)(latents))
         if space == "w":
             change = jnp.broadcast_to(change.mean(1, keepdims=True), change.shape)
         if space == "stylespace":
@@ -585,11 +597,12 @@ def test_bfloat16_is_for_the_networks_and_not_for_latents_optimizer_and_losses(
         build(type(model), model.config, lambda _, m=model: flatten(m), jnp.bfloat16)
         for model in (generator, clip)
     ]
-    config = dataclasses.replace(CONFIG, views=1)
+    config = dataclasses.replace(CONFIG, views=2)
     result = edit_latents(short[0], short[1], latents, texts, config, optimizer=optimizer)
     results = (result.latents, result.images, result.losses)
     assert {*seen, *(x.dtype for x in jax.tree.leaves(results))} == {jnp.dtype("float32")}
-    exact = edit_latents(generator, clip, latents, texts, config, optimizer=optimizer)
+    # The first loss does not depend on the optimizer.
+    exact = edit_latents(generator, clip, latents, texts, config)
     np.testing.assert_allclose(result.losses[0], exact.losses[0], atol=0.02)
 
 
@@ -620,7 +633,7 @@ def test_one_text_for_all_images_shares_the_program_of_a_text_for_each(
 def test_texts_may_be_strings_where_there_is_a_tokenizer(generator, clip, clip_path, latents):
     tokenizer = load_tokenizer(clip_path)
     both: Any = {"tokenizer": (tokenizer, tokenizer)}
-    config = dataclasses.replace(DIRECTION, steps=2)
+    config = dataclasses.replace(DIRECTION, steps=2, views=0)
     encode = jax.jit(CLIP.encode_text)
     given, encoded = (
         edit_latents(

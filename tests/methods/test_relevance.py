@@ -26,6 +26,9 @@ IMAGES = 3
 CONFIG = RelevanceConfig(num_images=IMAGES, guide_resolution=16)
 
 
+map_z, styles_of = jax.jit(Generator.map), jax.jit(Generator.styles)
+
+
 def setup(generator, clip, config):
     described = directions_config(generator, clip, config)
     return described, channel_statistics(generator, described, num_samples=500)
@@ -38,7 +41,7 @@ def run(generator, clip, config, statistics, batch_size=16) -> np.ndarray:
 
 def official_latents(generator):
     z = np.random.RandomState(5).randn(IMAGES, generator.config.z_dim)
-    return generator.map(jnp.asarray(z, jnp.float32), 0.7)
+    return map_z(generator, z.astype(np.float32), 0.7)
 
 
 def unit(x):
@@ -60,7 +63,7 @@ def features(generator, clip):
 def test_differences_are_those_of_an_obvious_loop(generator, clip, features):
     described, statistics = setup(generator, clip, CONFIG)
     total = run(generator, clip, CONFIG, statistics)
-    styles = generator.styles(official_latents(generator))
+    styles = styles_of(generator, official_latents(generator))
     entries = conv_entries(generator.config.style_dims)[:5]
     starts = np.cumsum([0, *described.widths])
     for layer, column in ((0, 0), (1, 3), (4, 7)):
@@ -97,7 +100,7 @@ def test_the_jacobian_equals_jaxs(generator, clip, space):
 
     jacobian = jax.jit(jax.jacrev(features, argnums=1))
     zero = jnp.zeros(described.channels)
-    rows = np.sum([unit_rows(np.asarray(jacobian(w, zero)).T) for w in latents], axis=0)
+    rows = np.sum([unit_rows(np.asarray(jacobian(w, zero)).T) for w in np.asarray(latents)], axis=0)
     checked = slice(None) if space == "w" else slice(sum(described.widths[:2]))
     np.testing.assert_allclose(total[checked], rows[checked], atol=1e-3)
 
@@ -119,8 +122,8 @@ def test_statistics_are_those_of_sampled_channels(generator, clip, space):
     described = DirectionsConfig(channel_widths(generator.config, space), 16, space)
     statistics = channel_statistics(generator, described, num_samples=2500)
     z = np.random.RandomState(5).randn(2500, generator.config.z_dim)
-    w_plus = generator.map(jnp.asarray(z, jnp.float32), 0.7)
-    values = [w_plus[:, 0]] if space == "w" else generator.styles(w_plus)
+    w_plus = map_z(generator, z.astype(np.float32), 0.7)
+    values = [np.asarray(w_plus)[:, 0]] if space == "w" else styles_of(generator, w_plus)
     if space == "stylespace":
         values = [values[i] for i in conv_entries(generator.config.style_dims)]
     values = np.concatenate([np.asarray(v, np.float64) for v in values], axis=1)

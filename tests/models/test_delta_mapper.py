@@ -19,6 +19,9 @@ GOLDEN = seeded.load("delta_mapper")
 SMALL = DeltaMapperConfig(style_dims=(4, 4, 4, 4, 4, 4, 2, 2), embed_dim=3)
 
 
+residuals_of = jax.jit(DeltaMapper.__call__)
+
+
 def official_mapper():
     source = SourceFile("net_face.pth", "pytorch", GOLDEN.weights("mapper"), {}, {})
     return mapper_conversion.convert(source).model
@@ -32,7 +35,7 @@ def split_styles(concatenated, config):
         )
     )
     return tuple(
-        jnp.ones((len(concatenated), dim)) if i % 3 == 1 else jnp.asarray(next(convs))
+        np.ones((len(concatenated), dim), np.float32) if i % 3 == 1 else next(convs)
         for i, dim in enumerate(config.style_dims)
     )
 
@@ -47,32 +50,37 @@ def test_residuals_are_the_official_ones():
     direction = features[GOLDEN.settings["partners"]] - features
     direction /= np.maximum(np.linalg.norm(direction, axis=-1, keepdims=True), 1e-5)
     features, direction = features[:rows], direction[:rows]
-    residuals = jax.jit(DeltaMapper.__call__)(mapper, styles, features, direction)
+    residuals = jax.tree.map(np.asarray, residuals_of(mapper, styles, features, direction))
     ours = np.concatenate([r for i, r in enumerate(residuals) if i % 3 != 1], axis=-1)
     assert np.abs(ours - GOLDEN["residual"]).max() <= 1e-4 * np.abs(GOLDEN["residual"]).max()
     assert not any(residuals[i].any() for i in range(1, len(residuals), 3))
 
 
-def test_a_group_without_layers_has_no_parameters():
-    mapper = DeltaMapper(SMALL, rngs=nnx.Rngs(0))
+def test_a_group_without_layers_has_no_parameters(random_model):
+    mapper = random_model(DeltaMapper, SMALL, seed=0)
     assert {path[0] for path, _ in nnx.to_flat_state(nnx.state(mapper))} == {"coarse", "medium"}
     styles = tuple(jnp.ones((2, dim)) for dim in SMALL.style_dims)
-    residuals = mapper(styles, jnp.ones((2, 3)), jnp.ones((2, 3)))
+    residuals = jax.tree.map(
+        np.asarray, residuals_of(mapper, styles, jnp.ones((2, 3)), jnp.ones((2, 3)))
+    )
     assert [r.shape for r in residuals] == [style.shape for style in styles]
     assert all(residuals[i].any() for i in (0, 2, 3, 5, 6))
 
 
-def test_to_rgb_styles_are_changed_where_the_configuration_says_so():
+def test_to_rgb_styles_are_changed_where_the_configuration_says_so(random_model):
     config = dataclasses.replace(SMALL, rgb=True)
-    mapper = DeltaMapper(config, rngs=nnx.Rngs(0))
+    mapper = random_model(DeltaMapper, config, seed=0)
     styles = tuple(jnp.ones((2, dim)) for dim in config.style_dims)
-    residuals = mapper(styles, jnp.ones((2, 3)), jnp.ones((2, 3)))
+    residuals = jax.tree.map(
+        np.asarray, residuals_of(mapper, styles, jnp.ones((2, 3)), jnp.ones((2, 3)))
+    )
     assert [r.shape for r in residuals] == [style.shape for style in styles]
     assert all(residual.any() for residual in residuals)
 
 
-def test_the_width_of_hidden_layers_may_be_chosen():
-    mapper = DeltaMapper(DeltaMapperConfig((4,) * 3, embed_dim=3, width=5), rngs=nnx.Rngs(0))
+def test_the_width_of_hidden_layers_may_be_chosen(random_model):
+    config = DeltaMapperConfig((4,) * 3, embed_dim=3, width=5)
+    mapper = random_model(DeltaMapper, config, seed=0)
     shapes = {
         name: [layer.kernel.shape for layer in getattr(mapper.coarse, name).layers]
         for name in ("style", "condition", "fusion")
@@ -83,8 +91,8 @@ def test_the_width_of_hidden_layers_may_be_chosen():
 
 
 @pytest.mark.usefixtures("without_type_checks")
-def test_styles_and_features_of_other_networks_are_refused():
-    mapper = DeltaMapper(SMALL, rngs=nnx.Rngs(0))
+def test_styles_and_features_of_other_networks_are_refused(random_model):
+    mapper = random_model(DeltaMapper, SMALL, seed=0)
     styles = tuple(jnp.ones((2, dim)) for dim in SMALL.style_dims)
     with pytest.raises(InputError, match="for this map"):
         mapper(styles[:-1], jnp.ones((2, 3)), jnp.ones((2, 3)))

@@ -49,14 +49,14 @@ def test_latents_are_the_official_ones(name, model):
     encoder = official_encoder(model)
     images = jnp.asarray(GOLDEN.input(f"images.{name}").transpose(0, 2, 3, 1))
     encoder.config = dataclasses.replace(encoder.config, image_height=images.shape[1])
-    latents = encode(encoder, images)
+    latents = np.asarray(encode(encoder, images))
     assert np.abs(latents - GOLDEN[name]).max() <= 1e-4 * np.abs(GOLDEN[name]).max()
 
 
 def test_the_prediction_is_added_to_the_mean_latent_or_to_given_latents():
     encoder = small_encoder()
     images = jnp.ones((2, 32, 32, 3))
-    latents = encode(encoder, images)
+    latents = np.asarray(encode(encoder, images))
     encoder.mean_latent[...] += 1.0
     np.testing.assert_allclose(encode(encoder, images), latents + 1, atol=1e-5)
     given = encode(encoder, images, jnp.full((2, 8, 12), 2.0))
@@ -67,9 +67,10 @@ def test_all_layers_share_the_first_heads_code():
     encoder = small_encoder()
     for head in list(encoder.heads)[1:]:
         head.linear.kernel[...] = jnp.zeros_like(head.linear.kernel[...])
-    latents = encode(encoder, jax.random.uniform(jax.random.key(0), (2, 32, 32, 3)))
+    images = np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype(np.float32)
+    latents = np.asarray(encode(encoder, images))
     assert np.abs(latents).max() > 0
-    np.testing.assert_array_equal(latents, jnp.broadcast_to(latents[:, :1], latents.shape))
+    np.testing.assert_array_equal(latents, np.broadcast_to(latents[:, :1], latents.shape))
 
 
 def test_interpolation_keeps_the_corners():
