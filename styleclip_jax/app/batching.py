@@ -1,9 +1,8 @@
 """Combines requests of several users into batches."""
 
 import queue
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -27,7 +26,8 @@ class Batcher:
     def __init__(self, run: Callable[[Any], Any]):
         self._run = run
         self._requests: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name="batcher", daemon=True).start()
+        # Python waits for its thread at the exit; a daemon would abort it during a compilation.
+        self._executor = ThreadPoolExecutor(1, "batcher")
 
     def __call__(self, entry: Any) -> Any:
         """Returns the result of one entry, a pytree of arrays (1, ...).
@@ -37,19 +37,20 @@ class Batcher:
         """
         future: Future = Future()
         self._requests.put((entry, future))
+        self._executor.submit(self._serve)
         return future.result()
 
     def _serve(self) -> None:
-        while True:
-            requests = [self._requests.get()]
-            while len(requests) < SIZES[-1] and not self._requests.empty():
-                requests.append(self._requests.get())
-            # Latents in W+ and in StyleSpace have different shapes and need separate batches.
-            groups: dict[Any, list[tuple[Any, Future]]] = {}
-            for request in requests:
-                groups.setdefault(_shape(request[0]), []).append(request)
-            for group in groups.values():
-                self._run_batch(group)
+        """Runs the waiting requests; there are none if an earlier batch had room for them."""
+        requests = []
+        while len(requests) < SIZES[-1] and not self._requests.empty():
+            requests.append(self._requests.get())
+        # Latents in W+ and in StyleSpace have different shapes and need separate batches.
+        groups: dict[Any, list[tuple[Any, Future]]] = {}
+        for request in requests:
+            groups.setdefault(_shape(request[0]), []).append(request)
+        for group in groups.values():
+            self._run_batch(group)
 
     def _run_batch(self, requests: Sequence[tuple[Any, Future]]) -> None:
         entries = [entry for entry, _ in requests]
