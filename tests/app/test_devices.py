@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-pytest.importorskip("gradio")
 TESTS = Path(__file__).parents[1]
 
 

@@ -1,5 +1,6 @@
 """Signals that reach app.py before everything is compiled."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from tests.app.calls import call
 from tests.app.conftest import ROOT, TIMEOUT
 from tests.ports import free_port
 
-pytest.importorskip("gradio")
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("gradio"), reason="the extra 'app' is not installed"
+)
 
 
 @pytest.fixture
