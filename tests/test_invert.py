@@ -1,8 +1,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -142,7 +140,7 @@ def test_a_photo_without_a_face_is_named(run, pictures, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tuned(generator_path, checkpoints, tmp_path_factory):
+def tuned(run_main, generator_path, checkpoints, tmp_path_factory):
     """Results of invert.py --tune of two photos, which the generator cannot synthesize."""
     directory = tmp_path_factory.mktemp("tuned")
     for name, color in {"a.png": "red", "b.png": "blue"}.items():
@@ -158,7 +156,7 @@ def tuned(generator_path, checkpoints, tmp_path_factory):
     }
     command = [f"--{name}={value}" for name, value in flags.items()]
     command += ["--align=false", "--refine_steps=1", "--tune", "--tune_steps=60"]
-    subprocess.run([sys.executable, ROOT / "invert.py", *command], check=True, cwd=ROOT)
+    assert run_main("invert.py", *command) == 0
     return directory / "results"
 
 
