@@ -1,6 +1,5 @@
 """Small random models, and scripts run as from the command line."""
 
-import contextlib
 import dataclasses
 import gc
 import json
@@ -62,12 +61,8 @@ for _option, _value in {
 # Parity needs float32 products; accelerators use shorter formats by default.
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# Files that one process tests, because another would start a second service or compile the
-# optimization of avatars a second time.
-TOGETHER = {
-    **{f"tests/app/test_{name}.py": "service" for name in ("guide", "page", "service")},
-    **dict.fromkeys(("tests/test_default.py", "tests/avatars/test_edits.py"), "avatars"),
-}
+# Files whose tests use the same running service; a second one takes 30 s of processor time.
+SERVED = {f"tests/app/test_{name}.py" for name in ("guide", "page", "service")}
 
 GENERATOR = GeneratorConfig(
     resolution=16, z_dim=12, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8
@@ -89,7 +84,7 @@ CLIP_CONFIG = CLIPConfig(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Lets one process run all tests of the files in TOGETHER that have the same value."""
+    """Lets one process run all tests of the files in SERVED."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -97,7 +92,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return TOGETHER.get(file, file)
+            return "the service" if file in SERVED else file
 
     return Scheduling(config, log)
 
@@ -111,25 +106,13 @@ def _forget_compiled_programs():
         jax.clear_caches()
 
 
-@contextlib.contextmanager
-def _optimizing():
+@pytest.fixture
+def optimized():
+    """Lets XLA optimize programs, for a test that runs for longer than that takes."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="session")
-def optimizing():
-    """A context manager that lets XLA optimize programs; see `optimized`."""
-    return _optimizing
-
-
-@pytest.fixture
-def optimized(optimizing):
-    """Lets XLA optimize programs, for a test that runs for longer than that takes."""
-    with optimizing():
-        yield
 
 
 @pytest.fixture

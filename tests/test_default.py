@@ -28,7 +28,7 @@ class Edited(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def edited(run_main, optimizing, tmp_path_factory) -> Edited:
+def edited(run_main, tmp_path_factory) -> Edited:
     """The first command, with every connection and every look-up of a host refused."""
     results = tmp_path_factory.mktemp("default") / "results"
     attempts = []
@@ -39,7 +39,6 @@ def edited(run_main, optimizing, tmp_path_factory) -> Edited:
 
     out, err = io.StringIO(), io.StringIO()
     with (
-        optimizing(),
         pytest.MonkeyPatch.context() as patched,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -40,22 +40,15 @@ def test_optimization_changes_what_the_text_says_and_nothing_else(faces):
     neutral = sc.encode_texts(clip, tokenizer, [sc.AVATARS_NEUTRAL])
     edits, count = select(TEXTS), FACES // 4
     texts = sc.encode_texts(clip, tokenizer, [edit.wordings[0] for edit in edits])
-    samples = sc.sample_features(generator, clip, sc.AVATARS_CONFIG.start_samples)
-    directions = sc.latent_directions(samples, texts, neutral)
-    # As many images at once as in the first command of the README, whose program this is.
-    images = [
-        sc.edit_latents(
-            generator,
-            clip,
-            latents[:count],
-            texts[i : i + 1],
-            sc.AVATARS_CONFIG,
-            neutral_features=neutral,
-            directions=directions[i : i + 1],
-        ).images
-        for i in range(len(edits))
-    ]
-    labels = read_labels(classifier, jnp.concatenate(images)).reshape(len(edits), count, -1)
+    result = sc.edit_latents(
+        generator,
+        clip,
+        jnp.tile(latents[:count], (len(edits), 1, 1)),
+        jnp.repeat(texts, count, axis=0),
+        sc.AVATARS_CONFIG,
+        neutral_features=neutral,
+    )
+    labels = read_labels(classifier, result.images).reshape(len(edits), count, -1)
     scores = [
         edit_score(before[:count], after, edit.slot, edit.value)
         for after, edit in zip(labels, edits, strict=True)
