@@ -259,7 +259,7 @@ def load(path: str | Path = TRAINED) -> Classifier:
     graph, state = nnx.split(nnx.eval_shape(lambda: Classifier(rngs=nnx.Rngs(0))))
     with np.load(path) as weights:
         for name, variable in _flat(state).items():
-            variable.set_value(jnp.asarray(weights[name].astype(np.float32)))
+            variable.set_value(jax.device_put(weights[name].astype(np.float32)))
     return nnx.merge(graph, state)
 
 

@@ -41,9 +41,10 @@ def sample_latents(
             f"the latents of {num} images need {needed // 2**30} GiB, but this machine has"
             f" {memory // 2**30} GiB; use fewer images"
         )
-    z = _normal(jax.random.key(seed), num, config.z_dim)
+    key = jax.random.key(seed)
+    z = _normal(key, num, config.z_dim)
     if redraw < 1:
-        z = _redraw(jax.random.key(seed), z, redraw)
+        z = _redraw(key, z, redraw)
     latents = jax.jit(Generator.map)(generator, z, truncation)
     # Losses are sums of squares.
     if not isinstance(latents, Tracer) and not _sum_of_squares_is_finite(latents):

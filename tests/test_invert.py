@@ -34,7 +34,6 @@ ENCODER = E4EConfig(
     stages=((4, 1), (8, 1), (8, 1), (8, 1)),
     reduction=4,
 )
-ROOT = Path(__file__).parents[1]
 SYNTHESIZE = jax.jit(Generator.__call__)
 
 

@@ -610,8 +610,8 @@ def _best(starts: Sequence[Latents], problem: _Problem, program: _Program) -> La
 
 @jax.jit
 def _lowest(starts: Sequence[Latents], losses: Sequence[Array]) -> Latents:
-    finite = jnp.where(jnp.isfinite(jnp.stack(losses)), jnp.stack(losses), jnp.inf)
-    best = jnp.argmin(finite, axis=0)
+    stacked = jnp.stack(losses)
+    best = jnp.argmin(jnp.where(jnp.isfinite(stacked), stacked, jnp.inf), axis=0)
     return jax.tree.map(lambda *x: jnp.stack(x)[best, jnp.arange(len(best))], *starts)
 
 

@@ -78,10 +78,15 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def start_service():
-    """Starts services with the arguments of :class:`Service`; ends them after the tests."""
+def installed_app():
+    """Skips tests that start app.py where its extra is not installed."""
     if not importlib.util.find_spec("gradio"):
         pytest.skip("the extra 'app' is not installed")
+
+
+@pytest.fixture(scope="session")
+def start_service(installed_app):
+    """Starts services with the arguments of :class:`Service`; ends them after the tests."""
     services = []
 
     def start(*flags, **options):

@@ -1,6 +1,5 @@
 """Signals that reach app.py before everything is compiled."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -15,10 +14,6 @@ from tests.app.calls import call
 from tests.app.conftest import ROOT, TIMEOUT
 from tests.ports import free_port
 
-pytestmark = pytest.mark.skipif(
-    not importlib.util.find_spec("gradio"), reason="the extra 'app' is not installed"
-)
-
 
 @pytest.fixture
 def environment(tmp_path):
@@ -28,7 +23,7 @@ def environment(tmp_path):
 
 
 @pytest.fixture
-def process(environment):
+def process(environment, installed_app):
     """An app.py that has just been started."""
     process = subprocess.Popen(
         [sys.executable, "app.py", f"--port={free_port()}"],
