@@ -305,7 +305,7 @@ def make_mapper_evaluation(
     objective = dataclasses.replace(objective, views=0)
     problem = replicate(_Problem(generator, objective, None))
     evaluate = _evaluation_program(config)
-    return lambda mapper, latents: evaluate(mapper, problem, shard(latents))
+    return lambda mapper, latents: evaluate(replicate(mapper), problem, shard(latents))
 
 
 @functools.lru_cache(maxsize=8)

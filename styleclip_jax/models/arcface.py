@@ -116,7 +116,7 @@ class Stem(nnx.Module):
     ):
         self.conv = _convolution(in_channels, width, 3, rngs, dtype)
         self.norm = InferenceBatchNorm(width)
-        self.slope = nnx.Param(jnp.full(width, 0.25))
+        self.slope = nnx.Param(jnp.full(width, 0.25, jnp.float32))
 
     def __call__(self, images: Float[Array, "batch H W inputs"]) -> Float[Array, "batch H W C"]:
         return prelu(self.norm(self.conv(images)), self.slope[...])
@@ -138,7 +138,7 @@ class ResidualBlock(nnx.Module):
         self.stride = stride
         self.norm1 = InferenceBatchNorm(in_channels)
         self.conv1 = _convolution(in_channels, channels, 3, rngs, dtype)
-        self.slope = nnx.Param(jnp.full(channels, 0.25))
+        self.slope = nnx.Param(jnp.full(channels, 0.25, jnp.float32))
         self.conv2 = _convolution(channels, channels, 3, rngs, dtype, stride)
         self.norm2 = InferenceBatchNorm(channels)
         bottleneck = channels // reduction

@@ -251,7 +251,7 @@ class CLIP(nnx.Module):
         self.config = config
         self.vision = VisionTower(config, rngs=rngs, dtype=dtype)
         self.text = TextTower(config, rngs=rngs, dtype=dtype)
-        self.logit_scale = nnx.Param(jnp.log(1 / 0.07))
+        self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def encode_image(
         self, pixels: Float[Array, "batch size size 3"]

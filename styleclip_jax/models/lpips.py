@@ -68,7 +68,7 @@ class LPIPS(nnx.Module):
                     nnx.Conv(in_channels, channels, (3, 3), padding=1, dtype=dtype, rngs=rngs)
                 )
                 in_channels = channels
-            self.weights.append(nnx.Param(jnp.full(channels, 1 / channels)))
+            self.weights.append(nnx.Param(jnp.full(channels, 1 / channels, jnp.float32)))
 
     def features(
         self, images: Float[Array, "batch height width 3"]

@@ -280,7 +280,7 @@ class EqualizedLinear(nnx.Module):
     ):
         kernel = jax.random.normal(rngs.params(), (in_features, out_features)) / lr_multiplier
         self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(jnp.full((out_features,), bias_init / lr_multiplier))
+        self.bias = nnx.Param(jnp.full((out_features,), bias_init / lr_multiplier, jnp.float32))
         self.lr_multiplier = lr_multiplier
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:

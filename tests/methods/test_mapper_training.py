@@ -33,6 +33,7 @@ from styleclip_jax.models.mapper import (
     FullStyleSpaceMapper,
     Mapper,
     WithoutToRGBStyleSpaceMapper,
+    start_at,
 )
 from styleclip_jax.runs.mapper_diagnostics import (
     check_finite,
@@ -170,7 +171,7 @@ def test_training_lowers_the_loss(generator, clip):
     assert losses[-1] < losses[0] - 0.01
 
 
-def test_trainings_for_several_texts_are_compiled_once(generator, clip):
+def test_trainings_for_several_texts_are_compiled_once(generator, clip, caplog):
     config = MapperTrainConfig(optimizer="adam")
     traces = []
 
@@ -179,16 +180,21 @@ def test_trainings_for_several_texts_are_compiled_once(generator, clip):
         return images.mean(axis=(1, 2, 3))
 
     losses = []
-    for text in (text_features(clip), -text_features(clip)):
-        networks = generator, clip, text, config
-        step = make_mapper_train_step(*networks, extra_loss=brightness)
-        evaluate: Any = make_mapper_evaluation(*networks, extra_loss=brightness)
-        state = init_mapper_state(small_mapper(), config)
-        losses.append(
-            [evaluate(state.mapper, w_plus(2))["loss"], step(state, w_plus(2))[1]["loss"]]
-        )
+    with jax.log_compiles():
+        for text in (text_features(clip), -text_features(clip)):
+            networks = generator, clip, text, config
+            step = make_mapper_train_step(*networks, extra_loss=brightness)
+            evaluate: Any = make_mapper_evaluation(*networks, extra_loss=brightness)
+            mapper = small_mapper()
+            state = init_mapper_state(start_at(mapper, jnp.ones((6, 16))), config)
+            evaluate(mapper, w_plus(2))
+            losses.append(
+                [evaluate(state.mapper, w_plus(2))["loss"], step(state, w_plus(2))[1]["loss"]]
+            )
     # One trace of the evaluation and one of the step.
     assert len(traces) == 2
+    programs = [message for message in caplog.messages if message.startswith("Compiling jit(_fun)")]
+    assert len(programs) == 2
     assert np.abs(np.subtract(*losses)).min() > 1e-3
 
 
