@@ -45,12 +45,8 @@ class Batcher:
         requests = []
         while len(requests) < SIZES[-1] and not self._requests.empty():
             requests.append(self._requests.get())
-        # Latents in W+ and in StyleSpace have different shapes and need separate batches.
-        groups: dict[Any, list[tuple[Any, Future]]] = {}
-        for request in requests:
-            groups.setdefault(_shape(request[0]), []).append(request)
-        for group in groups.values():
-            self._run_batch(group)
+        if requests:
+            self._run_batch(requests)
 
     def _run_batch(self, requests: Sequence[tuple[Any, Future]]) -> None:
         entries = [entry for entry, _ in requests]
@@ -64,8 +60,3 @@ class Batcher:
         else:
             for (_, future), result in zip(requests, results, strict=False):
                 future.set_result(result)
-
-
-def _shape(entry: Any) -> Any:
-    leaves, structure = jax.tree.flatten(entry)
-    return structure, tuple(np.shape(leaf) for leaf in leaves)

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from styleclip_jax.app.photos import Photo, Pixels
 from styleclip_jax.app.recipes import Recipe
 
+HostStyles = tuple[Float[np.ndarray, "1 _"], ...]
 # The latents of one image, in W+ or StyleSpace.
-HostLatents = Float[np.ndarray, "1 layers w_dim"] | tuple[Float[np.ndarray, "1 _"], ...]
+HostLatents = Float[np.ndarray, "1 layers w_dim"] | HostStyles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

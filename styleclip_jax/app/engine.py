@@ -17,7 +17,7 @@ from styleclip_jax.app import files
 from styleclip_jax.app.background import OnProgress, run_in_background
 from styleclip_jax.app.batching import SIZES, Batcher
 from styleclip_jax.app.caching import Cache
-from styleclip_jax.app.edits import Edit, Face, HostLatents, Progress
+from styleclip_jax.app.edits import Edit, Face, HostLatents, HostStyles, Progress
 from styleclip_jax.app.photos import Photo, read_upload
 from styleclip_jax.app.recipes import Instant, InstantMethod, Mapped, Optimized
 from styleclip_jax.avatars import (
@@ -38,14 +38,17 @@ from styleclip_jax.io.images import from_uint8, to_uint8
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize, to_styles
-from styleclip_jax.methods.delta_editing import edit_with_delta_mapper, move_styles
+from styleclip_jax.methods.delta_editing import (
+    best_strengths_of_change,
+    move_styles,
+    predict_change,
+)
 from styleclip_jax.methods.directions import (
     DirectionDefaults,
     NoChannelError,
     automatic_threshold,
     best_strengths,
     check_fingerprints,
-    edit_with_direction,
     move_latents,
     text_direction,
 )
@@ -162,7 +165,7 @@ class Engine:
         any_text = [(n, m) for n, m in loaded.items() if isinstance(m, DeltaMapper)]
         self._any_text_name, self.any_text_mapper = any_text[0] if any_text else ("", None)
         self._device: Any = None
-        self._synthesize = jax.jit(synthesize)
+        self._synthesize, self._to_styles = jax.jit(synthesize), jax.jit(to_styles)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -240,15 +243,12 @@ class Engine:
 
     def _programs(self) -> Iterator[Callable[[], Any]]:
         face = self.random_face(0)
-        recipes = [Instant(_WARM_UP_TEXT, self.neutral, using=x) for x in self.instant_methods]
-        for recipe in recipes:
+        for using in self.instant_methods:
+            recipe = Instant(_WARM_UP_TEXT, self.neutral, using=using)
             yield lambda recipe=recipe: self._instant(face, recipe)
-        # A given strength has a program of its own, which the slider needs.
-        for recipe in [dataclasses.replace(recipe, strength=1.0) for recipe in recipes]:
-            yield lambda recipe=recipe: self.exact(self._instant(face, recipe))
         for size in SIZES[1:]:
-            latents = np.repeat(face.latents, size, axis=0)
-            yield lambda latents=latents: self._synthesize(self.generator, latents)
+            styles = jax.tree.map(lambda x, n=size: np.repeat(x, n, 0), self._styles(face.latents))
+            yield lambda styles=styles: self._synthesize(self.generator, styles)
         for name in self.mappers:
             yield lambda name=name: self.mapped(face, Mapped(name))
         optimized = Optimized(_WARM_UP_TEXT, self.neutral, steps=self.config.steps)
@@ -271,7 +271,11 @@ class Engine:
 
     def face(self, latents: HostLatents, photo: Photo | None = None) -> Face:
         """Synthesizes the image of latents."""
-        return Face(latents, self._batcher(latents), photo)
+        return Face(latents, self._batcher(self._styles(latents)), photo)
+
+    def _styles(self, latents: HostLatents) -> HostStyles:
+        """StyleSpace coordinates, so that both kinds of latents share programs and batches."""
+        return jax.device_get(self._to_styles(self.generator, latents))
 
     def upload(self, path: str, align: bool) -> Face:
         """Inverts a photo and returns the generator's reconstruction of it.
@@ -326,19 +330,17 @@ class Engine:
                 "there is no mapper for any text for this generator; restart app.py with"
                 " --mappers_dir"
             )
+        threshold, strength = recipe.threshold or 0.0, recipe.strength
         models = self.generator, self.any_text_mapper, self.clip
-        threshold = recipe.threshold or 0.0
-        moved = jax.device_get(
-            move_styles(*models, before, dt, recipe.strength, min_change=threshold)
-        )
-        changed = moved.changed.item()
+        styles = self._to_styles(self.generator, before)
+        change = predict_change(*models, styles, dt, min_change=threshold)
+        changed = change.changed.item()
         if not changed:
-            raise NoChannelError(threshold, moved.largest.item())
-        strength = recipe.strength
+            raise NoChannelError(threshold, change.largest.item())
         if strength is None:
-            strength = moved.strengths.item()
+            strength = best_strengths_of_change(*models, change, dt).item()
         recipe = dataclasses.replace(recipe, strength=strength, threshold=threshold)
-        return _Moved(recipe, moved.styles, changed)
+        return _Moved(recipe, move_styles(change, strength), changed)
 
     def _move_with_directions(self, before: Latents, dt: Array, recipe: Instant) -> _Moved:
         if not self.directions:
@@ -437,39 +439,20 @@ class Engine:
 
     def with_strength(self, edit: Edit, strength: float) -> Face:
         """Interpolates or extrapolates an edit: 0 is the image before, 1 the image after it."""
-        before, after = _on_device(edit.start.latents), _on_device(edit.face.latents)
+        before, after = edit.start.latents, edit.face.latents
         if isinstance(after, tuple):
-            before = to_styles(self.generator, before)
-        between = jax.tree.map(lambda x, y: x + strength * (y - x), before, after)
-        return self.face(jax.device_get(between), edit.start.photo)
+            before = self._styles(before)
+        between = jax.tree.map(lambda x, y: x + np.float32(strength) * (y - x), before, after)
+        return self.face(between, edit.start.photo)
 
     def exact(self, edit: Edit) -> Edit:
         """Returns an edit whose image is computed as by the scripts, bit for bit.
 
         The images of instant edits are synthesized in batches, which changes their rounding.
         """
-        recipe = edit.recipe
-        if not isinstance(recipe, Instant):
+        if not isinstance(edit.recipe, Instant):
             return edit
-        assert recipe.strength is not None and recipe.threshold is not None
-        dt = self._text_directions((recipe.text, recipe.neutral))
-        before = _on_device(edit.start.latents)
-        if recipe.using == "any_text":
-            assert self.any_text_mapper
-            images = edit_with_delta_mapper(
-                self.generator,
-                self.any_text_mapper,
-                self.clip,
-                before,
-                dt,
-                jnp.full(1, recipe.strength),
-                min_change=recipe.threshold,
-            ).images
-        else:
-            assert self.directions
-            images = edit_with_direction(
-                self.generator, self.directions, before, dt, recipe.strength, recipe.threshold
-            ).images
+        images = self._synthesize(self.generator, self._styles(edit.face.latents))
         face = dataclasses.replace(edit.face, pixels=to_uint8(images[0]))
         return dataclasses.replace(edit, face=face)
 

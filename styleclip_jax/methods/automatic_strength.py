@@ -37,9 +37,10 @@ def lowest_loss(
         direction: Unit direction of the text.
         strengths: The candidates except 0.
     """
-    # Not a loop in the program, which would run convolutions on one thread of a CPU. Traced once.
-    edited = jax.jit(features)
-    every = jnp.stack([before, *(edited(jnp.float32(strength)) for strength in strengths)])
+    # One batch of all candidates. A loop in the program would run convolutions on one thread of a
+    # CPU, and without a loop the networks would be compiled once for every candidate.
+    edited = jax.vmap(features)(jnp.asarray(strengths, jnp.float32))
+    every = jnp.concatenate([before[None], edited])
     losses = change_loss(every, before, direction, _ORTHOGONAL_LAMBDA)
     best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf), axis=0)
     return jnp.asarray([0.0, *strengths])[best]

@@ -34,17 +34,19 @@ class DeltaEdit(NamedTuple):
 
 
 class DeltaChange(NamedTuple):
-    """Edited styles, without images.
+    """What a mapper changes in images, before a strength multiplies it.
 
     Attributes:
-        styles: StyleSpace coordinates of the edited images.
-        strengths: The strength of each image.
+        styles: StyleSpace coordinates of the images before the edit.
+        residual: Their change at strength 1.
+        features: CLIP's features of the images before the edit.
         changed: Number of changed channels of each image.
-        largest: The largest change of each image's channels before the strength multiplies it.
+        largest: The largest change of each image's channels, whatever ``min_change`` is.
     """
 
     styles: StyleSpace
-    strengths: Float[Array, " batch"]
+    residual: StyleSpace
+    features: Float[Array, "batch embed"]
     changed: Int[Array, " batch"]
     largest: Float[Array, " batch"]
 
@@ -85,35 +87,8 @@ def edit_with_delta_mapper(
     Raises:
         InputError: The models and the latents do not match.
     """
-    styles, residual = _residual(
-        generator, mapper, clip, latents, dt, directions, threshold, min_change
-    )
-    return _edit(generator, styles, residual, strength)
-
-
-@jax.jit
-def move_styles(
-    generator: Generator,
-    mapper: DeltaMapper,
-    clip: CLIP,
-    latents: Latents,
-    dt: Float[Array, " embed"],
-    strength: float | Float[Array, ""] | Float[Array, " batch"] | None = None,
-    *,
-    min_change: float | Float[Array, ""] = 0.0,
-) -> DeltaChange:
-    """Edits as :func:`edit_with_delta_mapper` does, without synthesizing the edited images.
-
-    Without a strength, each image gets that of :func:`best_delta_strengths`.
-    """
-    styles, residual = _residual(generator, mapper, clip, latents, dt)
-    largest = jnp.max(jnp.abs(jnp.concatenate(residual, axis=1)), axis=1)
-    residual = _at_least(residual, min_change)
-    changed = jnp.sum(jnp.concatenate(residual, axis=1) != 0, axis=1)
-    if strength is None:
-        strength = _best_strengths(generator, mapper, clip, styles, residual, dt)
-    strengths = jnp.broadcast_to(jnp.asarray(strength, jnp.float32), changed.shape)
-    return DeltaChange(_move(styles, residual, strengths), strengths, changed, largest)
+    change = predict_change(generator, mapper, clip, latents, dt, directions, threshold, min_change)
+    return _edit(generator, change.styles, change.residual, strength)
 
 
 @jax.jit
@@ -135,35 +110,12 @@ def best_delta_strengths(
     get 0. Arguments as for :func:`edit_with_delta_mapper`. Takes a forward pass of CLIP for
     each strength, and of the generator up to the resolution that CLIP sees.
     """
-    styles, residual = _residual(
-        generator, mapper, clip, latents, dt, directions, threshold, min_change
-    )
-    return _best_strengths(generator, mapper, clip, styles, residual, dt)
+    change = predict_change(generator, mapper, clip, latents, dt, directions, threshold, min_change)
+    return best_strengths_of_change(generator, mapper, clip, change, dt)
 
 
-def _best_strengths(
-    generator: Generator,
-    mapper: DeltaMapper,
-    clip: CLIP,
-    styles: StyleSpace,
-    residual: StyleSpace,
-    dt: Float[Array, " embed"],
-) -> Float[Array, " batch"]:
-    resolution = comparison_resolution(generator, clip)
-
-    def encode(styles: StyleSpace) -> Float[Array, "batch embed"]:
-        images = generator.synthesize(styles, resolution)
-        return image_features(clip, images, mapper.config.preprocess)
-
-    def features(strength: Float[Array, ""]) -> Float[Array, "batch embed"]:
-        return encode(_move(styles, residual, strength))
-
-    return lowest_loss(features, encode(styles), unit(dt), _AUTOMATIC_STRENGTHS)
-
-
-# Compiled on its own only to be traced once for all functions that use it.
 @jax.jit
-def _residual(
+def predict_change(
     generator: Generator,
     mapper: DeltaMapper,
     clip: CLIP,
@@ -172,8 +124,8 @@ def _residual(
     directions: Directions | None = None,
     threshold: float | Float[Array, ""] = THRESHOLD,
     min_change: float | Float[Array, ""] = 0.0,
-) -> tuple[StyleSpace, StyleSpace]:
-    """Styles of the images, and the mapper's change of them."""
+) -> DeltaChange:
+    """Predicts the change of an edit; arguments as for :func:`edit_with_delta_mapper`."""
     styles = to_styles(generator, latents)
     features = image_features(clip, generator.synthesize(styles), mapper.config.preprocess)
     if dt.shape != features.shape[1:]:
@@ -183,7 +135,38 @@ def _residual(
         residual = jax.tree.map(
             jnp.multiply, residual, _relevant(generator, directions, dt, threshold)
         )
-    return styles, _at_least(residual, min_change)
+    largest = jnp.max(jnp.abs(jnp.concatenate(residual, axis=1)), axis=1)
+    residual = _at_least(residual, min_change)
+    changed = jnp.sum(jnp.concatenate(residual, axis=1) != 0, axis=1)
+    return DeltaChange(styles, residual, features, changed, largest)
+
+
+@jax.jit
+def best_strengths_of_change(
+    generator: Generator,
+    mapper: DeltaMapper,
+    clip: CLIP,
+    change: DeltaChange,
+    dt: Float[Array, " embed"],
+) -> Float[Array, " batch"]:
+    """:func:`best_delta_strengths` of a known change."""
+    resolution = comparison_resolution(generator, clip)
+
+    def features(strength: Float[Array, ""]) -> Float[Array, "batch embed"]:
+        images = generator.synthesize(move_styles(change, strength), resolution)
+        return image_features(clip, images, mapper.config.preprocess)
+
+    known = resolution == generator.config.resolution
+    before = change.features if known else features(jnp.zeros(()))
+    return lowest_loss(features, before, unit(dt), _AUTOMATIC_STRENGTHS)
+
+
+@jax.jit
+def move_styles(
+    change: DeltaChange, strength: float | Float[Array, ""] | Float[Array, " batch"]
+) -> StyleSpace:
+    """StyleSpace coordinates of the edited images."""
+    return _move(change.styles, change.residual, strength)
 
 
 def _at_least(residual: StyleSpace, min_change: float | Float[Array, ""]) -> StyleSpace:

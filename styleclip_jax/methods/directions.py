@@ -178,7 +178,7 @@ def best_strengths(
         threshold: See :func:`edit_with_direction`.
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
     """
-    directions.check_generator(generator)
+    latents = _in_space(generator, directions, latents)
     return _best_strengths(
         generator, directions, clip, latents, jnp.atleast_2d(dt), threshold, preprocess=preprocess
     )
@@ -201,10 +201,20 @@ def move_latents(
     Raises:
         InputError: See :func:`edit_with_direction`.
     """
-    directions.check_generator(generator)
+    latents = _in_space(generator, directions, latents)
     moved, changed = _move(generator, directions, latents, jnp.atleast_2d(dt), strength, threshold)
     _require_change(changed, directions, dt, threshold)
     return moved, changed
+
+
+def _in_space(generator: Generator, directions: Directions, latents: Latents) -> Latents:
+    """Makes StyleSpace of W+ latents if the directions need it.
+
+    Separately, so that latents of both kinds share the programs that synthesize images.
+    """
+    directions.check_generator(generator)
+    in_w = directions.config.space == "w"
+    return latents if in_w else jax.jit(to_styles)(generator, latents)
 
 
 def _require_change(changed: Array, directions: Directions, dt: Array, threshold: Any) -> None:
@@ -243,11 +253,10 @@ def _move(generator, directions, latents, dt, strength, threshold) -> tuple[Late
     change = weights * directions.scales[...]
     strength = jnp.reshape(jnp.asarray(strength, jnp.float32), (-1, 1))
     changed = jnp.sum(weights != 0)
-    if directions.config.space == "w" and not isinstance(latents, tuple):
+    if not isinstance(latents, tuple):
         return latents + (strength * change)[:, None], changed
-    styles = to_styles(generator, latents)
     changes = directions.style_change(generator, change)
-    return jax.tree.map(lambda s, d: s + strength * d, styles, changes), changed
+    return jax.tree.map(lambda s, d: s + strength * d, latents, changes), changed
 
 
 @functools.partial(jax.jit, static_argnames="preprocess")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,14 +27,24 @@ FLAGS = flags.FLAGS
 
 # None: automatic, one strength per image.
 Strength = float | None
-# Maps a generator, latents and a strength, one for all images or one per image, to images and
-# edited latents.
-Edit = Callable[
-    [Generator, Latents, float | Float[Array, " batch"]],
-    tuple[Float[Array, "batch height width 3"], Latents],
-]
-# Maps a generator and latents to the automatic strength of every image.
-Choose = Callable[[Generator, Latents], Float[Array, " batch"]]
+
+
+class Edited(NamedTuple):
+    """A batch of edited images.
+
+    Attributes:
+        images: The images.
+        latents: Their latents.
+        strengths: The strength of every image, if it is automatic.
+    """
+
+    images: Float[Array, "batch height width 3"]
+    latents: Latents
+    strengths: Float[Array, " batch"] | None = None
+
+
+# Edits the images of latents with a strength.
+Edit = Callable[[Generator, Latents, Strength], Edited]
 
 
 def places(directory: Path, strengths: Sequence[Strength]) -> dict[Strength, Path]:
@@ -72,7 +82,6 @@ def apply(
     batch: Batch,
     strength: Strength,
     directory: Path,
-    choose: Choose | None = None,
 ) -> None:
     """Edits a batch of images and writes the results.
 
@@ -81,20 +90,15 @@ def apply(
         generator: The batch's generator.
         latents: The batch's latents.
         batch: The batch.
-        strength: The strength for all images. None: the result of ``choose``.
+        strength: The strength.
         directory: The directory for the results.
-        choose: Computes the automatic strength of every image.
     """
     begun = time.perf_counter()
-    measured: list[dict[str, Any]] = [{} for _ in batch.numbers]
-    if strength is None:
-        assert choose
-        chosen = choose(generator, latents)
-        measured = [{"strength": float(x)} for x in np.asarray(chosen)[: batch.count]]
-    else:
-        chosen = strength
-    images, edited = jax.block_until_ready(edit(generator, latents, chosen))
+    images, moved, chosen = jax.block_until_ready(edit(generator, latents, strength))
     seconds = time.perf_counter() - begun
+    measured: list[dict[str, Any]] = [{} for _ in batch.numbers]
+    if chosen is not None:
+        measured = [{"strength": float(x)} for x in np.asarray(chosen)[: batch.count]]
     finite = np.isfinite(images).all(axis=(1, 2, 3))
     for i in np.flatnonzero(~finite[: batch.count]):
         value = measured[i].get("strength", strength)
@@ -103,12 +107,12 @@ def apply(
         command_line.report(f"{file}: {measured[i]['failed']}")
     if not finite.all():
         # Replaced by the unedited images.
-        images, edited = jax.tree.map(
+        images, moved = jax.tree.map(
             lambda new, old: np.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-            (images, edited),
-            edit(generator, latents, 0.0),
+            (images, moved),
+            edit(generator, latents, 0.0)[:2],
         )
-    edits.write_part(directory, batch, images, edited, measured, seconds)
+    edits.write_part(directory, batch, images, moved, measured, seconds)
 
 
 def summarize(

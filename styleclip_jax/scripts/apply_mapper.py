@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 from styleclip_jax.avatars import AVATARS_NEUTRAL
@@ -39,11 +38,12 @@ from styleclip_jax.io.checkpoints import (
 )
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import load_tokenizer
-from styleclip_jax.latents import Latents
+from styleclip_jax.latents import Latents, synthesize, to_styles
 from styleclip_jax.methods.delta_editing import (
     THRESHOLD,
-    best_delta_strengths,
-    edit_with_delta_mapper,
+    best_strengths_of_change,
+    move_styles,
+    predict_change,
 )
 from styleclip_jax.methods.directions import check_fingerprints, text_direction
 from styleclip_jax.methods.mapper_editing import edit_with_mappers, foreign_generator
@@ -61,6 +61,7 @@ from styleclip_jax.runs import (
 )
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates, note_unknown_words
+from styleclip_jax.runs.strengths import Edited
 from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
@@ -151,12 +152,12 @@ def main(_: Sequence[str]) -> None:
                 begun = time.perf_counter()
                 note_other_generators(mappers, generator)
                 first = left[0][1] if left else batches[0]
-                edit, choose = compile_edit(generator, replicate(mappers), first.take(latents))
+                edit = compile_edit(generator, replicate(mappers), first.take(latents))
                 seconds = time.perf_counter() - begun
                 for strength, batch in left:
                     own = photos.generator_of(int(batch.indices[0]), generator)
                     taken, place = batch.take(latents), places[strength]
-                    strengths.apply(edit, own, taken, batch, strength, place, choose)
+                    strengths.apply(edit, own, taken, batch, strength, place)
         measured = []
         if jax.process_index() == 0:
             metrics = inversion | {"compile_seconds": seconds}
@@ -204,17 +205,23 @@ def note_other_generators(mappers: Sequence[Mapper | DeltaMapper], generator: Ge
 
 def compile_edit(
     generator: Generator, mappers: Sequence[Mapper | DeltaMapper], latents: Latents
-) -> tuple[strengths.Edit, strengths.Choose | None]:
-    """Compiles an edit, and the function that chooses each image's strength, if there is one."""
+) -> strengths.Edit:
+    """Compiles the edit."""
     mapper = mappers[0]
-    if not isinstance(mapper, DeltaMapper):
-        program = edit_with_mappers.lower(generator, mappers, latents, (0.0,) * len(mappers))
-        program = program.compile()
+    if isinstance(mapper, DeltaMapper):
+        edit = edit_with_any_text(generator, mapper)
+        jax.block_until_ready(edit(generator, latents, 0.0))
+        return edit
+    program = edit_with_mappers.lower(generator, mappers, latents, (0.0,) * len(mappers)).compile()
 
-        def apply(generator: Generator, latents: Latents, strength: Any) -> Any:
-            return program(generator, mappers, latents, (strength,) * len(mappers))
+    def apply(generator: Generator, latents: Latents, strength: Any) -> Edited:
+        return Edited(*program(generator, mappers, latents, (strength,) * len(mappers)))
 
-        return apply, None
+    return apply
+
+
+def edit_with_any_text(generator: Generator, mapper: DeltaMapper) -> strengths.Edit:
+    """Reads what a mapper for any text needs besides the generator."""
     clip, tokenizer = replicate(load_clip(FLAGS.clip, FLAGS.dtype)), load_tokenizer(FLAGS.clip)
     note_unknown_words(FLAGS.clip, tokenizer, [FLAGS.description, FLAGS.neutral])
     dt = text_direction(clip, tokenizer, FLAGS.description, FLAGS.neutral, chosen_templates())
@@ -224,16 +231,17 @@ def compile_edit(
         check_fingerprints(directions, generator, clip)
         selection |= {"directions": replicate(directions), "threshold": FLAGS.threshold}
 
-    def edit(generator: Generator, latents: Latents, strength: Any) -> Any:
-        # One for each image, so that one program serves given and automatic strengths.
-        each = jnp.broadcast_to(strength, jax.tree.leaves(latents)[0].shape[:1])
-        return edit_with_delta_mapper(generator, mapper, clip, latents, dt, each, **selection)
+    def edit(generator: Generator, latents: Latents, strength: strengths.Strength) -> Edited:
+        # These are the page's programs, so that both compute the same images, bit for bit.
+        styles = jax.jit(to_styles)(generator, latents)
+        change = predict_change(generator, mapper, clip, styles, dt, **selection)
+        chosen, used = None, strength
+        if used is None:
+            chosen = used = best_strengths_of_change(generator, mapper, clip, change, dt)
+        moved = move_styles(change, used)
+        return Edited(jax.jit(synthesize)(generator, moved), moved, chosen)
 
-    def choose(generator: Generator, latents: Latents) -> Any:
-        return best_delta_strengths(generator, mapper, clip, latents, dt, **selection)
-
-    jax.block_until_ready(edit(generator, latents, 0.0))
-    return edit, choose
+    return edit
 
 
 def start() -> NoReturn:

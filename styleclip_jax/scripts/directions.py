@@ -33,14 +33,14 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_clip, load_directions, load_generator
 from styleclip_jax.io.templates import IMAGENET_TEMPLATES
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
-from styleclip_jax.latents import Latents
+from styleclip_jax.latents import Latents, synthesize, to_styles
 from styleclip_jax.methods.directions import (
     DirectionDefaults,
     automatic_threshold,
     best_strengths,
     channel_weights,
     check_fingerprints,
-    edit_with_direction,
+    move_latents,
     text_direction,
 )
 from styleclip_jax.methods.relevance import with_scales
@@ -59,6 +59,7 @@ from styleclip_jax.runs import (
 )
 from styleclip_jax.runs import processes as distributed
 from styleclip_jax.runs.objective_flags import NEUTRAL, chosen_templates, note_unknown_words
+from styleclip_jax.runs.strengths import Edited
 from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
@@ -170,13 +171,11 @@ class Method(NamedTuple):
     """A compiled way to edit images.
 
     Attributes:
-        edit: Maps a generator, latents and strengths to images and edited latents.
-        choose: Computes the automatic strength of every image. None: not supported.
+        edit: Edits a batch of images.
         described: Entries for metrics.json.
     """
 
     edit: strengths.Edit
-    choose: strengths.Choose | None
     described: dict[str, Any]
 
 
@@ -211,7 +210,7 @@ def main(_: Sequence[str]) -> None:
                 for strength, batch in left:
                     own = photos.generator_of(int(batch.indices[0]), generator)
                     taken, place = batch.take(latents), places[strength]
-                    strengths.apply(method.edit, own, taken, batch, strength, place, method.choose)
+                    strengths.apply(method.edit, own, taken, batch, strength, place)
         measured = []
         if jax.process_index() == 0:
             metrics = inversion | method.described | {"compile_seconds": seconds}
@@ -242,18 +241,20 @@ def relevance_method(
     if threshold is None:
         threshold = float(automatic_threshold(directions, dt, FLAGS.min_channels))
 
-    def edit(generator: Generator, latents: Latents, strength: Any) -> Any:
-        edited = edit_with_direction(generator, directions, latents, dt, strength, threshold)
-        return edited.images, edited.styles
-
-    def choose(generator: Generator, latents: Latents) -> Any:
-        return best_strengths(generator, directions, clip, latents, dt, threshold)
+    def edit(generator: Generator, latents: Latents, strength: strengths.Strength) -> Edited:
+        chosen, used = None, strength
+        if used is None:
+            chosen = used = best_strengths(generator, directions, clip, latents, dt, threshold)
+        moved, _ = move_latents(generator, directions, latents, dt, used, threshold)
+        # These are the page's programs, so that both compute the same images, bit for bit.
+        styles = jax.jit(to_styles)(generator, moved)
+        return Edited(jax.jit(synthesize)(generator, styles), styles, chosen)
 
     channels = directions.config.channels
     changed = int(jnp.count_nonzero(channel_weights(directions, dt, threshold)))
     print(f"{changed} of {channels} channels change (--threshold={threshold:.2f})")
     described = {"threshold": threshold, "channels": channels, "changed_channels": changed}
-    return Method(edit, choose, described)
+    return Method(edit, described)
 
 
 def learned_method(
@@ -278,10 +279,10 @@ def learned_method(
             )
     change = jax.tree.map(lambda *parts: sum(parts), *changes)
 
-    def edit(generator: Generator, latents: Latents, strength: Any) -> Any:
-        return apply_style_change(generator, latents, change, strength)
+    def edit(generator: Generator, latents: Latents, strength: Any) -> Edited:
+        return Edited(*apply_style_change(generator, latents, change, strength))
 
-    return Method(edit, None, {})
+    return Method(edit, {})
 
 
 def check_flags() -> None:

@@ -40,14 +40,6 @@ def test_waiting_requests_share_a_batch_of_a_compiled_size():
     assert set(sizes) <= set(SIZES)
 
 
-def test_requests_of_different_shapes_are_batched_separately():
-    batcher = Batcher(lambda batch: batch.sum(1))
-    with ThreadPoolExecutor(8) as pool:
-        shapes = [(1, 2), (1, 3)] * 8
-        results = list(pool.map(lambda shape: float(batcher(np.ones(shape, np.float32))), shapes))
-    assert results == [2.0, 3.0] * 8
-
-
 def test_an_exception_reaches_the_caller_and_the_next_request_works():
     def run(batch):
         if batch[0, 0] == 7:

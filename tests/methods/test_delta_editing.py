@@ -11,8 +11,10 @@ from styleclip_jax.methods import delta_editing as module
 from styleclip_jax.methods.delta_editing import (
     apply_delta_mapper,
     best_delta_strengths,
+    best_strengths_of_change,
     edit_with_delta_mapper,
     move_styles,
+    predict_change,
 )
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, Directions, DirectionsConfig
@@ -115,20 +117,21 @@ def test_channels_that_change_too_little_stay(generator, mapper, clip, styles, d
         np.testing.assert_allclose(np.asarray(edited)[clear], expected[clear], rtol=1e-3, atol=1e-4)
 
 
-def test_moved_styles_are_those_of_the_edit(generator, mapper, clip, styles, dt):
-    moved = move_styles(generator, mapper, clip, styles, dt, 2.0, min_change=0.01)
+def test_a_predicted_change_is_that_of_the_edit(generator, mapper, clip, styles, dt):
+    change = predict_change(generator, mapper, clip, styles, dt, min_change=0.01)
+    moved = move_styles(change, 2.0)
     edit = edit_with_delta_mapper(generator, mapper, clip, styles, dt, 2.0, min_change=0.01)
-    for ours, theirs in zip(moved.styles, edit.styles, strict=True):
+    for ours, theirs in zip(moved, edit.styles, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    after, before = (np.concatenate(x, axis=1) for x in (moved.styles, styles))
+    after, before = (np.concatenate(x, axis=1) for x in (moved, styles))
     changes = after - before
-    np.testing.assert_array_equal(moved.changed, (changes != 0).sum(axis=1))
-    np.testing.assert_allclose(moved.largest, np.abs(changes).max(axis=1) / 2, rtol=1e-3)
-    automatic = move_styles(generator, mapper, clip, styles, dt, min_change=0.01)
+    np.testing.assert_array_equal(change.changed, (changes != 0).sum(axis=1))
+    np.testing.assert_allclose(change.largest, np.abs(changes).max(axis=1) / 2, rtol=1e-3)
+    automatic = best_strengths_of_change(generator, mapper, clip, change, dt)
     best = best_delta_strengths(generator, mapper, clip, styles, dt, min_change=0.01)
-    np.testing.assert_array_equal(automatic.strengths, best)
-    still = move_styles(generator, mapper, clip, styles, dt, 2.0, min_change=1e6)
-    jax.tree.map(np.testing.assert_array_equal, still.styles, styles)
+    np.testing.assert_array_equal(automatic, best)
+    still = predict_change(generator, mapper, clip, styles, dt, min_change=1e6)
+    jax.tree.map(np.testing.assert_array_equal, move_styles(still, 2.0), styles)
     assert not still.changed.any()
 
 
