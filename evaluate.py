@@ -48,7 +48,7 @@ from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import Latents, sample_latents, synthesize
 from styleclip_jax.losses import id_loss
 from styleclip_jax.measures import CLIPMeasure, pixel_change, summary
-from styleclip_jax.methods.delta_editing import best_delta_strengths, edit_with_delta_mapper
+from styleclip_jax.methods.delta_editing import edit_with_delta_mapper
 from styleclip_jax.methods.directions import (
     DirectionDefaults,
     automatic_threshold,
@@ -458,11 +458,9 @@ def make_delta(models: Models, settings: Mapping[str, Any]) -> Callable:
 
     def edit(latents: Latents, task: Task, text: str) -> Array:
         dt = text_direction(clip, tokenizer, text, neutral, templates)
-        edited = models.generator, mapper, clip, latents, dt
-        strength = settings["strength"]
-        if strength is None:
-            strength = best_delta_strengths(*edited)
-        return edit_with_delta_mapper(*edited, strength).images
+        return edit_with_delta_mapper(
+            models.generator, mapper, clip, latents, dt, settings["strength"]
+        ).images
 
     return edit
 

@@ -46,8 +46,7 @@ def main() -> None:
 
     def edit_by_any(text: str, latents: jax.Array, automatic: bool) -> object:
         arguments = (generator, any_text, clip, latents, direction(text))
-        strength = sc.best_delta_strengths(*arguments) if automatic else 1.0
-        return sc.edit_with_delta_mapper(*arguments, strength).images
+        return sc.edit_with_delta_mapper(*arguments, None if automatic else 1.0).images
 
     methods: dict[str, Callable[[str, jax.Array], object]] = {
         "synthesis alone": lambda _, latents: synthesize(generator, latents),

@@ -8,7 +8,6 @@ import resource
 import runpy
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +46,10 @@ os.environ.setdefault(
     # With the fixture `optimized`; without it, JAX sets the level to 0.
     " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
 )
-# Tests and the scripts that they start share a compilation cache, separate from the user's. Writing
-# a small program to it takes as long as compiling it.
-_COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+# Also for the scripts that tests start.
 for _option, _value in {
-    "jax_compilation_cache_dir": _COMPILED.name,
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
+    # Reading a program that was not optimized takes as long as compiling it.
+    "jax_enable_compilation_cache": False,
     # See also `optimized`.
     "jax_disable_most_optimizations": os.environ["XLA_FLAGS"] != "",
 }.items():

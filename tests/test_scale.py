@@ -72,12 +72,7 @@ def start(directory: Path, name: str, *command: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *command, f"--results_dir={directory / name}"],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "XLA_FLAGS": " ".join(flags),
-            # XLA does not dump programs from the cache; this one starts empty.
-            "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
-        },
+        env={**os.environ, "XLA_FLAGS": " ".join(flags)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -58,7 +58,7 @@ def edit_with_delta_mapper(
     clip: CLIP,
     latents: Latents,
     dt: Float[Array, " embed"],
-    strength: float | Float[Array, ""] | Float[Array, " batch"] = 1.0,
+    strength: float | Float[Array, ""] | Float[Array, " batch"] | None = 1.0,
     *,
     directions: Directions | None = None,
     threshold: float | Float[Array, ""] = THRESHOLD,
@@ -76,7 +76,7 @@ def edit_with_delta_mapper(
         latents: W+ (B, L, w_dim) or StyleSpace.
         dt: Direction of a text, from :func:`styleclip_jax.text_direction`.
         strength: Factor of the mapper's residual, one for all images or one for each; negative
-            values edit in the opposite direction.
+            values edit in the opposite direction. None: that of :func:`best_delta_strengths`.
         directions: If given, only channels that are relevant to the text change; channels that the
             directions do not cover never do.
         threshold: Minimum relevance of such channels. The official code compares 0.03 with products
@@ -88,7 +88,10 @@ def edit_with_delta_mapper(
         InputError: The models and the latents do not match.
     """
     change = predict_change(generator, mapper, clip, latents, dt, directions, threshold, min_change)
-    return _edit(generator, change.styles, change.residual, strength)
+    used = strength
+    if used is None:
+        used = best_strengths_of_change(generator, mapper, clip, change, dt)
+    return _edit(generator, change.styles, change.residual, used)
 
 
 @jax.jit

@@ -18,8 +18,12 @@ from tests.ports import free_port
 @pytest.fixture
 def environment(tmp_path):
     """The environment of a process with an empty compilation cache."""
-    compiled = tmp_path / "compiled"
-    return os.environ | {"TMPDIR": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    return os.environ | {
+        "TMPDIR": str(tmp_path),
+        "JAX_ENABLE_COMPILATION_CACHE": "True",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 @pytest.fixture

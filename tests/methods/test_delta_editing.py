@@ -75,7 +75,12 @@ def test_the_automatic_strength_has_the_lowest_direction_loss(
         features = np.stack([features_of(clip, edit.images) for edit in edits])
         losses = jax.jit(change_loss)(features, features[0], sign * dt, 0.35)
         best = best_delta_strengths(generator, mapper, clip, w_plus, sign * dt)
-        np.testing.assert_array_equal(best, np.asarray(tried)[np.argmin(losses, axis=0)])
+        lowest = np.argmin(losses, axis=0)
+        np.testing.assert_array_equal(best, np.asarray(tried)[lowest])
+        automatic = edit_with_delta_mapper(generator, mapper, clip, w_plus, sign * dt, None)
+        for i, which in enumerate(lowest):
+            expected = edits[which].images[i]
+            np.testing.assert_allclose(automatic.images[i], expected, rtol=1e-3, atol=1e-3)
         chosen |= {*map(float, best)}
     assert len(chosen) > 1
 

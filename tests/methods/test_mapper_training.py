@@ -71,8 +71,6 @@ def steps_by_devices(generator, clip, tmp_path_factory) -> dict[str, dict]:
             [sys.executable, script, *map(str, arguments)],
             env={
                 **os.environ,
-                # XLA does not dump programs from the cache; this one starts empty.
-                "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
                 "XLA_FLAGS": " ".join(flags),
                 "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
             },

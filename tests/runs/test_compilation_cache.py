@@ -21,13 +21,14 @@ def test_compiled_programs_are_kept_below_the_users_home(changes, monkeypatch):
     assert changes == {"jax_compilation_cache_dir": "/home/somebody/.cache/styleclip_jax"}
 
 
-def test_a_cache_that_jax_already_has_stays(changes):
-    # The tests' cache.
+def test_a_cache_that_jax_already_has_stays(changes, monkeypatch):
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", "/cache")
     enable_compilation_cache()
     assert not changes
 
 
-def test_a_cache_that_cannot_be_written_is_not_mentioned(changes):
+@pytest.mark.usefixtures("changes")
+def test_a_cache_that_cannot_be_written_is_not_mentioned():
     enable_compilation_cache()
     warnings.warn("Error writing persistent compilation cache entry for 'jit_f'", stacklevel=1)
     with pytest.raises(UserWarning):
