@@ -11,9 +11,8 @@ import functools
 import importlib.resources
 import io
 import json
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,9 @@ def render_all(
     attributes: Int8[np.ndarray, "count slots"],
 ) -> UInt8[np.ndarray, "count 128 128 3"]:
     """Renders many avatars on all CPU cores."""
-    with multiprocessing.Pool(os.cpu_count()) as pool:
-        return np.stack(pool.map(render, attributes, chunksize=64))
+    # Unlike multiprocessing.Pool, it does not end its processes with SIGTERM, which scripts handle.
+    with ProcessPoolExecutor() as pool:
+        return np.stack([*pool.map(render, attributes, chunksize=64)])
 
 
 def change_one_slot(

@@ -27,7 +27,7 @@ from styleclip_jax.losses import (
     perceptual_distance,
     perceptual_features,
 )
-from styleclip_jax.methods.optimization import learning_rate_schedule
+from styleclip_jax.methods.optimization import learning_rate_schedule, recorded_rows
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS
@@ -119,6 +119,7 @@ class _Problem(NamedTuple):
     start: Float[Array, "batch rows w_dim"]
     noise: Float[Array, ""]
     key: PRNGKeyArray
+    steps: Int[Array, ""]
     config: InvertConfig
 
 
@@ -126,7 +127,7 @@ class _State(NamedTuple):
     step: Int[Array, ""]
     latents: Float[Array, "batch rows w_dim"]
     optimizer: optax.OptState
-    losses: Float[Array, "steps batch"]
+    losses: Float[Array, "rows batch"]
 
 
 def invert(
@@ -182,8 +183,8 @@ def invert(
         problem = _make_problem(
             generator, perceptual, arcface, images, latents, deviation, key, config
         )
-        state = _refine(problem, on_progress)
-        latents, losses = state.latents, state.losses
+        state = _refine(problem, config.steps, on_progress)
+        latents, losses = state.latents, state.losses[: config.steps]
     latents = _all_layers(latents, architecture.num_layers)
     synthesized = _synthesize(generator, latents)
     errors = reconstruction_errors(synthesized, images, perceptual, arcface)
@@ -279,17 +280,19 @@ def _make_problem(
         latents,
         noise,
         key,
-        jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config),
+        jnp.asarray(config.steps, jnp.int32),
+        # Without the static number of steps, so that runs of any length share a program.
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dataclasses.replace(config, steps=0)),
     )
 
 
-def _refine(problem: _Problem, on_progress: Callable[[int], object] | None) -> _State:
-    steps, latents = problem.config.steps, problem.start
+def _refine(problem: _Problem, steps: int, on_progress: Callable[[int], object] | None) -> _State:
+    latents = problem.start
     state = _State(
         step=jnp.zeros((), jnp.int32),
         latents=latents,
         optimizer=_ADAM.init(latents),
-        losses=jnp.zeros((steps, 1), jnp.float32) + jnp.zeros_like(latents[:, 0, 0]),
+        losses=jnp.zeros((recorded_rows(steps), 1), jnp.float32) + jnp.zeros_like(latents[:, 0, 0]),
     )
     if jax.default_backend() != "cpu":
         return _run(problem, state)
@@ -304,13 +307,12 @@ def _refine(problem: _Problem, on_progress: Callable[[int], object] | None) -> _
 @jax.jit
 def _run(problem: _Problem, state: _State) -> _State:
     """All steps in one compiled loop."""
-    steps = problem.config.steps
-    return jax.lax.fori_loop(0, steps, lambda _, state: _step(problem, state), state)
+    return jax.lax.fori_loop(0, problem.steps, lambda _, state: _step(problem, state), state)
 
 
 def _step(problem: _Problem, state: _State) -> _State:
     config = problem.config
-    t = state.step / config.steps
+    t = state.step / problem.steps
     noise = problem.noise * jnp.square(jnp.maximum(0, 1 - t / _NOISE_STEPS))
     key = jax.random.fold_in(problem.key, state.step)
     shifts = noise * jax.random.normal(key, state.latents.shape)
@@ -323,7 +325,7 @@ def _step(problem: _Problem, state: _State) -> _State:
     gradients, losses = jax.grad(total, has_aux=True)(state.latents)
     directions, optimizer = _ADAM.update(gradients, state.optimizer)
     steps: Any = directions
-    rate = learning_rate_schedule(config.learning_rate, config.steps)(state.step)
+    rate = learning_rate_schedule(config.learning_rate, problem.steps)(state.step)
     return _State(
         step=state.step + 1,
         latents=state.latents - rate * steps,

@@ -52,6 +52,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 _CHUNK = 8
 # Steps between checks whether all images are finished; a check stalls an accelerator.
 _CHECK_EVERY = 10
+# Losses are recorded in a multiple of this number of rows, so that most numbers of steps share a
+# program.
+_ROWS = 128
 # One number for all images, or one per image.
 Number = float | Num[Array, "*images"] | Num[np.ndarray, "*images"]
 
@@ -85,7 +88,8 @@ class OptimizeConfig:
     """Settings of :func:`edit_latents`; the defaults are the official ones.
 
     A pytree: numbers are leaves (a scalar, or one number per image) and may be traced, so changing
-    them does not recompile. Choices, including the numbers of steps and views, are static.
+    them does not recompile. Choices, including the numbers of steps and views, are static; runs
+    with other numbers of steps nevertheless share a compiled step.
 
     Attributes:
         steps: Number of steps; the maximum if ``stop_loss`` or ``patience`` is set.
@@ -220,7 +224,7 @@ class _State(NamedTuple):
     step: Int[Array, ""]
     latents: Latents
     optimizer: optax.OptState
-    losses: Float[Array, "steps batch"]
+    losses: Float[Array, "rows batch"]
     best: Float[Array, " batch"]
     best_step: Int[Array, " batch"]
     taken: Int[Array, " batch"]
@@ -228,14 +232,16 @@ class _State(NamedTuple):
     failed_at: Int[Array, " batch"]
 
 
-def learning_rate_schedule(peak: float | Float[Array, "*images"], steps: int) -> optax.Schedule:
+def learning_rate_schedule(
+    peak: float | Float[Array, "*images"], steps: int | Num[Array, ""]
+) -> optax.Schedule:
     """A linear warm-up over the first 5 % of the steps and a cosine decay over the last 25 %.
 
     As ``get_lr`` of the official ``optimization/run_optimization.py``, the first rate is zero.
     """
 
     def schedule(step: ArrayLike) -> Float[Array, "*images"]:
-        t = jnp.asarray(step) / steps
+        t = jnp.asarray(step, jnp.float32) / jnp.asarray(steps, jnp.float32)
         ramp_down = 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(1, (1 - t) / 0.25))
         return peak * ramp_down * jnp.minimum(1, t / 0.05)
 
@@ -357,7 +363,7 @@ def edit_latents(
                 " edit_latents outside of them"
             )
         state = _advance(problem, state, config.steps, program)
-        return _finish(problem, state)
+        return _finish(problem, state, config.steps)
 
     advance = _advance_from_host if jax.default_backend() == "cpu" else _advance
     reports = range(progress_every, config.steps, progress_every) if on_progress else ()
@@ -370,11 +376,11 @@ def edit_latents(
             stopped |= bool(on_progress(int(state.step), _last_losses(state), state.latents))
         if stopped:
             break
-    result = _finish(problem, state)
+    result = _finish(problem, state, config.steps)
     # No loss was computed for the images after the last step.
     finite = _is_finite(problem.start, result)
     if not np.asarray(finite | (state.failed_at > 0)).all():
-        result = _finish(problem, _restore(problem, state, finite))
+        result = _finish(problem, _restore(problem, state, finite), config.steps)
     failures = result.failures()
     if len(failures) == batch:
         raise FloatingPointError(failures[0])
@@ -566,7 +572,7 @@ def _numbers(config: OptimizeConfig) -> dict[str, Float[Array, "*images"]]:
     """Settings that are not part of the objective; disabled limits are infinite."""
     numbers = {
         name: as_number(getattr(config, name))
-        for name in ("learning_rate", "l2_lambda", "min_improvement", "patience")
+        for name in ("steps", "learning_rate", "l2_lambda", "min_improvement", "patience")
     }
     numbers["stop_loss"] = as_number(-np.inf if config.stop_loss is None else config.stop_loss)
     patience = numbers["patience"]
@@ -588,7 +594,7 @@ def _start(
         step=jnp.zeros((), jnp.int32),
         latents=latents,
         optimizer=jax.vmap((program.optimizer or _ADAM).init)(latents),
-        losses=jnp.full((steps, 1), jnp.nan, jnp.float32) + zeros,
+        losses=jnp.full((recorded_rows(steps), 1), jnp.nan, jnp.float32) + zeros,
         best=zeros + jnp.inf,
         best_step=zeros.astype(jnp.int32),
         taken=zeros.astype(jnp.int32),
@@ -601,6 +607,11 @@ def _start(
         state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
         state = state._replace(optimizer=jax.device_put(state.optimizer, zeros.sharding))
     return originals, state
+
+
+def recorded_rows(steps: int) -> int:
+    """Number of rows in which the losses of all steps are recorded."""
+    return -(-steps // _ROWS) * _ROWS
 
 
 def _best(starts: Sequence[Latents], problem: _Problem, program: _Program) -> Latents:
@@ -656,7 +667,7 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
     update = jax.vmap((program.optimizer or _ADAM).update)
     updates, optimizer = update(gradients, state.optimizer, state.latents)
     if program.optimizer is None:
-        rate = learning_rate_schedule(numbers["learning_rate"], len(state.losses))(state.step)
+        rate = learning_rate_schedule(numbers["learning_rate"], numbers["steps"])(state.step)
         updates = jax.tree.map(lambda u: -_each(rate, u) * u, updates)
     else:
         updates = _within_space(updates, problem.generator, program.space)
@@ -731,7 +742,8 @@ def _advance_from_host(problem: _Problem, state: _State, until: int, program: _P
     return state
 
 
-def _finish(problem: _Problem, state: _State) -> EditResult:
+def _finish(problem: _Problem, state: _State, steps: int) -> EditResult:
     # A separate program, which the caller has usually compiled for the first images.
     images = jax.jit(synthesize)(problem.generator, state.latents)
-    return EditResult(state.latents, images, state.losses, state.taken, state.failed_at)
+    losses = state.losses[:steps]
+    return EditResult(state.latents, images, losses, state.taken, state.failed_at)

@@ -95,13 +95,18 @@ def tune_generator(
             f" ({len(latents)}, {resolution}, {resolution}, 3)"
         )
     optimizer = optax.adam(config.learning_rate)
-    # A copy without weak types, which the first step would lose, so that the second one
-    # would be compiled again.
-    tuned = jax.tree.map(lambda x: jnp.array(x, x.dtype), generator)
+    # A copy, because the steps donate it. Placed like the outputs of a step; otherwise the second
+    # step would be compiled again.
+    tuned = jax.tree.map(jnp.array, generator)
     state = optimizer.init(nnx.state(tuned, _TRAINABLE))
+    tuned, state = jax.device_put((tuned, state), generator.mean_w[...].sharding)
+    numbers = {
+        name: jnp.asarray(getattr(config, name), jnp.float32)
+        for name in ("learning_rate", "pixel_lambda", "perceptual_lambda")
+    }
     distances = []
     for step in range(config.steps):
-        tuned, state, found = tune_step(tuned, state, latents, images, perceptual, config)
+        tuned, state, found = tune_step(tuned, state, latents, images, perceptual, numbers)
         distances.append(np.asarray(found))
         if not np.isfinite(found).all():
             raise FloatingPointError(
@@ -114,9 +119,13 @@ def tune_generator(
     return TuneResult(tuned, np.stack(distances))
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnums=(0, 1))
-def tune_step(generator, state, latents, images, perceptual, config: TuneConfig):
-    """One update; returns the generator, the optimizer's state and the distances before it."""
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def tune_step(generator, state, latents, images, perceptual, numbers: dict[str, Array]):
+    """One update; returns the generator, the optimizer's state and the distances before it.
+
+    ``numbers`` are those of the configuration that the update depends on, so that runs with other
+    settings share the program.
+    """
     graph, trainable, rest = nnx.split(generator, _TRAINABLE, ...)
     wanted = perceptual_features(perceptual, images)
 
@@ -126,9 +135,9 @@ def tune_step(generator, state, latents, images, perceptual, config: TuneConfig)
             layer.convolve = trainable_convolve
         found = network(latents)
         distances = perceptual_distance(perceptual, perceptual_features(perceptual, found), wanted)
-        loss = config.pixel_lambda * jnp.square(found - images).mean()
-        return loss + config.perceptual_lambda * distances.mean(), distances
+        loss = numbers["pixel_lambda"] * jnp.square(found - images).mean()
+        return loss + numbers["perceptual_lambda"] * distances.mean(), distances
 
     gradients, distances = jax.grad(loss_fn, has_aux=True)(trainable)
-    updates, state = optax.adam(config.learning_rate).update(gradients, state, trainable)
+    updates, state = optax.adam(numbers["learning_rate"]).update(gradients, state, trainable)
     return nnx.merge(graph, optax.apply_updates(trainable, updates), rest), state, distances

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.app.calls import post
 
-# Number of steps of optimizations that run to the end; a second one would be compiled, too.
+# Number of steps of optimizations that run to the end.
 STEPS = 20
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -104,7 +104,7 @@ def test_the_step_is_traced_once_whatever_the_numbers(
     monkeypatch.setattr(optimization, "_step_from_host", step)
     config = OptimizeConfig(steps=4, patience=3, **choices)
     other = OptimizeConfig(
-        steps=4,
+        steps=6,
         learning_rate=0.2,
         l2_lambda=0,
         orthogonal_lambda=0,
