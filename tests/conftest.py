@@ -58,6 +58,8 @@ for _option, _value in {
 # Parity needs float32 products; accelerators use shorter formats by default.
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# Long files come first, so that no process waits long for the last one.
+LONG = ("tests/test_train_mapper.py", "tests/test_scale.py", "tests/test_optimize.py")
 # Files whose tests use the same running service; a second one takes 30 s of processor time.
 SERVED = {f"tests/app/test_{name}.py" for name in ("guide", "page", "service")}
 
@@ -77,6 +79,11 @@ CLIP_CONFIG = CLIPConfig(
     context_length=20,
     vocab_size=190,
 )
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the files; see LONG."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.hookimpl(optionalhook=True)

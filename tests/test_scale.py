@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,9 @@ from flax import nnx
 from styleclip_jax.io.checkpoints import save_model
 from styleclip_jax.models import LevelsMapper, MapperConfig
 from tests.ports import free_port
+from tests.programs import collectives, dump_programs, read_programs
 
 ROOT = Path(__file__).parents[1]
-COLLECTIVES = (
-    r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+|ragged\S*|send|recv)"
-    r"(-start)?\("
-)
 # Seven images in batches of four: the last batch is not full, and some images stop early.
 OPTIMIZE = (
     "optimize.py",
@@ -65,9 +61,7 @@ def start(directory: Path, name: str, *command: str) -> subprocess.Popen:
     flags = [
         os.environ["XLA_FLAGS"],
         "--xla_force_host_platform_device_count=2",
-        f"--xla_dump_to={directory / 'programs' / name}",
-        "--xla_dump_hlo_as_text",
-        "--xla_dump_hlo_module_re=jit_(_step|edit_with_mappers)",
+        dump_programs(directory / "programs" / name, "_step|edit_with_mappers"),
     ]
     return subprocess.Popen(
         [sys.executable, *command, f"--results_dir={directory / name}"],
@@ -112,10 +106,9 @@ def test_edits_do_not_depend_on_the_number_of_devices_and_hosts(edited, script, 
 @pytest.mark.parametrize("devices", ["2", "2x2"])
 @pytest.mark.parametrize("script", ["optimize", "apply"])
 def test_devices_exchange_nothing(edited, script, devices):
-    programs = (edited / "programs" / f"{script}-{devices}").glob("*after_optimizations.txt")
-    texts = [path.read_text() for path in programs]
+    programs = read_programs(edited / "programs" / f"{script}-{devices}")
     # Compiled once; two hosts may overwrite each other's dump.
-    assert len(texts) == 1 if devices == "2" else texts
-    for text in texts:
-        assert f"num_partitions={devices[0]}" in text
-        assert not re.findall(COLLECTIVES, text)
+    assert len(programs) == 1 if devices == "2" else programs
+    for program in programs:
+        assert f"num_partitions={devices[0]}" in program
+        assert not collectives(program)

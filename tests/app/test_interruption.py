@@ -27,10 +27,10 @@ def environment(tmp_path):
 
 
 @pytest.fixture
-def process(environment, installed_app):
+def process(environment, installed_app, small_models):
     """An app.py that has just been started."""
     process = subprocess.Popen(
-        [sys.executable, "app.py", f"--port={free_port()}"],
+        [sys.executable, "app.py", f"--port={free_port()}", *small_models],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -1,7 +1,6 @@
-r"""Takes ten training steps on all devices of all processes; a script that tests run.
+"""Takes ten training steps on all devices; a script that tests run.
 
-PYTHONPATH=.:tests python tests/methods/mapper_steps.py \
-    OUTPUT [COORDINATOR_ADDRESS NUM_PROCESSES PROCESS_ID]
+PYTHONPATH=.:tests python tests/methods/mapper_steps.py OUTPUT
 """
 
 import sys
@@ -19,8 +18,6 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_train_step,
 )
 from styleclip_jax.models import CLIP, Generator, LevelsMapper, MapperConfig
-from styleclip_jax.runs import processes as distributed
-from styleclip_jax.sharding import host_share
 
 CONFIG = MapperTrainConfig(optimizer="ranger", learning_rate=1e3, guidance="direction", views=2)
 BATCH_SIZE = 8
@@ -50,7 +47,7 @@ def take_steps(generator: Any, clip: Any) -> dict[str, Any]:
     state = init_mapper_state(mapper, CONFIG)
     losses = []
     for i in range(STEPS):
-        batch = latents[host_share(batch_indices(0, i, len(latents), BATCH_SIZE))]
+        batch = latents[batch_indices(0, i, len(latents), BATCH_SIZE)]
         # Everything but the batch is already on all devices.
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, batch)
@@ -60,17 +57,13 @@ def take_steps(generator: Any, clip: Any) -> dict[str, Any]:
     return changes | {"losses": np.array(losses), "devices": jax.device_count()}
 
 
-def main(output: str, *address: str) -> None:
-    """Trains, and writes mapper and losses from the first process."""
+def main(output: str) -> None:
+    """Trains, and writes mapper and losses."""
     # Not on import, because it configures JAX.
     from conftest import CLIP_CONFIG, GENERATOR, make_random_model
 
-    if address:
-        distributed.initialize(address[0], int(address[1]), int(address[2]), 120)
     generator = make_random_model(Generator, GENERATOR, seed=1)
-    results = take_steps(generator, make_random_model(CLIP, CLIP_CONFIG, seed=2))
-    if jax.process_index() == 0:
-        np.savez(output, **results)
+    np.savez(output, **take_steps(generator, make_random_model(CLIP, CLIP_CONFIG, seed=2)))
 
 
 if __name__ == "__main__":

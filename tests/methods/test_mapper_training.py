@@ -1,7 +1,6 @@
 import dataclasses
 import math
 import os
-import re
 import runpy
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from styleclip_jax.methods.mapper_training import (
     make_mapper_evaluation,
     make_mapper_train_step,
     mapper_card,
-    pmapped_train_step,
     start_along,
 )
 from styleclip_jax.models import Generator, GeneratorConfig, LevelsMapper, MapperCard, MapperConfig
@@ -42,78 +40,53 @@ from styleclip_jax.runs.mapper_diagnostics import (
     training_warnings,
 )
 from styleclip_jax.sharding import host_share, shard
-from tests.ports import free_port
+from tests.programs import collectives, dump_programs, read_train_steps
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
+STEPS = TESTS / "methods" / "mapper_steps.py"
 SMALL_GENERATOR = GeneratorConfig(resolution=16, w_dim=16, channel_base=256, channel_max=8)
 
 
 @pytest.fixture(scope="module")
-def steps_by_devices(generator, clip, tmp_path_factory) -> dict[str, dict]:
-    """Ten steps on 1 and 2 devices, and on 4 devices of two processes; and compiled programs."""
+def on_two_devices(tmp_path_factory) -> tuple[dict, list[str]]:
+    """Ten steps on two devices, in a process of its own; and the compiled training steps."""
     directory = tmp_path_factory.mktemp("steps")
-    script = TESTS / "methods" / "mapper_steps.py"
-    results = {"1": runpy.run_path(str(script))["take_steps"](generator, clip)}
-    address = f"127.0.0.1:{free_port()}"
-    commands = {"2": [], "2x2": [address, 2, 0], "other": [address, 2, 1]}
-    processes = {}
-    for name, joining in commands.items():
-        flags = [
-            os.environ["XLA_FLAGS"],
-            "--xla_force_host_platform_device_count=2",
-            f"--xla_dump_to={directory / name}",
-            "--xla_dump_hlo_as_text",
-            "--xla_dump_hlo_module_re=.*_fun",
-        ]
-        arguments = [directory / f"{name}.npz", *joining]
-        processes[name] = subprocess.Popen(
-            [sys.executable, script, *map(str, arguments)],
-            env={
-                **os.environ,
-                "XLA_FLAGS": " ".join(flags),
-                "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    for process in processes.values():
-        output, _ = process.communicate(timeout=500)
-        assert process.returncode == 0, output
-    for name in ("2", "2x2"):
-        with np.load(directory / f"{name}.npz") as archive:
-            results[name] = dict(archive)
-        files = (directory / name).glob("*after_optimizations.txt")
-        programs = [file.read_text() for file in files]
-        # XLA gives all pmapped programs one name, including the one that synchronizes processes.
-        results[name]["programs"] = [
-            program for program in programs if pmapped_train_step.__name__ in program
-        ]
-    return results
-
-
-@pytest.mark.parametrize("name", ["2", "2x2"])
-def test_steps_do_not_depend_on_the_number_of_devices_and_hosts(steps_by_devices, name):
-    alone, shared = steps_by_devices["1"], steps_by_devices[name]
-    assert shared["devices"] == math.prod(map(int, name.split("x")))
-    for key, update in alone.items():
-        if key not in ("devices", "programs"):
-            assert np.abs(shared[key] - update).max() <= 1e-5 * np.abs(update).max()
-
-
-def test_devices_exchange_one_message_per_step(steps_by_devices):
-    collectives = (
-        r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+|ragged\S*|send|recv)"
-        r"(-start)?\("
+    flags = [
+        os.environ["XLA_FLAGS"],
+        "--xla_force_host_platform_device_count=2",
+        dump_programs(directory),
+    ]
+    subprocess.run(
+        [sys.executable, STEPS, directory / "steps.npz"],
+        env={
+            **os.environ,
+            "XLA_FLAGS": " ".join(flags),
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
+        },
+        check=True,
+        timeout=500,
     )
-    for name in ("2", "2x2"):
-        # One program, compiled once.
-        (program,) = steps_by_devices[name]["programs"]
-        assert [match[1] for match in re.finditer(collectives, program)] == ["all-reduce"]
-        parameters = sum(x.size for key, x in steps_by_devices[name].items() if "layers" in key)
-        # Gradients and three losses.
-        assert f"f32[{parameters + 3}]" in program
+    with np.load(directory / "steps.npz") as archive:
+        return dict(archive), read_train_steps(directory)
+
+
+def test_steps_do_not_depend_on_the_number_of_devices(on_two_devices, generator, clip):
+    alone = runpy.run_path(str(STEPS))["take_steps"](generator, clip)
+    shared, _ = on_two_devices
+    assert alone.pop("devices") == 1 and shared["devices"] == 2
+    for key, update in alone.items():
+        assert np.abs(shared[key] - update).max() <= 1e-5 * np.abs(update).max()
+
+
+def test_devices_exchange_one_message_per_step(on_two_devices):
+    results, programs = on_two_devices
+    # Compiled once.
+    (program,) = programs
+    assert collectives(program) == ["all-reduce"]
+    parameters = sum(x.size for key, x in results.items() if "layers" in key)
+    # Gradients and three losses.
+    assert f"f32[{parameters + 3}]" in program
 
 
 def small_mapper(kind: type[Mapper] = LevelsMapper, seed=0, card: MapperCard | None = None) -> Any:
