@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import seeded
 import torch
+import transformers
 from torch import nn
-from transformers import CLIPConfig as HuggingFaceConfig
-from transformers import CLIPModel
 
 from ckpt_convert import clip, formats, tables
 from ckpt_convert.tokenizers import has_tokenizer, read_tokenizer
@@ -125,10 +124,11 @@ def hugging_face(tmp_path):
     text = {"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "eos_token_id": VOCAB - 1}
     text |= {"bos_token_id": VOCAB - 2}
     vision = {"image_size": SIZE, "patch_size": PATCH}
-    config = HuggingFaceConfig(
+    # transformers imports its models when they are used, which takes a second.
+    config = transformers.CLIPConfig(
         text_config=towers | text, vision_config=towers | vision, projection_dim=EMBED
     )
-    model = CLIPModel(config).eval()
+    model = transformers.CLIPModel(config).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "clip")
