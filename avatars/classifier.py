@@ -32,6 +32,8 @@ WIDTHS = (64, 96, 128)
 FEATURES = 256
 MAX_SHIFT = 4
 BATCH = 128
+# Batches of fewer images are filled up to a multiple of this number.
+SHARE = 16
 TRAINED = Path(__file__).with_name("classifier.npz")
 _SPLITS = tuple(int(end) for end in np.cumsum([len(labels) for labels in LABELS.values()])[:-1])
 
@@ -179,12 +181,12 @@ def _evaluate(classifier, images):
 def _in_batches(
     classifier: Classifier, images: Float[Array | np.ndarray, "count 128 128 3"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features and logits of any number of images, with one compiled shape."""
+    """Features and logits of any number of images, with few compiled shapes."""
     count = len(images)
     outputs = []
     for start in range(0, count, BATCH):
         batch = np.asarray(images[start : start + BATCH], np.float32)
-        padding = ((0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0))
+        padding = ((0, -len(batch) % SHARE), (0, 0), (0, 0), (0, 0))
         outputs.append(jax.device_get(_evaluate(classifier, np.pad(batch, padding))))
     features, logits = (np.concatenate(output)[:count] for output in zip(*outputs, strict=True))
     return features, logits
