@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
@@ -31,6 +32,7 @@ from styleclip_jax.io.checkpoints import load_clip, load_generator
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
+from styleclip_jax.methods.linear_start import sample_features
 from styleclip_jax.methods.optimization import best_fits, edit_latents
 from styleclip_jax.models import CLIP, Generator
 from styleclip_jax.runs.command_line import run
@@ -124,9 +126,12 @@ def main(_: Sequence[str]) -> None:
     # As optimize.py does with --mode=generate.
     text_features = encode_texts(clip, tokenizer, [edit.wordings[0] for edit in EDITS])
     neutral = encode_texts(clip, tokenizer, [AVATARS_NEUTRAL])
-    samples = sample_latents(generator, AVATARS_GENERATE_SAMPLES, SEED)
     config = AVATARS_GENERATE_CONFIG
-    start = samples[best_fits(generator, clip, samples, text_features, config, neutral)]
+    samples = sample_features(
+        generator, clip, AVATARS_GENERATE_SAMPLES, SEED, 1.0, config.guide_resolution
+    )
+    best = samples.latents[best_fits(samples, text_features, config, neutral)]
+    start = jnp.broadcast_to(best[:, None], (len(best), generator.num_layers, best.shape[1]))
     result = edit_latents(generator, clip, start, text_features, config, neutral_features=neutral)
     images = np.asarray(result.images)
     read = read_labels(classifier, images)

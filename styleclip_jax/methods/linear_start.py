@@ -22,8 +22,8 @@ from styleclip_jax.models.stylegan2 import Generator
 
 # How far along its direction an edit may start, in the standard deviations of random images.
 START_STEPS = (0.0, 1.5, 3.0, 4.5, 6.0, 7.5)
-# Images synthesized at once.
-_CHUNK = 64
+# Images synthesized at once: as many pixels as in four images of 1024 pixels, and at most 64.
+_CHUNK, _CHUNK_WIDTH = 64, 4 * 1024
 # Regularization of the regression, relative to the mean variance of the entries of `w`.
 _RIDGE = 0.1
 
@@ -62,13 +62,13 @@ def sample_features(
         preprocess: See :func:`styleclip_jax.losses.clip_pixels`.
 
     Raises:
-        InputError: ``num`` is less than 2.
+        InputError: ``num`` is not positive.
     """
-    if num < 2:
-        raise InputError(f"the number of samples is {num}, expected at least 2")
+    if num < 1:
+        raise InputError(f"the number of samples is {num}, expected at least 1")
     clips = tuple(clip) if isinstance(clip, Sequence) else (clip,)
     # All chunks have one shape, so that the program is compiled once.
-    size = min(num, _CHUNK)
+    size = min(num, _CHUNK, _CHUNK_WIDTH // (resolution or generator.config.resolution))
     latents = sample_latents(generator, -(-num // size) * size, seed, truncation)
     chunks = [
         _encode(generator, clips, latents[i : i + size], resolution, preprocess)
@@ -97,7 +97,12 @@ def latent_directions(
 
     Returns:
         Directions, each as long as the standard deviation of the samples along it.
+
+    Raises:
+        InputError: There is only one sample.
     """
+    if len(samples.latents) < 2:
+        raise InputError("there is one sample, expected at least 2 to find directions")
     texts = tuple(text_features) if isinstance(text_features, Sequence) else (text_features,)
     neutrals: tuple[Array, ...] | None = None
     if neutral_features is not None:

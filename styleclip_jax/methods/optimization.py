@@ -16,9 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from styleclip_jax.errors import InputError, check_choices
 from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styles
-from styleclip_jax.losses import Preprocess, clip_pixels, direction_loss, similarity_loss, unit
+from styleclip_jax.losses import direction_loss, similarity_loss
 from styleclip_jax.methods.linear_start import (
     START_STEPS,
+    SampleFeatures,
     latent_directions,
     sample_features,
     style_change,
@@ -48,8 +49,6 @@ Mode = Literal["edit", "generate"]
 
 _ADAM = optax.scale_by_adam()
 _LARGEST = float(np.finfo(np.float32).max)
-# Images synthesized at once.
-_CHUNK = 8
 # Steps between checks whether all images are finished; a check stalls an accelerator.
 _CHECK_EVERY = 10
 # Losses are recorded in a multiple of this number of rows, so that most numbers of steps share a
@@ -388,83 +387,51 @@ def edit_latents(
 
 
 def best_fits(
-    generator: Generator,
-    clip: CLIP | Sequence[CLIP],
-    latents: Latents,
+    samples: SampleFeatures,
     text_features: TextFeatures,
     config: OptimizeConfig = OptimizeConfig(),
     neutral_features: TextFeatures | None = None,
 ) -> Int[Array, " texts"]:
-    """Finds the image that matches every text best, as a start for mode "generate".
+    """Finds the random image that matches every text best, as a start for mode "generate".
 
-    With guidance ``"direction"``, images are compared with the mean features of all candidates, so
+    With guidance ``"direction"``, images are compared with the mean features of all samples, so
     that attributes count that the text mentions, and others do not.
 
     Args:
-        generator: Synthesizes the images.
-        clip: As for :func:`edit_latents`.
-        latents: The candidates, (N, L, w_dim) or StyleSpace.
+        samples: The candidates, from :func:`styleclip_jax.sample_features`.
         text_features: Features of T texts, (T, E); with several CLIPs, a sequence with one array
             per CLIP.
-        config: ``guidance``, ``orthogonal_lambda``, ``guide_resolution`` and ``preprocess`` are
-            used.
+        config: ``guidance`` and ``orthogonal_lambda`` are used.
         neutral_features: Features (1, E) of a text that describes all images, with several CLIPs a
             sequence; required for guidance ``"direction"``.
 
     Returns:
-        The index of an image for every text.
+        The index of a sample for every text.
 
     Raises:
         InputError: ``neutral_features`` are missing.
     """
-    several = isinstance(clip, Sequence)
-    clips: Any = clip if several else (clip,)
+    several = isinstance(text_features, Sequence)
     texts: Any = text_features if several else (text_features,)
     neutrals: Any = neutral_features if several else (neutral_features,)
     if config.guidance == "similarity":
-        neutrals = (None,) * len(clips)
+        neutrals = (None,) * len(texts)
     elif neutral_features is None:
         raise InputError("neutral_features are missing, which guidance 'direction' needs")
-    chunks = [
-        _encode(
-            generator,
-            tuple(clips),
-            jax.tree.map(lambda x, i=i: x[i : i + _CHUNK], latents),
-            config.guide_resolution,
-            config.preprocess,
-        )
-        for i in range(0, len(jax.tree.leaves(latents)[0]), _CHUNK)
-    ]
-    features = [jnp.concatenate(parts) for parts in zip(*chunks, strict=True)]
     losses = []
-    for seen, text, neutral in zip(features, texts, neutrals, strict=True):
+    for seen, text, neutral in zip(samples.features, texts, neutrals, strict=True):
         if neutral is None:
             loss = functools.partial(similarity_loss, seen)
         else:
             loss = functools.partial(
                 direction_loss,
                 seen,
-                jnp.mean(unit(seen), axis=0),
+                jnp.mean(seen, axis=0),
                 neutral_features=neutral,
                 orthogonal_lambda=as_number(config.orthogonal_lambda),
             )
         losses.append(jax.vmap(loss)(text[:, None]))
     return jnp.argmin(jnp.mean(jnp.stack(losses), axis=0), axis=1)
-
-
-@functools.partial(jax.jit, static_argnames=("resolution", "preprocess"))
-def _encode(
-    generator: Generator,
-    clips: tuple[CLIP, ...],
-    latents: Latents,
-    resolution: int | None,
-    preprocess: Preprocess,
-) -> list[Float[Array, "batch _"]]:
-    """CLIP features of the images of latents, for every CLIP."""
-    images = synthesize(generator, latents, resolution)
-    return [
-        clip.encode_image(clip_pixels(images, clip.config.image_size, preprocess)) for clip in clips
-    ]
 
 
 @jax.jit

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Array, Float
@@ -38,9 +39,13 @@ from styleclip_jax.avatars import (
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_generator
 from styleclip_jax.io.images import read_image, sheet, write_gif, write_image
-from styleclip_jax.latents import Latents, sample_latents, squared_distance, synthesize, to_styles
+from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styles
 from styleclip_jax.losses import clip_loss
-from styleclip_jax.methods.linear_start import latent_directions, sample_features
+from styleclip_jax.methods.linear_start import (
+    SampleFeatures,
+    latent_directions,
+    sample_features,
+)
 from styleclip_jax.methods.optimization import (
     EditResult,
     Mode,
@@ -198,9 +203,10 @@ def main(_: Sequence[str]) -> None:
             arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
             # In host memory, because there may be many.
-            first = jax.device_get(first_latents(generator, texts, config, inverted))
+            samples = candidates(generator, texts, config)
+            first = jax.device_get(first_latents(generator, texts, config, inverted, samples))
             size = len(jax.tree.leaves(first)[0])
-            tasks = make_tasks(generator, texts, config, directory)
+            tasks = make_tasks(generator, texts, config, directory, samples)
             batches = edits.make_batches(
                 size, generator.config.resolution, alone=photos.has_tuned_generators()
             )
@@ -258,22 +264,37 @@ def check_flags(config: OptimizeConfig) -> None:
         )
 
 
+def candidates(
+    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
+) -> SampleFeatures | None:
+    """The random images among which ``--mode=generate`` chooses starts; None without --samples."""
+    if not FLAGS.samples:
+        return None
+    return sample_features(
+        generator,
+        texts.clips,
+        FLAGS.samples,
+        FLAGS.seed,
+        FLAGS.truncation,
+        config.guide_resolution,
+        config.preprocess,
+    )
+
+
 def first_latents(
     generator: Generator,
     texts: objective_flags.Texts,
     config: OptimizeConfig,
     inverted: Latents | None,
+    samples: SampleFeatures | None,
 ) -> Latents:
     """The latents of the images to edit; with ``--mode=generate`` one per text."""
-    if config.mode == "generate" and not FLAGS.samples:
-        latents = generator.mean_latents(len(FLAGS.description))
-    elif config.mode == "generate":
-        samples = sample_latents(generator, FLAGS.samples, FLAGS.seed, FLAGS.truncation)
-        best = best_fits(generator, texts.clips, samples, texts.descriptions, config, texts.neutral)
-        latents = samples[best]
-    else:
-        latents = image_flags.read_latents(generator, inverted)
-    return latents
+    if config.mode == "edit":
+        return image_flags.read_latents(generator, inverted)
+    if samples is None:
+        return generator.mean_latents(len(FLAGS.description))
+    best = samples.latents[best_fits(samples, texts.descriptions, config, texts.neutral)]
+    return jnp.broadcast_to(best[:, None], (len(best), generator.num_layers, best.shape[1]))
 
 
 def in_space(generator: Generator, config: OptimizeConfig, latents: Latents) -> Latents:
@@ -282,21 +303,25 @@ def in_space(generator: Generator, config: OptimizeConfig, latents: Latents) -> 
 
 
 def start_directions(
-    generator: Generator, texts: objective_flags.Texts, config: OptimizeConfig
+    generator: Generator,
+    texts: objective_flags.Texts,
+    config: OptimizeConfig,
+    samples: SampleFeatures | None,
 ) -> Array | None:
     """Directions of the texts in W along which edits start; None without ``--start_samples``.
 
-    Computed once for all texts and batches.
+    Computed once for all texts and batches. Candidates for starts serve if they are enough.
     """
     if not config.start_samples:
         return None
-    samples = sample_features(
-        generator,
-        texts.clips,
-        config.start_samples,
-        resolution=config.guide_resolution,
-        preprocess=config.preprocess,
-    )
+    if samples is None or len(samples.latents) < config.start_samples:
+        samples = sample_features(
+            generator,
+            texts.clips,
+            config.start_samples,
+            resolution=config.guide_resolution,
+            preprocess=config.preprocess,
+        )
     return latent_directions(samples, texts.descriptions, texts.neutral)
 
 
@@ -305,9 +330,10 @@ def make_tasks(
     texts: objective_flags.Texts,
     config: OptimizeConfig,
     directory: Path,
+    samples: SampleFeatures | None,
 ) -> list[Task]:
     """The texts to apply."""
-    directions = start_directions(generator, texts, config)
+    directions = start_directions(generator, texts, config, samples)
     tasks = []
     for i, description in enumerate(FLAGS.description):
         text = texts._replace(descriptions=tuple(x[i : i + 1] for x in texts.descriptions))

@@ -70,9 +70,12 @@ def test_the_first_samples_do_not_depend_on_how_many_follow(generator, clip):
     np.testing.assert_allclose(np.linalg.norm(many.features[0], axis=-1), 1, atol=1e-5)
 
 
-def test_a_single_sample_is_refused(generator, clip):
-    with pytest.raises(InputError, match="the number of samples is 1, expected at least 2"):
-        sample_features(generator, clip, 1)
+def test_too_few_samples_are_refused(generator, clip, planted):
+    with pytest.raises(InputError, match="the number of samples is 0, expected at least 1"):
+        sample_features(generator, clip, 0)
+    _, samples = planted
+    with pytest.raises(InputError, match="there is one sample, expected at least 2"):
+        latent_directions(jax.tree.map(lambda x: x[:1], samples), jnp.array([[1.0, 0, 0]]))
 
 
 @pytest.mark.parametrize("space", ["w_plus", "w", "stylespace"])

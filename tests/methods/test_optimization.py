@@ -17,6 +17,7 @@ from styleclip_jax.io.text import load_tokenizer
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import direction_loss, image_features
 from styleclip_jax.methods import optimization
+from styleclip_jax.methods.linear_start import sample_features
 from styleclip_jax.methods.optimization import (
     OptimizeConfig,
     best_fits,
@@ -269,28 +270,35 @@ def test_the_loss_of_several_clips_is_their_mean(generator, clip, latents, texts
         edit_latents(generator, clips, latents, features[:1], config)
 
 
-def test_the_image_that_fits_best_is_found_for_every_text(generator, clip, texts):
+@pytest.fixture(scope="module")
+def samples(generator, clip):
+    """Eleven random images and CLIP's features of them."""
+    found = sample_features(generator, clip, 11, seed=1, truncation=1.0)
     latents = sample_latents(generator, 11, seed=1, truncation=1.0)
-    best = best_fits(generator, clip, latents, texts)
-    images = jax.jit(synthesize)(generator, latents)
+    np.testing.assert_array_equal(found.latents, latents[:, 0])
+    return found, jax.jit(synthesize)(generator, latents)
+
+
+def test_the_image_that_fits_best_is_found_for_every_text(samples, clip, texts):
+    found, images = samples
+    best = best_fits(found, texts)
     expected = [int(np.argmin(clip_loss(clip, images, text[None]))) for text in np.asarray(texts)]
     assert best.tolist() == expected
 
 
-def test_the_image_that_changes_most_in_the_direction_of_the_text_fits_best(generator, clip, texts):
-    latents = sample_latents(generator, 11, seed=1, truncation=1.0)
+def test_the_image_that_changes_most_in_the_direction_of_the_text_fits_best(samples, clip, texts):
+    found, images = samples
     neutral = texts[:1, ::-1]
     config = dataclasses.replace(CONFIG, guidance="direction", orthogonal_lambda=0.2)
-    best = best_fits(generator, clip, latents, texts, config, neutral)
-    images = jax.jit(synthesize)(generator, latents)
+    best = best_fits(found, texts, config, neutral)
     see = jax.jit(image_features, static_argnames="preprocess")
     features = np.asarray(see(clip, images, preprocess=config.preprocess))
     loss = jax.jit(direction_loss)
-    for text, found in zip(np.asarray(texts), best, strict=True):
+    for text, chosen in zip(np.asarray(texts), best, strict=True):
         losses = loss(features, features.mean(0), text[None], neutral, 0.2)
-        assert found == np.argmin(losses)
+        assert chosen == np.argmin(losses)
     with pytest.raises(InputError, match="neutral_features are missing"):
-        best_fits(generator, clip, latents, texts, config)
+        best_fits(found, texts, config)
 
 
 def test_a_larger_l2_lambda_keeps_the_latents_closer(generator, clip, latents, texts):
