@@ -1,6 +1,6 @@
 """Takes ten training steps on all devices; a script that tests run.
 
-PYTHONPATH=.:tests python tests/methods/mapper_steps.py OUTPUT
+PYTHONPATH=. python tests/methods/mapper_steps.py OUTPUT
 """
 
 import sys
@@ -60,7 +60,7 @@ def take_steps(generator: Any, clip: Any) -> dict[str, Any]:
 def main(output: str) -> None:
     """Trains, and writes mapper and losses."""
     # Not on import, because it configures JAX.
-    from conftest import CLIP_CONFIG, GENERATOR, make_random_model
+    from tests.fixtures import CLIP_CONFIG, GENERATOR, make_random_model
 
     generator = make_random_model(Generator, GENERATOR, seed=1)
     np.savez(output, **take_steps(generator, make_random_model(CLIP, CLIP_CONFIG, seed=2)))
