@@ -32,8 +32,8 @@ WIDTHS = (64, 96, 128)
 FEATURES = 256
 MAX_SHIFT = 4
 BATCH = 128
-# Batches of fewer images are filled up to a multiple of this number.
-SHARE = 16
+# Batches of fewer images are padded to a multiple of this number.
+_MULTIPLE = 16
 TRAINED = Path(__file__).with_name("classifier.npz")
 _SPLITS = tuple(int(end) for end in np.cumsum([len(labels) for labels in LABELS.values()])[:-1])
 
@@ -186,7 +186,7 @@ def _in_batches(
     outputs = []
     for start in range(0, count, BATCH):
         batch = np.asarray(images[start : start + BATCH], np.float32)
-        padding = ((0, -len(batch) % SHARE), (0, 0), (0, 0), (0, 0))
+        padding = ((0, -len(batch) % _MULTIPLE), (0, 0), (0, 0), (0, 0))
         outputs.append(jax.device_get(_evaluate(classifier, np.pad(batch, padding))))
     features, logits = (np.concatenate(output)[:count] for output in zip(*outputs, strict=True))
     return features, logits

@@ -3,7 +3,7 @@
 import pytest
 
 # Long files come first, so that no process waits long for the last one.
-LONG = ("tests/test_train_mapper.py", "tests/test_scale.py", "tests/test_optimize.py")
+LONG = tuple(f"tests/test_{name}.py" for name in ("optimize", "scale", "train_mapper", "wheel"))
 # Files whose tests use the same running service; a second one takes 30 s of processor time.
 SERVED = {f"tests/app/test_{name}.py" for name in ("guide", "page", "service")}
 

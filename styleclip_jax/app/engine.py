@@ -275,6 +275,8 @@ class Engine:
 
     def _styles(self, latents: HostLatents) -> HostStyles:
         """StyleSpace coordinates, so that both kinds of latents share programs and batches."""
+        if isinstance(latents, tuple):
+            return latents
         return jax.device_get(self._to_styles(self.generator, latents))
 
     def upload(self, path: str, align: bool) -> Face:
@@ -315,16 +317,13 @@ class Engine:
 
     def _instant(self, start: Face, recipe: Instant) -> Edit:
         dt = self._text_directions((self.check_text(recipe.text), self.check_text(recipe.neutral)))
-        before = _on_device(start.latents)
-        if recipe.using == "any_text":
-            recipe, latents, changed = self._move_with_mapper(before, dt, recipe)
-        else:
-            recipe, latents, changed = self._move_with_directions(before, dt, recipe)
+        move = self._move_with_mapper if recipe.using == "any_text" else self._move_with_directions
+        recipe, latents, changed = move(start.latents, dt, recipe)
         # The batcher synthesizes the image together with those of other users.
         face = self.face(jax.device_get(latents), start.photo)
         return Edit(start, recipe, face, changed)
 
-    def _move_with_mapper(self, before: Latents, dt: Array, recipe: Instant) -> _Moved:
+    def _move_with_mapper(self, before: HostLatents, dt: Array, recipe: Instant) -> _Moved:
         if self.any_text_mapper is None:
             raise InputError(
                 "there is no mapper for any text for this generator; restart app.py with"
@@ -332,8 +331,7 @@ class Engine:
             )
         threshold, strength = recipe.threshold or 0.0, recipe.strength
         models = self.generator, self.any_text_mapper, self.clip
-        styles = self._to_styles(self.generator, before)
-        change = predict_change(*models, styles, dt, min_change=threshold)
+        change = predict_change(*models, self._styles(before), dt, min_change=threshold)
         changed = change.changed.item()
         if not changed:
             raise NoChannelError(threshold, change.largest.item())
@@ -342,7 +340,8 @@ class Engine:
         recipe = dataclasses.replace(recipe, strength=strength, threshold=threshold)
         return _Moved(recipe, move_styles(change, strength), changed)
 
-    def _move_with_directions(self, before: Latents, dt: Array, recipe: Instant) -> _Moved:
+    def _move_with_directions(self, start: HostLatents, dt: Array, recipe: Instant) -> _Moved:
+        before = _on_device(start)
         if not self.directions:
             raise InputError(
                 "there are no directions for this generator; restart app.py with --directions"
