@@ -157,9 +157,14 @@ def init_mapper_state(mapper: Mapper | DeltaMapper, config: Any) -> MapperState:
         mapper: The initial mapper; it is copied, because a step donates its state.
         config: A ``MapperTrainConfig`` or a ``DeltaTrainConfig``.
     """
+    return replicate(_init_state(mapper, config))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _init_state(mapper: Mapper | DeltaMapper, config: Any) -> MapperState:
+    """One program, because one per shape takes longer to compile."""
     parameters: Any = jax.tree.map(lambda x: jnp.array(x, jnp.float32), mapper)
-    state = MapperState(parameters, _optimizer(config).init(parameters), jnp.zeros((), jnp.int32))
-    return replicate(state)
+    return MapperState(parameters, _optimizer(config).init(parameters), jnp.zeros((), jnp.int32))
 
 
 def start_along(

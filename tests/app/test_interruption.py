@@ -65,7 +65,7 @@ def test_while_the_rest_is_compiled_a_running_edit_finishes_and_no_file_is_left(
 ):
     service = start_service(*small_models, f"--grace_seconds={TIMEOUT}", env=environment)
     with ThreadPoolExecutor() as pool:
-        edit = pool.submit(call, service.url, "optimize", "a hat", 0, 300, 0.35, "a face", [], "")
+        edit = pool.submit(call, service.url, "optimize", "a hat", 0, 100, 0.35, "a face", [], "")
         while not service.health()["edits"]:
             time.sleep(0.05)
         assert not service.health()["warm"]
