@@ -32,7 +32,7 @@ from styleclip_jax.io.checkpoints import load_clip, load_generator
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels
-from styleclip_jax.methods.linear_start import sample_features
+from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.optimization import best_fits, edit_latents
 from styleclip_jax.models import CLIP, Generator
 from styleclip_jax.runs.command_line import run
@@ -123,16 +123,31 @@ def main(_: Sequence[str]) -> None:
     metrics["frechet_halves_of_data"] = distance(features[half:], features[:half])
     image_files.write_image(out / "samples.png", grid(generate(generator, 64, 0.7), 8))
 
-    # As optimize.py does with --mode=generate.
+    # As optimize.py does with --mode=generate --truncation=1.
     text_features = encode_texts(clip, tokenizer, [edit.wordings[0] for edit in EDITS])
     neutral = encode_texts(clip, tokenizer, [AVATARS_NEUTRAL])
     config = AVATARS_GENERATE_CONFIG
     samples = sample_features(
-        generator, clip, AVATARS_GENERATE_SAMPLES, SEED, 1.0, config.guide_resolution
+        generator,
+        clip,
+        AVATARS_GENERATE_SAMPLES,
+        SEED,
+        1.0,
+        config.guide_resolution,
+        config.preprocess,
     )
+    directions = latent_directions(samples, text_features, neutral)
     best = samples.latents[best_fits(samples, text_features, config, neutral)]
     start = jnp.broadcast_to(best[:, None], (len(best), generator.num_layers, best.shape[1]))
-    result = edit_latents(generator, clip, start, text_features, config, neutral_features=neutral)
+    result = edit_latents(
+        generator,
+        clip,
+        start,
+        text_features,
+        config,
+        neutral_features=neutral,
+        directions=directions,
+    )
     images = np.asarray(result.images)
     read = read_labels(classifier, images)
     metrics["generated_from_text"] = {

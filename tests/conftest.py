@@ -16,7 +16,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Sorts the files; see LONG."""
+    """Puts long files first; --no-loadscope-reorder keeps their order."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 

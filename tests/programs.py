@@ -19,7 +19,7 @@ def dump_programs(directory: Path, name: str = "_fun") -> str:
 
 
 def read_programs(directory: Path) -> list[str]:
-    """The optimized programs; of several processes that use one directory, one each."""
+    """The optimized programs; processes that share a directory may overwrite each other's."""
     return [file.read_text() for file in directory.glob("*after_optimizations.txt")]
 
 

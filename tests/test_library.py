@@ -127,3 +127,21 @@ def test_an_edit_is_exported_for_every_platform(generator):
     program = jax.export.deserialize(exported.serialize())
     assert program.platforms == ("cpu", "cuda", "tpu")
     np.testing.assert_allclose(program.call(z), edit(z), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rngs: sc.models.Generator(
+            sc.models.GeneratorConfig(resolution=8, w_dim=4, channel_base=32), rngs=rngs
+        ),
+        lambda rngs: sc.models.LevelsMapper(sc.models.MapperConfig(4, 6), rngs=rngs),
+        lambda rngs: sc.models.ArcFace(
+            sc.models.ArcFaceConfig(stem_width=16, stages=((16, 1),)), rngs=rngs
+        ),
+    ],
+    ids=["generator", "mapper", "arcface"],
+)
+def test_new_parameters_have_strong_types(make):
+    # A step makes weak types strong, and would be compiled twice.
+    assert not any(x.weak_type for x in jax.tree.leaves(make(nnx.Rngs(0))))

@@ -5,9 +5,19 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from styleclip_jax.latents import sample_latents, synthesize
+from styleclip_jax.methods.delta_editing import best_delta_strengths
+from styleclip_jax.methods.directions import best_strengths
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
-from styleclip_jax.models import LevelsMapper, MapperConfig
+from styleclip_jax.methods.relevance import build_directions
+from styleclip_jax.models import (
+    DeltaMapper,
+    DeltaMapperConfig,
+    DirectionsConfig,
+    LevelsMapper,
+    MapperConfig,
+)
+from styleclip_jax.models.directions import channel_widths
 
 BATCH = PartitionSpec("data")
 
@@ -47,3 +57,22 @@ def test_latents_are_optimized_on_an_explicit_mesh(generator, clip, place):
     result = edit_latents(generator, clip, latents, text, config, neutral_features=neutral)
     for array, axis in ((result.latents, 0), (result.images, 0), (result.losses, 1)):
         assert jax.typeof(array).sharding.spec[axis] == "data"
+
+
+def test_automatic_strengths_are_chosen_on_an_explicit_mesh(generator, clip, place):
+    latents = sample_latents(generator, 2, seed=0)
+    sizes = DeltaMapperConfig(generator.config.style_dims, clip.config.embed_dim, width=8)
+    mapper = DeltaMapper(sizes, rngs=nnx.Rngs(0))
+    widths = channel_widths(generator.config, "stylespace")
+    relevance = np.eye(sum(widths), 16, dtype=np.float32)
+    directions = build_directions(
+        DirectionsConfig(widths, 16), relevance, np.ones(sum(widths), np.float32)
+    )
+    dt = np.full(16, 0.25, np.float32)
+    generator, clip, mapper, directions, dt = place(
+        (generator, clip, mapper, directions, dt), PartitionSpec()
+    )
+    chosen = best_delta_strengths(generator, mapper, clip, place(latents), dt)
+    along = best_strengths(generator, directions, clip, place(latents), dt, 0.1)
+    for strengths in (chosen, along):
+        assert jax.typeof(strengths).sharding.spec[0] == "data"

@@ -295,8 +295,10 @@ def test_two_hosts_train_as_one_even_if_one_is_preempted(start, uninterrupted, t
 
     def start_both() -> list[subprocess.Popen]:
         joining = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
-        dump = dump_programs(tmp_path / "programs")
-        return [start(directory, 2, xla=dump, **joining, process_id=i) for i in range(2)]
+        dumps = [dump_programs(tmp_path / "programs" / str(i)) for i in range(2)]
+        return [
+            start(directory, 2, xla=dump, **joining, process_id=i) for i, dump in enumerate(dumps)
+        ]
 
     processes = start_both()
     # Both processes are now about to take the first step.
@@ -316,10 +318,10 @@ def test_two_hosts_train_as_one_even_if_one_is_preempted(start, uninterrupted, t
     expected = mapper_parameters(uninterrupted)
     for name, array in mapper_parameters(directory).items():
         assert np.abs(array - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max()
-    programs = read_train_steps(tmp_path / "programs")
-    assert programs
-    for program in programs:
-        assert collectives(program) == ["all-reduce"]
+    for i in range(2):
+        programs = read_train_steps(tmp_path / "programs" / str(i))
+        assert programs
+        assert all(collectives(program) == ["all-reduce"] for program in programs)
 
 
 def test_defaults_are_the_official_ones(run_script):

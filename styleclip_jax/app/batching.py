@@ -20,7 +20,7 @@ class Batcher:
 
     Args:
         run: Takes a pytree of arrays (B, ...), where B is one of ``SIZES``, and returns an array
-            with B entries.
+            with B entries. The arrays of all requests have the same shapes, except for B.
     """
 
     def __init__(self, run: Callable[[Any], Any]):

@@ -1,6 +1,6 @@
 """Editing with a mapper for any text (DeltaEdit, arXiv 2303.06285, section 3.4)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,9 @@ class DeltaChange(NamedTuple):
     Attributes:
         styles: StyleSpace coordinates of the images before the edit.
         residual: Their change at strength 1.
-        features: CLIP's features of the images before the edit.
+        features: CLIP's unit features of the images before the edit.
         changed: Number of changed channels of each image.
-        largest: The largest change of each image's channels, whatever ``min_change`` is.
+        largest: The largest change of each image's channels, before ``min_change`` is applied.
     """
 
     styles: StyleSpace
@@ -133,7 +133,9 @@ def predict_change(
     features = image_features(clip, generator.synthesize(styles), mapper.config.preprocess)
     if dt.shape != features.shape[1:]:
         raise InputError(f"dt has shape {dt.shape}, this CLIP needs {features.shape[1:]}")
-    residual = mapper(styles, features, jnp.broadcast_to(dt, features.shape))
+    # Sharded like the features.
+    directions_of_images = jnp.zeros_like(features) + dt
+    residual = mapper(styles, features, directions_of_images)
     if directions is not None:
         residual = jax.tree.map(
             jnp.multiply, residual, _relevant(generator, directions, dt, threshold)
@@ -155,13 +157,18 @@ def best_strengths_of_change(
     """:func:`best_delta_strengths` of a known change."""
     resolution = comparison_resolution(generator, clip)
 
-    def features(strength: Float[Array, ""]) -> Float[Array, "batch embed"]:
-        images = generator.synthesize(move_styles(change, strength), resolution)
+    def encode(styles: StyleSpace) -> Float[Array, "candidates embed"]:
+        images = generator.synthesize(styles, resolution)
         return image_features(clip, images, mapper.config.preprocess)
 
+    def features(images: Any, strengths: Float[Array, " candidates"]) -> Array:
+        styles, residual = images
+        return encode(_move(styles, residual, strengths))
+
     known = resolution == generator.config.resolution
-    before = change.features if known else features(jnp.zeros(()))
-    return lowest_loss(features, before, unit(dt), _AUTOMATIC_STRENGTHS)
+    before = change.features if known else encode(change.styles)
+    images = change.styles, change.residual
+    return lowest_loss(features, images, before, unit(dt), _AUTOMATIC_STRENGTHS)
 
 
 @jax.jit

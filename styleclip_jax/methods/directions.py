@@ -143,12 +143,7 @@ def edit_with_direction(
             Under an outer ``jax.jit`` the threshold is not checked, and the images stay the same if
             no channel reaches it.
     """
-    directions.check_generator(generator)
-    if directions.scales is None:
-        raise InputError(
-            "the directions have no scales (published files have none); measure them with"
-            " styleclip_jax.with_scales"
-        )
+    _check(generator, directions)
     edit = _edit(generator, directions, latents, jnp.atleast_2d(dt), strength, threshold)
     _require_change(edit.changed, directions, dt, threshold)
     return edit
@@ -212,9 +207,18 @@ def _in_space(generator: Generator, directions: Directions, latents: Latents) ->
 
     Separately, so that latents of both kinds share the programs that synthesize images.
     """
-    directions.check_generator(generator)
+    _check(generator, directions)
     in_w = directions.config.space == "w"
     return latents if in_w else jax.jit(to_styles)(generator, latents)
+
+
+def _check(generator: Generator, directions: Directions) -> None:
+    directions.check_generator(generator)
+    if directions.scales is None:
+        raise InputError(
+            "the directions have no scales (published files have none); measure them with"
+            " styleclip_jax.with_scales"
+        )
 
 
 def _require_change(changed: Array, directions: Directions, dt: Array, threshold: Any) -> None:
@@ -265,12 +269,12 @@ def _best_strengths(
 ) -> Float[Array, " batch"]:
     resolution = comparison_resolution(generator, clip)
 
-    def features(strength: Float[Array, ""]) -> Float[Array, "batch embed"]:
-        moved, _ = _move(generator, directions, latents, dt, strength, threshold)
+    def features(images: Latents, strengths: Float[Array, " candidates"]) -> Array:
+        moved, _ = _move(generator, directions, images, dt, strengths, threshold)
         return image_features(clip, synthesize(generator, moved, resolution), preprocess)
 
     before = image_features(clip, synthesize(generator, latents, resolution), preprocess)
-    return lowest_loss(features, before, unit(dt.sum(axis=0)), _AUTOMATIC_STRENGTHS)
+    return lowest_loss(features, latents, before, unit(dt.sum(axis=0)), _AUTOMATIC_STRENGTHS)
 
 
 @jax.jit

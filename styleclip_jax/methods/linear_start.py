@@ -22,7 +22,7 @@ from styleclip_jax.models.stylegan2 import Generator
 
 # How far along its direction an edit may start, in the standard deviations of random images.
 START_STEPS = (0.0, 1.5, 3.0, 4.5, 6.0, 7.5)
-# Images synthesized at once: as many pixels as in four images of 1024 pixels, and at most 64.
+# Images synthesized at once: four of 1024 pixels, more of smaller ones, and at most 64.
 _CHUNK, _CHUNK_WIDTH = 64, 4 * 1024
 # Regularization of the regression, relative to the mean variance of the entries of `w`.
 _RIDGE = 0.1
@@ -68,7 +68,8 @@ def sample_features(
         raise InputError(f"the number of samples is {num}, expected at least 1")
     clips = tuple(clip) if isinstance(clip, Sequence) else (clip,)
     # All chunks have one shape, so that the program is compiled once.
-    size = min(num, _CHUNK, _CHUNK_WIDTH // (resolution or generator.config.resolution))
+    fits = max(1, _CHUNK_WIDTH // (resolution or generator.config.resolution))
+    size = min(num, _CHUNK, fits)
     latents = sample_latents(generator, -(-num // size) * size, seed, truncation)
     chunks = [
         _encode(generator, clips, latents[i : i + size], resolution, preprocess)

@@ -87,8 +87,8 @@ class OptimizeConfig:
     """Settings of :func:`edit_latents`; the defaults are the official ones.
 
     A pytree: numbers are leaves (a scalar, or one number per image) and may be traced, so changing
-    them does not recompile. Choices, including the numbers of steps and views, are static; runs
-    with other numbers of steps nevertheless share a compiled step.
+    them does not recompile. Choices, including the numbers of steps and views, are static, but
+    runs of up to 128 steps, 129 to 256 and so on share a compiled step.
 
     Attributes:
         steps: Number of steps; the maximum if ``stop_loss`` or ``patience`` is set.

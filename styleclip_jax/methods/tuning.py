@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
@@ -95,11 +96,13 @@ def tune_generator(
             f" ({len(latents)}, {resolution}, {resolution}, 3)"
         )
     optimizer = optax.adam(config.learning_rate)
-    # A copy, because the steps donate it. Placed like the outputs of a step; otherwise the second
-    # step would be compiled again.
+    # A copy, because the steps donate it.
     tuned = jax.tree.map(jnp.array, generator)
     state = optimizer.init(nnx.state(tuned, _TRAINABLE))
-    tuned, state = jax.device_put((tuned, state), generator.mean_w[...].sharding)
+    sharding = generator.mean_w[...].sharding
+    if isinstance(sharding, NamedSharding):
+        # Replicated, like the outputs of a step; otherwise the second step is compiled again.
+        state = jax.device_put(state, sharding)
     numbers = {
         name: jnp.asarray(getattr(config, name), jnp.float32)
         for name in ("learning_rate", "pixel_lambda", "perceptual_lambda")

@@ -35,7 +35,7 @@ class Edited(NamedTuple):
     Attributes:
         images: The images.
         latents: Their latents.
-        strengths: The strength of every image, if it is automatic.
+        strengths: The automatic strength of every image; None if it was given.
     """
 
     images: Float[Array, "batch height width 3"]
@@ -90,7 +90,7 @@ def apply(
         generator: The batch's generator.
         latents: The batch's latents.
         batch: The batch.
-        strength: The strength.
+        strength: The strength for all images. None: automatic.
         directory: The directory for the results.
     """
     begun = time.perf_counter()

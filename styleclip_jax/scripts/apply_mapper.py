@@ -221,7 +221,7 @@ def compile_edit(
 
 
 def edit_with_any_text(generator: Generator, mapper: DeltaMapper) -> strengths.Edit:
-    """Reads what a mapper for any text needs besides the generator."""
+    """Reads what a mapper for any text needs, and returns its edit."""
     clip, tokenizer = replicate(load_clip(FLAGS.clip, FLAGS.dtype)), load_tokenizer(FLAGS.clip)
     note_unknown_words(FLAGS.clip, tokenizer, [FLAGS.description, FLAGS.neutral])
     dt = text_direction(clip, tokenizer, FLAGS.description, FLAGS.neutral, chosen_templates())
@@ -232,7 +232,7 @@ def edit_with_any_text(generator: Generator, mapper: DeltaMapper) -> strengths.E
         selection |= {"directions": replicate(directions), "threshold": FLAGS.threshold}
 
     def edit(generator: Generator, latents: Latents, strength: strengths.Strength) -> Edited:
-        # These are the page's programs, so that both compute the same images, bit for bit.
+        # These are the page's programs, so that it computes the same image, bit for bit.
         styles = jax.jit(to_styles)(generator, latents)
         change = predict_change(generator, mapper, clip, styles, dt, **selection)
         chosen, used = None, strength

@@ -246,7 +246,7 @@ def relevance_method(
         if used is None:
             chosen = used = best_strengths(generator, directions, clip, latents, dt, threshold)
         moved, _ = move_latents(generator, directions, latents, dt, used, threshold)
-        # These are the page's programs, so that both compute the same images, bit for bit.
+        # These are the page's programs, so that it computes the same image, bit for bit.
         styles = jax.jit(to_styles)(generator, moved)
         return Edited(jax.jit(synthesize)(generator, styles), styles, chosen)
 

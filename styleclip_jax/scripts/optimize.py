@@ -131,7 +131,8 @@ flags.DEFINE_integer(
     DEFAULTS.start_samples,
     "Find the direction of the text in W by a regression on this number of random images, and start"
     " every edit from the best of a few steps along it. This helps if the image is far from the"
-    " text. 0: start from the image itself. Try 512.",
+    " text. 0: start from the image itself. Try 512. With --mode=generate, the images of --samples"
+    " serve if they are at least as many.",
     lower_bound=0,
 )
 flags.DEFINE_integer(
@@ -202,8 +203,8 @@ def main(_: Sequence[str]) -> None:
             texts = replicate(objective_flags.read_clips())
             arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
             given, inverted, inversion = photos.photos_to_edit(generator, directory)
-            # In host memory, because there may be many.
             samples = candidates(generator, texts, config)
+            # In host memory, because there may be many.
             first = jax.device_get(first_latents(generator, texts, config, inverted, samples))
             size = len(jax.tree.leaves(first)[0])
             tasks = make_tasks(generator, texts, config, directory, samples)
@@ -310,7 +311,8 @@ def start_directions(
 ) -> Array | None:
     """Directions of the texts in W along which edits start; None without ``--start_samples``.
 
-    Computed once for all texts and batches. Candidates for starts serve if they are enough.
+    Computed once for all texts and batches, on the candidates if there are at least
+    ``--start_samples``.
     """
     if not config.start_samples:
         return None

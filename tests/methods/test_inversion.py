@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from styleclip_jax.errors import InputError
+from styleclip_jax.methods import inversion as module
 from styleclip_jax.methods.inversion import (
     InvertConfig,
     encode,
@@ -16,6 +17,7 @@ from styleclip_jax.methods.inversion import (
     invert,
     reconstruction_errors,
 )
+from styleclip_jax.methods.optimization import recorded_rows
 from styleclip_jax.methods.tuning import TuneConfig, tune_generator, tune_step
 from styleclip_jax.models import (
     E4E,
@@ -133,6 +135,19 @@ def test_the_device_loop_and_the_steps_from_the_host_agree(generator, encoder, i
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     in_loop = invert(generator, images, encoder, config)
     np.testing.assert_allclose(in_loop.latents, from_host.latents, atol=1e-3)
+
+
+def test_runs_with_other_numbers_of_steps_share_a_program(generator, encoder, images):
+    programs: Any = module._step_from_host
+    programs.clear_cache()
+    for steps in (3, 5):
+        inversion = invert(generator, images, encoder, InvertConfig(steps=steps))
+        assert len(inversion.losses) == steps
+    assert programs._cache_size() == 1
+
+
+def test_losses_of_many_steps_have_room():
+    assert [recorded_rows(steps) for steps in (1, 128, 129, 300)] == [128, 128, 256, 384]
 
 
 def test_rounds_feed_the_encoder_its_own_image(generator, images):
