@@ -115,12 +115,12 @@ def tokenizer_files() -> dict[str, bytes]:
 
 def make_random_model(model_class, config, seed: int):
     """A model whose every parameter matters, made without compiling initializers."""
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
 
     def fill(abstract):
         arrays = {}
         for name, array in abstract.items():
-            values = random.normal(size=array.shape)
+            values = rng.normal(size=array.shape)
             if name.endswith("kernel") and model_class is CLIP:
                 values /= np.sqrt(np.prod(array.shape[:-1]))
             elif name.endswith("var"):

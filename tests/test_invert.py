@@ -83,9 +83,9 @@ def pictures(tmp_path):
     """A directory of two images that are aligned already."""
     directory = tmp_path / "pictures"
     directory.mkdir()
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name, size in {"a.png": (32, 32), "b.jpg": (50, 40)}.items():
-        pixels = random.integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
+        pixels = rng.integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(directory / name)
     return directory
 
@@ -233,8 +233,8 @@ def test_an_edited_face_is_pasted_back(run, checkpoints, tmp_path, monkeypatch):
     landmarks[36:42], landmarks[42:48] = (55, 60), (75, 60)
     landmarks[48], landmarks[54] = (57, 80), (73, 80)
     monkeypatch.setattr(photos, "find_faces", lambda photo: [landmarks])
-    random = np.random.default_rng(0)
-    pixels = random.integers(256, size=(160, 140, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(160, 140, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "me.png")
     outcome = run(
         "apply_mapper.py",

@@ -182,8 +182,8 @@ def unit(x):
 @pytest.fixture
 def texts():
     """Features of a text, of a neutral text and of three texts to keep, of any length."""
-    random = np.random.default_rng(1)
-    return [jnp.asarray(random.normal(size=(n, 8)), jnp.float32) for n in (1, 1, 3)]
+    rng = np.random.default_rng(1)
+    return [jnp.asarray(rng.normal(size=(n, 8)), jnp.float32) for n in (1, 1, 3)]
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ def w():
     mapping = MappingNetwork(train_generator.CONFIG, rngs=nnx.Rngs(0))
     construct_mapping(mapping)
     halved = jax.tree.map(lambda x: np.asarray(x).astype(np.float16).astype(np.float32), mapping)
-    random = np.random.default_rng(0)
-    z = random.normal(size=(20_000, train_generator.CONFIG.z_dim)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(20_000, train_generator.CONFIG.z_dim)).astype(np.float32)
     return np.asarray(jax.jit(MappingNetwork.__call__)(halved, z)) / latent_scale()
 
 

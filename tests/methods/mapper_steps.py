@@ -26,10 +26,10 @@ STEPS = 10
 
 def make_mapper(config: MapperConfig) -> LevelsMapper:
     """A mapper of random weights."""
-    random = np.random.default_rng(4)
+    rng = np.random.default_rng(4)
 
     def fill(abstract):
-        return {name: 100 * random.normal(size=x.shape) for name, x in abstract.items()}
+        return {name: 100 * rng.normal(size=x.shape) for name, x in abstract.items()}
 
     return build(LevelsMapper, config, fill)
 
@@ -37,9 +37,9 @@ def make_mapper(config: MapperConfig) -> LevelsMapper:
 def take_steps(generator: Any, clip: Any) -> dict[str, Any]:
     """Returns the changes of the mapper, the losses and the number of devices."""
     sizes = generator.config
-    random = np.random.default_rng(0)
-    latents = random.normal(size=(32, sizes.num_layers, sizes.w_dim)).astype(np.float32)
-    text_features = jnp.asarray(random.normal(size=(1, clip.config.embed_dim)), jnp.float32)
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(32, sizes.num_layers, sizes.w_dim)).astype(np.float32)
+    text_features = jnp.asarray(rng.normal(size=(1, clip.config.embed_dim)), jnp.float32)
     mapper = make_mapper(MapperConfig(w_dim=sizes.w_dim, num_layers=sizes.num_layers))
     step = make_mapper_train_step(
         generator, clip, text_features, CONFIG, neutral_features=text_features[:, ::-1]

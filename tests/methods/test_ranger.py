@@ -48,9 +48,9 @@ def test_updates_are_the_official_ones(scale):
 
 
 def test_a_long_run_follows_the_papers_formulas():
-    random = np.random.default_rng(0)
-    start = random.normal(size=(3, 4))
-    gradients = random.normal(size=(3000, 3, 4)) * 1e-2
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(3, 4))
+    gradients = rng.normal(size=(3000, 3, 4)) * 1e-2
     ours = run_ranger(start.astype(np.float32), gradients.astype(np.float32), learning_rate=0.01)
 
     b1, b2, eps, longest = 0.95, 0.999, 1e-5, 2 / (1 - 0.999) - 1

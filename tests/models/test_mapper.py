@@ -62,8 +62,8 @@ def test_a_mapper_starts_at_the_residual_that_it_is_given(kind):
     in_w_plus = mapper.space == "w_plus"
     shapes = [(10, 4)] if in_w_plus else [(n,) for n in SMALL.style_dims]
     # Large, so that random weights add little.
-    random = np.random.default_rng(0)
-    entries = [1e3 * random.normal(size=s).astype(np.float32) for s in shapes]
+    rng = np.random.default_rng(0)
+    entries = [1e3 * rng.normal(size=s).astype(np.float32) for s in shapes]
     residual: Any = np.broadcast_to(entries[0][0], (10, 4)) if in_w_plus else tuple(entries)
     latents: Any = (
         jnp.ones((2, 10, 4)) if in_w_plus else tuple(jnp.ones((2, n)) for n in SMALL.style_dims)

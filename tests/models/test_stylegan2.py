@@ -105,8 +105,8 @@ def test_a_lower_resolution_is_the_image_of_the_smaller_generator(generator):
     config = dataclasses.replace(generator.config, resolution=lower)
     arrays = flatten(generator)
     small = build(Generator, config, lambda abstract: {name: arrays[name] for name in abstract})
-    random = np.random.default_rng(0)
-    w_plus = random.normal(size=(2, generator.num_layers, config.w_dim)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    w_plus = rng.normal(size=(2, generator.num_layers, config.w_dim)).astype(np.float32)
     synthesize = jax.jit(Generator.__call__, static_argnames="resolution")
     images = synthesize(generator, w_plus, resolution=lower)
     assert images.shape == (2, lower, lower, 3)
@@ -141,8 +141,8 @@ def test_a_resolution_that_is_no_power_of_two_in_range_is_refused(resolution):
 
 
 def test_upsampling_convolution_is_a_transposed_convolution_and_a_blur():
-    random = np.random.default_rng(0)
-    x, kernel = random.normal(size=(2, 5, 7, 3)), random.normal(size=(3, 3, 3, 4))
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 5, 7, 3)), rng.normal(size=(3, 3, 3, 4))
     ours = jax.jit(upsampling_convolve)(x.astype(np.float32), kernel.astype(np.float32))
     y = F.conv_transpose2d(
         torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(kernel).permute(2, 3, 0, 1), stride=2
@@ -230,9 +230,9 @@ def test_a_clamp_that_is_not_positive_is_refused(clamp):
 
 @pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 2), (1, 0)])
 def test_the_fast_gradient_of_a_convolution_is_the_gradient(size, padding):
-    random = np.random.default_rng(0)
-    x = random.normal(size=(2, 6, 5, 4)).astype(np.float32)
-    kernel = random.normal(size=(size, size, 4, 3)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 6, 5, 4)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 4, 3)).astype(np.float32)
 
     @jax.jit(static_argnums=0)
     def value_and_gradients(convolve, x, kernel):
@@ -257,8 +257,8 @@ def test_a_generator_computes_all_its_convolutions_with_the_given_function():
     )
     fast: Any = {"convolve": noted}
     given, plain = (Generator(config, rngs=nnx.Rngs(0), **options) for options in (fast, {}))
-    random = np.random.default_rng(0)
-    latents = random.normal(size=(2, config.num_layers, 8)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(2, config.num_layers, 8)).astype(np.float32)
     images = jax.jit(Generator.__call__)(given, latents)
     assert len(kernels) == len(given.synthesis.convs)
     np.testing.assert_allclose(images, jax.jit(Generator.__call__)(plain, latents), atol=1e-5)
