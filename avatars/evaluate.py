@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
@@ -30,7 +29,7 @@ from styleclip_jax.avatars import (
 from styleclip_jax.io import images as image_files
 from styleclip_jax.io.checkpoints import load_clip, load_generator
 from styleclip_jax.io.text import Tokenizer, encode_texts, load_tokenizer
-from styleclip_jax.latents import sample_latents
+from styleclip_jax.latents import all_layers, sample_latents
 from styleclip_jax.losses import clip_pixels
 from styleclip_jax.methods.linear_start import latent_directions, sample_features
 from styleclip_jax.methods.optimization import best_fits, edit_latents
@@ -138,7 +137,7 @@ def main(_: Sequence[str]) -> None:
     )
     directions = latent_directions(samples, text_features, neutral)
     best = samples.latents[best_fits(samples, text_features, config, neutral)]
-    start = jnp.broadcast_to(best[:, None], (len(best), generator.num_layers, best.shape[1]))
+    start = all_layers(generator, best[:, None])
     result = edit_latents(
         generator,
         clip,

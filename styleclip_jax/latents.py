@@ -98,6 +98,13 @@ def synthesize(
     return generator(latents, resolution)
 
 
+def all_layers(
+    generator: Generator, latents: Float[Array, "batch rows w_dim"]
+) -> Float[Array, "batch layers w_dim"]:
+    """W+ latents from one vector for all layers (B, 1, w_dim); those of W+ stay as they are."""
+    return jnp.broadcast_to(latents, (len(latents), generator.num_layers, latents.shape[-1]))
+
+
 def to_styles(generator: Generator, latents: Latents | list[Array]) -> StyleSpace:
     """The StyleSpace coordinates of latents of either kind."""
     return tuple(latents) if isinstance(latents, tuple | list) else generator.styles(latents)

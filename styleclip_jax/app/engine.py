@@ -340,12 +340,12 @@ class Engine:
         recipe = dataclasses.replace(recipe, strength=strength, threshold=threshold)
         return _Moved(recipe, move_styles(change, strength), changed)
 
-    def _move_with_directions(self, start: HostLatents, dt: Array, recipe: Instant) -> _Moved:
-        before = _on_device(start)
+    def _move_with_directions(self, before: HostLatents, dt: Array, recipe: Instant) -> _Moved:
         if not self.directions:
             raise InputError(
                 "there are no directions for this generator; restart app.py with --directions"
             )
+        latents = _on_device(before)
         threshold, strength = recipe.threshold, recipe.strength
         if threshold is None:
             threshold = self.direction_defaults.threshold
@@ -353,13 +353,15 @@ class Engine:
             channels = self.direction_defaults.min_channels
             threshold = float(automatic_threshold(self.directions, dt, channels))
         if strength is None:
-            best = best_strengths(self.generator, self.directions, self.clip, before, dt, threshold)
+            best = best_strengths(
+                self.generator, self.directions, self.clip, latents, dt, threshold
+            )
             strength = np.asarray(best).item()
-        latents, changed = move_latents(
-            self.generator, self.directions, before, dt, strength, threshold
+        moved, changed = move_latents(
+            self.generator, self.directions, latents, dt, strength, threshold
         )
         recipe = dataclasses.replace(recipe, strength=strength, threshold=threshold)
-        return _Moved(recipe, latents, int(changed))
+        return _Moved(recipe, moved, int(changed))
 
     def mapped(self, start: Face, recipe: Mapped) -> Edit:
         """Edits an image with a trained mapper; the result's recipe contains the strength.

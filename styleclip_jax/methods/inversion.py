@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from styleclip_jax.errors import InputError
-from styleclip_jax.latents import squared_distance
+from styleclip_jax.latents import all_layers, squared_distance
 from styleclip_jax.losses import (
     Perceptual,
     area_resize,
@@ -27,6 +27,7 @@ from styleclip_jax.losses import (
     perceptual_distance,
     perceptual_features,
 )
+from styleclip_jax.methods.objective import as_number
 from styleclip_jax.methods.optimization import learning_rate_schedule, recorded_rows
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.e4e import E4E, E4EConfig
@@ -185,7 +186,7 @@ def invert(
         )
         state = _refine(problem, config.steps, on_progress)
         latents, losses = state.latents, state.losses[: config.steps]
-    latents = _all_layers(latents, architecture.num_layers)
+    latents = all_layers(generator, latents)
     synthesized = _synthesize(generator, latents)
     errors = reconstruction_errors(synthesized, images, perceptual, arcface)
     if not _are_finite(losses, synthesized):
@@ -282,7 +283,7 @@ def _make_problem(
         key,
         jnp.asarray(config.steps, jnp.int32),
         # Without the static number of steps, so that runs of any length share a program.
-        jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dataclasses.replace(config, steps=0)),
+        jax.tree.map(as_number, dataclasses.replace(config, steps=0)),
     )
 
 
@@ -339,7 +340,7 @@ _step_from_host = jax.jit(_step)
 
 def _losses(problem: _Problem, latents: Array) -> Float[Array, " batch"]:
     config, generator = problem.config, problem.generator
-    images = generator(_all_layers(latents, generator.num_layers), config.guide_resolution)
+    images = generator(all_layers(generator, latents), config.guide_resolution)
     losses = config.pixel_lambda * jnp.square(images - problem.targets).mean((1, 2, 3))
     if problem.perceptual is not None and problem.features is not None:
         features = perceptual_features(problem.perceptual, images)
@@ -349,10 +350,6 @@ def _losses(problem: _Problem, latents: Array) -> Float[Array, " batch"]:
         identities = identity_features(problem.arcface, images)
         losses += config.id_lambda * identity_loss(identities, problem.identities)
     return losses
-
-
-def _all_layers(latents: Array, num_layers: int) -> Array:
-    return jnp.broadcast_to(latents, (len(latents), num_layers, latents.shape[-1]))
 
 
 @jax.jit

@@ -310,7 +310,7 @@ def make_mapper_evaluation(
     objective = dataclasses.replace(objective, views=0)
     problem = replicate(_Problem(generator, objective, None))
     evaluate = _evaluation_program(config)
-    return lambda mapper, latents: evaluate(replicate(mapper), problem, shard(latents))
+    return lambda mapper, latents: evaluate(mapper, problem, shard(latents))
 
 
 @functools.lru_cache(maxsize=8)
@@ -367,7 +367,8 @@ def pmapped_evaluation(
         vector, unravel = ravel_pytree(metrics)
         return unravel(jax.lax.pmean(vector, DEVICES))
 
-    return evaluation
+    # Mappers from anywhere, so that those before and in training share the program.
+    return lambda mapper, problem, batch: evaluation(replicate(mapper), problem, batch)
 
 
 def batch_indices(seed: int, step: int, size: int, batch_size: int) -> Int[np.ndarray, " batch"]:

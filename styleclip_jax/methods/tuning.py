@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.losses import Perceptual, perceptual_distance, perceptual_features
+from styleclip_jax.methods.objective import as_number
 from styleclip_jax.models.stylegan2 import Generator, trainable_convolve
 
 # The mapping network is no longer used.
@@ -104,7 +105,7 @@ def tune_generator(
         # Replicated, like the outputs of a step; otherwise the second step is compiled again.
         state = jax.device_put(state, sharding)
     numbers = {
-        name: jnp.asarray(getattr(config, name), jnp.float32)
+        name: as_number(getattr(config, name))
         for name in ("learning_rate", "pixel_lambda", "perceptual_lambda")
     }
     distances = []

@@ -35,12 +35,12 @@ class Edited(NamedTuple):
     Attributes:
         images: The images.
         latents: Their latents.
-        strengths: The automatic strength of every image; None if it was given.
+        strengths: The given strength, or the automatic one of every image.
     """
 
     images: Float[Array, "batch height width 3"]
     latents: Latents
-    strengths: Float[Array, " batch"] | None = None
+    strengths: float | Float[Array, " batch"]
 
 
 # Edits the images of latents with a strength.
@@ -94,11 +94,11 @@ def apply(
         directory: The directory for the results.
     """
     begun = time.perf_counter()
-    images, moved, chosen = jax.block_until_ready(edit(generator, latents, strength))
+    images, moved, used = jax.block_until_ready(edit(generator, latents, strength))
     seconds = time.perf_counter() - begun
     measured: list[dict[str, Any]] = [{} for _ in batch.numbers]
-    if chosen is not None:
-        measured = [{"strength": float(x)} for x in np.asarray(chosen)[: batch.count]]
+    if strength is None:
+        measured = [{"strength": float(x)} for x in np.asarray(used)[: batch.count]]
     finite = np.isfinite(images).all(axis=(1, 2, 3))
     for i in np.flatnonzero(~finite[: batch.count]):
         value = measured[i].get("strength", strength)

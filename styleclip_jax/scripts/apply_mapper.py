@@ -215,7 +215,8 @@ def compile_edit(
     program = edit_with_mappers.lower(generator, mappers, latents, (0.0,) * len(mappers)).compile()
 
     def apply(generator: Generator, latents: Latents, strength: Any) -> Edited:
-        return Edited(*program(generator, mappers, latents, (strength,) * len(mappers)))
+        images, moved = program(generator, mappers, latents, (strength,) * len(mappers))
+        return Edited(images, moved, strength)
 
     return apply
 
@@ -235,11 +236,11 @@ def edit_with_any_text(generator: Generator, mapper: DeltaMapper) -> strengths.E
         # These are the page's programs, so that it computes the same image, bit for bit.
         styles = jax.jit(to_styles)(generator, latents)
         change = predict_change(generator, mapper, clip, styles, dt, **selection)
-        chosen, used = None, strength
+        used = strength
         if used is None:
-            chosen = used = best_strengths_of_change(generator, mapper, clip, change, dt)
+            used = best_strengths_of_change(generator, mapper, clip, change, dt)
         moved = move_styles(change, used)
-        return Edited(jax.jit(synthesize)(generator, moved), moved, chosen)
+        return Edited(jax.jit(synthesize)(generator, moved), moved, used)
 
     return edit
 

@@ -242,13 +242,13 @@ def relevance_method(
         threshold = float(automatic_threshold(directions, dt, FLAGS.min_channels))
 
     def edit(generator: Generator, latents: Latents, strength: strengths.Strength) -> Edited:
-        chosen, used = None, strength
+        used = strength
         if used is None:
-            chosen = used = best_strengths(generator, directions, clip, latents, dt, threshold)
+            used = best_strengths(generator, directions, clip, latents, dt, threshold)
         moved, _ = move_latents(generator, directions, latents, dt, used, threshold)
         # These are the page's programs, so that it computes the same image, bit for bit.
         styles = jax.jit(to_styles)(generator, moved)
-        return Edited(jax.jit(synthesize)(generator, styles), styles, chosen)
+        return Edited(jax.jit(synthesize)(generator, styles), styles, used)
 
     channels = directions.config.channels
     changed = int(jnp.count_nonzero(channel_weights(directions, dt, threshold)))
@@ -280,7 +280,8 @@ def learned_method(
     change = jax.tree.map(lambda *parts: sum(parts), *changes)
 
     def edit(generator: Generator, latents: Latents, strength: Any) -> Edited:
-        return Edited(*apply_style_change(generator, latents, change, strength))
+        images, moved = apply_style_change(generator, latents, change, strength)
+        return Edited(images, moved, strength)
 
     return Method(edit, {})
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Array, Float
@@ -39,7 +38,7 @@ from styleclip_jax.avatars import (
 from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import load_arcface, load_generator
 from styleclip_jax.io.images import read_image, sheet, write_gif, write_image
-from styleclip_jax.latents import Latents, squared_distance, synthesize, to_styles
+from styleclip_jax.latents import Latents, all_layers, squared_distance, synthesize, to_styles
 from styleclip_jax.losses import clip_loss
 from styleclip_jax.methods.linear_start import (
     SampleFeatures,
@@ -295,7 +294,7 @@ def first_latents(
     if samples is None:
         return generator.mean_latents(len(FLAGS.description))
     best = samples.latents[best_fits(samples, texts.descriptions, config, texts.neutral)]
-    return jnp.broadcast_to(best[:, None], (len(best), generator.num_layers, best.shape[1]))
+    return all_layers(generator, best[:, None])
 
 
 def in_space(generator: Generator, config: OptimizeConfig, latents: Latents) -> Latents:
