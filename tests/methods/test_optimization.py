@@ -34,9 +34,9 @@ DIRECTION = dataclasses.replace(CONFIG, guidance="direction", views=2)
 
 @pytest.fixture(scope="module")
 def generator(random_model):
-    """A generator of 16 pixels, because many settings compile a program of their own."""
+    """A generator of 8 pixels, because many settings compile a program of their own."""
     config = GeneratorConfig(
-        resolution=16, z_dim=12, w_dim=16, mapping_layers=2, channel_base=128, channel_max=8
+        resolution=8, z_dim=12, w_dim=16, mapping_layers=2, channel_base=128, channel_max=8
     )
     return random_model(Generator, config, seed=1)
 
@@ -360,10 +360,10 @@ def test_generating_has_no_distance_term(generator, clip, texts):
 
 
 def test_the_guide_resolution_is_for_the_losses_only(generator, clip, latents, texts):
-    config = dataclasses.replace(CONFIG, guide_resolution=8)
+    config = dataclasses.replace(CONFIG, guide_resolution=4)
     result = edit_latents(generator, clip, latents, texts, config)
-    assert result.images.shape == (3, 16, 16, 3)
-    guide = jax.jit(synthesize, static_argnames="resolution")(generator, latents, resolution=8)
+    assert result.images.shape == (3, 8, 8, 3)
+    guide = jax.jit(synthesize, static_argnames="resolution")(generator, latents, resolution=4)
     np.testing.assert_allclose(result.losses[0], clip_loss(clip, guide, texts), atol=1e-5)
 
 
@@ -518,10 +518,10 @@ def test_an_extra_loss_pulls_latents_where_it_is_lowest(generator, clip, latents
         calls.append(images.shape)
         return 100 * jnp.sum(jnp.square(latents - target), axis=(1, 2))
 
-    config = OptimizeConfig(steps=60, l2_lambda=0.0, guide_resolution=8)
+    config = OptimizeConfig(steps=60, l2_lambda=0.0, guide_resolution=4)
     pull = jax.tree_util.Partial(distance, target)
     result = edit_latents(generator, clip, latents, texts, config, extra_loss=pull)
-    assert set(calls) == {(3, 8, 8, 3)}
+    assert set(calls) == {(3, 4, 4, 3)}
     np.testing.assert_allclose(result.latents, target, atol=0.05)
     plain = edit_latents(generator, clip, latents, texts, dataclasses.replace(config, steps=8))
     expected = plain.losses[0] + distance(target, result.images, latents)
@@ -718,13 +718,13 @@ def test_no_latents_are_refused(generator, clip, latents, texts):
 
 
 def test_latents_that_do_not_match_are_refused(generator, clip, latents, texts):
-    with pytest.raises(InputError, match=r"\(3, 5, 16\).*\(batch, 6, 16\)"):
-        edit_latents(generator, clip, latents[:, :5], texts, CONFIG)
+    with pytest.raises(InputError, match=r"\(3, 3, 16\).*\(batch, 4, 16\)"):
+        edit_latents(generator, clip, latents[:, :3], texts, CONFIG)
     styles = jax.jit(Generator.styles)(generator, latents)
     with pytest.raises(InputError, match="stylespace"):
         edit_latents(generator, clip, styles, texts, CONFIG)
     config = dataclasses.replace(CONFIG, space="stylespace")
-    with pytest.raises(InputError, match="7 StyleSpace arrays"):
+    with pytest.raises(InputError, match="4 StyleSpace arrays"):
         edit_latents(generator, clip, styles[:-1], texts, config)
 
 
