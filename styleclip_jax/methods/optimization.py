@@ -554,26 +554,35 @@ def _start(
     if objective.needs_originals:
         originals = _originals(generator, objective, latents, program.guide_resolution)
     entries = jax.tree.leaves(latents)[0]
-    # One number per image, on the images' devices. Explicit types, because weak ones would become
-    # strong in the first step, which would then be compiled twice.
+    # One number per image, on the images' devices.
     zeros = jnp.zeros_like(jnp.sum(entries, axis=range(1, entries.ndim)), jnp.float32)
-    state = _State(
-        step=jnp.zeros((), jnp.int32),
-        latents=latents,
-        optimizer=jax.vmap((program.optimizer or _ADAM).init)(latents),
-        losses=jnp.full((recorded_rows(steps), 1), jnp.nan, jnp.float32) + zeros,
-        best=zeros + jnp.inf,
-        best_step=zeros.astype(jnp.int32),
-        taken=zeros.astype(jnp.int32),
-        active=zeros == 0,
-        failed_at=zeros.astype(jnp.int32),
-    )
+    state = _first_state(latents, zeros, recorded_rows(steps), program)
     if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
         # Replicated, like the outputs of a step; otherwise the second step is compiled again.
         everywhere = NamedSharding(zeros.sharding.mesh, PartitionSpec())
         state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
         state = state._replace(optimizer=jax.device_put(state.optimizer, zeros.sharding))
     return originals, state
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "program"))
+def _first_state(
+    latents: Latents, zeros: Float[Array, " batch"], rows: int, program: _Program
+) -> _State:
+    # Explicit types, because weak ones would become strong in the first step, which would then be
+    # compiled twice.
+    none = zeros.astype(jnp.int32)
+    return _State(
+        step=jnp.zeros((), jnp.int32),
+        latents=latents,
+        optimizer=jax.vmap((program.optimizer or _ADAM).init)(latents),
+        losses=jnp.full((rows, 1), jnp.nan, jnp.float32) + zeros,
+        best=zeros + jnp.inf,
+        best_step=none,
+        taken=none,
+        active=zeros == 0,
+        failed_at=none,
+    )
 
 
 def recorded_rows(steps: int) -> int:

@@ -98,7 +98,7 @@ def tune_generator(
         )
     optimizer = optax.adam(config.learning_rate)
     # A copy, because the steps donate it.
-    tuned = jax.tree.map(jnp.array, generator)
+    tuned = jax.device_put(generator, may_alias=False)
     state = optimizer.init(nnx.state(tuned, _TRAINABLE))
     sharding = generator.mean_w[...].sharding
     if isinstance(sharding, NamedSharding):
