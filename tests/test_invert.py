@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from PIL import Image
 from styleclip_jax.io.checkpoints import load_generator, save_model
 from styleclip_jax.io.images import read_image
 from styleclip_jax.io.photos import read_photo, upright_rgb
+from styleclip_jax.methods.tuning import tune_step
 from styleclip_jax.models import (
     E4E,
     LPIPS,
@@ -155,7 +157,11 @@ def tuned(run_main, generator_path, checkpoints, tmp_path_factory):
     }
     command = [f"--{name}={value}" for name, value in flags.items()]
     command += ["--align=false", "--refine_steps=1", "--tune", "--tune_steps=60"]
+    programs: Any = tune_step
+    programs.clear_cache()
     assert run_main("invert.py", *command) == 0
+    # One program for all steps of all photos.
+    assert programs._cache_size() == 1
     return directory / "results"
 
 

@@ -101,16 +101,7 @@ def see_styles(
     Raises:
         InputError: The batch size is not divisible by the number of devices.
     """
-
-    @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, 0), out_axes=None)
-    def see(models: tuple[Generator, CLIP], batch: Any):
-        generator, clip = models
-        rows, latents = batch
-        styles = to_styles(generator, latents)
-        seen = SeenStyles(styles, image_features(clip, generator.synthesize(styles), preprocess))
-        # With their rows, because the order of devices may differ from that of hosts.
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, DEVICES, tiled=True), (rows, seen))
-
+    see = _pmapped_see(preprocess)
     models, latents = replicate((generator, clip)), jax.device_get(latents)
     size = len(jax.tree.leaves(latents)[0])
     empty = functools.partial(np.empty, dtype=np.float32)
@@ -127,6 +118,22 @@ def see_styles(
             whole[rows] = part
         on_batch(min(batch_size, size - start))
     return found
+
+
+@functools.cache
+def _pmapped_see(preprocess: Preprocess) -> Callable:
+    """The program of :func:`see_styles`; a training runs it for two sets of images."""
+
+    @functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(None, 0), out_axes=None)
+    def see(models: tuple[Generator, CLIP], batch: Any):
+        generator, clip = models
+        rows, latents = batch
+        styles = to_styles(generator, latents)
+        seen = SeenStyles(styles, image_features(clip, generator.synthesize(styles), preprocess))
+        # With their rows, because the order of devices may differ from that of hosts.
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, DEVICES, tiled=True), (rows, seen))
+
+    return see
 
 
 def choose_partners(

@@ -33,6 +33,7 @@ from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS
 from styleclip_jax.models.stylegan2 import Generator
+from styleclip_jax.sharding import replicate_like
 
 _ADAM = optax.scale_by_adam()
 _DEVIATION_SAMPLES = 1000
@@ -295,6 +296,7 @@ def _refine(problem: _Problem, steps: int, on_progress: Callable[[int], object] 
         optimizer=_ADAM.init(latents),
         losses=jnp.zeros((recorded_rows(steps), 1), jnp.float32) + jnp.zeros_like(latents[:, 0, 0]),
     )
+    state = jax.tree.map(lambda x: x if x.ndim else replicate_like(x, latents), state)
     if jax.default_backend() != "cpu":
         return _run(problem, state)
     for step in range(steps):

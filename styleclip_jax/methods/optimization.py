@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
@@ -43,6 +43,7 @@ from styleclip_jax.methods.objective import (
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
+from styleclip_jax.sharding import replicate_like
 
 Space = Literal["w_plus", "w", "stylespace"]
 Mode = Literal["edit", "generate"]
@@ -557,10 +558,8 @@ def _start(
     # One number per image, on the images' devices.
     zeros = jnp.zeros_like(jnp.sum(entries, axis=range(1, entries.ndim)), jnp.float32)
     state = _first_state(latents, zeros, recorded_rows(steps), program)
+    state = state._replace(step=replicate_like(state.step, zeros))
     if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
-        # Replicated, like the outputs of a step; otherwise the second step is compiled again.
-        everywhere = NamedSharding(zeros.sharding.mesh, PartitionSpec())
-        state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state)
         state = state._replace(optimizer=jax.device_put(state.optimizer, zeros.sharding))
     return originals, state
 

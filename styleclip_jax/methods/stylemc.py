@@ -24,6 +24,7 @@ from styleclip_jax.losses import (
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
+from styleclip_jax.sharding import replicate_like
 
 # (1, C_i) for every StyleSpace entry.
 StyleChange = tuple[Float[Array, "1 _"], ...]
@@ -87,7 +88,10 @@ def learn_style_change(
     """
     if config.id_lambda and arcface is None:
         raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace; pass arcface")
-    change = tuple(jnp.zeros((1, width)) for width in generator.config.style_dims)
+    change = replicate_like(
+        tuple(jnp.zeros((1, width)) for width in generator.config.style_dims),
+        generator.mean_w[...],
+    )
     count = config.steps * config.images_per_step
     latents = sample_latents(generator, count, config.seed)
     for i in range(config.steps):

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from styleclip_jax.errors import InputError
 from styleclip_jax.losses import Perceptual, perceptual_distance, perceptual_features
 from styleclip_jax.methods.objective import as_number
 from styleclip_jax.models.stylegan2 import Generator, trainable_convolve
+from styleclip_jax.sharding import replicate_like
 
 # The mapping network is no longer used.
 _TRAINABLE = nnx.All(nnx.PathContains("synthesis"), nnx.Param)
@@ -99,11 +99,7 @@ def tune_generator(
     optimizer = optax.adam(config.learning_rate)
     # A copy, because the steps donate it.
     tuned = jax.device_put(generator, may_alias=False)
-    state = optimizer.init(nnx.state(tuned, _TRAINABLE))
-    sharding = generator.mean_w[...].sharding
-    if isinstance(sharding, NamedSharding):
-        # Replicated, like the outputs of a step; otherwise the second step is compiled again.
-        state = jax.device_put(state, sharding)
+    state = replicate_like(optimizer.init(nnx.state(tuned, _TRAINABLE)), generator.mean_w[...])
     numbers = {
         name: as_number(getattr(config, name))
         for name in ("learning_rate", "pixel_lambda", "perceptual_lambda")

@@ -232,7 +232,7 @@ def _load_tuned(path: Path, dtype: str) -> Generator:
 
 
 def load_networks(generator: Generator) -> Networks:
-    """Loads the networks given by the flags.
+    """Loads the networks given by the flags to all devices.
 
     Raises:
         InputError: A network cannot be loaded, or the encoder is for another generator.
@@ -253,7 +253,7 @@ def load_networks(generator: Generator) -> Networks:
         command_line.note("only pixels are compared; give --lpips for a better likeness")
     if "arcface" in FLAGS and FLAGS.arcface:
         arcface = load_arcface(FLAGS.arcface, FLAGS.dtype)
-    return Networks(encoder, perceptual, arcface)
+    return replicate(Networks(encoder, perceptual, arcface))
 
 
 def has_bars(networks: Networks) -> bool:
@@ -354,9 +354,8 @@ def invert_photos(
     return Inversion(latents, images, errors, losses.T)
 
 
-def start_from_photos(generator: Generator) -> tuple[Photos, Inversion]:
+def start_from_photos(generator: Generator, networks: Networks) -> tuple[Photos, Inversion]:
     """Reads the photos of ``--image`` and inverts them."""
-    networks = load_networks(generator)
     photos = read_photos(generator.config.resolution, has_bars(networks))
     config = InvertConfig(
         steps=FLAGS.refine_steps,
@@ -379,7 +378,7 @@ def photos_to_edit(
         return *read_inversion(generator), {}
     if not FLAGS.image:
         return None, None, {}
-    photos, inversion = start_from_photos(generator)
+    photos, inversion = start_from_photos(generator, load_networks(generator))
     return photos, inversion.latents, {"images": write_inversion(directory, photos, inversion)}
 
 

@@ -36,6 +36,7 @@ from styleclip_jax.runs.results import (
     write_images,
     write_metrics,
 )
+from styleclip_jax.sharding import replicate
 
 FLAGS = flags.FLAGS
 
@@ -71,9 +72,10 @@ def main(_: Sequence[str]) -> None:
     # After an interruption, Python must not exit while a step is still running.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with run_directory(FLAGS.results_dir) as directory:
-        generator = load_generator(FLAGS.generator, FLAGS.dtype)
+        generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
         begun = time.perf_counter()
-        given, inversion = photos.start_from_photos(generator)
+        networks = photos.load_networks(generator)
+        given, inversion = photos.start_from_photos(generator, networks)
         metrics = {
             "images": photos.write_inversion(directory, given, inversion),
             "seconds": time.perf_counter() - begun,
@@ -81,7 +83,7 @@ def main(_: Sequence[str]) -> None:
         columns = [given.originals, given.aligned, inversion.images]
         labels = ["original", "aligned", "reconstructed"]
         if FLAGS.tune:
-            images = tune_each(directory, generator, given, inversion, metrics["images"])
+            images = tune_each(directory, generator, networks, given, inversion, metrics["images"])
             columns.append(images)
             labels.append("tuned")
         rows = [column[:SHEET_ROWS] for column in columns]
@@ -94,6 +96,7 @@ def main(_: Sequence[str]) -> None:
 def tune_each(
     directory: Path,
     generator: Generator,
+    networks: photos.Networks,
     given: photos.Photos,
     inversion: Inversion,
     measured: list[dict[str, Any]],
@@ -103,6 +106,7 @@ def tune_each(
     Args:
         directory: The directory for the generators and images.
         generator: The generator to tune.
+        networks: The networks that compare images.
         given: The photos.
         inversion: Their inversion.
         measured: The measurements of each photo, to which those of its generator are added.
@@ -110,7 +114,6 @@ def tune_each(
     Returns:
         The images, in [-1, 1].
     """
-    networks = photos.load_networks(generator)
     images = []
     for i, entry in enumerate(measured):
         latents, original = inversion.latents[i : i + 1], jnp.asarray(given.aligned[i : i + 1])

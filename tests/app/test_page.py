@@ -16,7 +16,7 @@ from PIL import Image
 from tests.app.calls import post
 
 # Number of steps of optimizations that run to the end.
-STEPS = 20
+STEPS = 8
 
 pytestmark = pytest.mark.filterwarnings("default")
 

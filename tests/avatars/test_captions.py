@@ -59,8 +59,9 @@ def spellings(text: str, language: str) -> set[tuple[str, ...]]:
             parts = pronouns.split(" / ")
             cases = dict(itertools.zip_longest(("he", "him", "his", "to_him"), parts))
             spelling = re.sub(r"<(\w+)>", lambda x, cases=cases: cases[x[1]], form)
-            found.add(words(fill("~" + ending, [spelling]) if ending else spelling))
-    return found
+            found.add(fill("~" + ending, [spelling]) if ending else spelling)
+    # Most phrases have no pronoun, so that their spellings are the same.
+    return {words(spelling) for spelling in found}
 
 
 def all_phrases(language, *kinds):

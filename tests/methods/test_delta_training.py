@@ -13,6 +13,7 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.io.checkpoints import flatten
 from styleclip_jax.latents import sample_latents, synthesize
 from styleclip_jax.losses import image_features
+from styleclip_jax.methods import delta_training
 from styleclip_jax.methods.delta_training import (
     DeltaTrainConfig,
     SeenStyles,
@@ -79,12 +80,15 @@ def mapper(generator, clip):
     return DeltaMapper(config, rngs=nnx.Rngs(0))
 
 
-def test_all_images_are_encoded_even_if_they_do_not_fill_batches(generator, clip):
+def test_all_images_are_encoded_even_if_they_do_not_fill_batches(generator, clip, monkeypatch):
     devices = jax.device_count()
     latents = sample_latents(generator, 2 * devices + 1, seed=3)
     counts = []
     seen = see_styles(generator, clip, latents, 2 * devices, on_batch=counts.append)
     assert counts == [2 * devices, 1]
+    # Another set of images shares the program.
+    monkeypatch.delattr(delta_training, "image_features")
+    see_styles(generator, clip, latents[1:], 2 * devices)
     expected = jax.jit(Generator.styles)(generator, latents)
     features = jax.jit(lambda *x: image_features(x[0], synthesize(*x[1:])))(
         clip, generator, latents

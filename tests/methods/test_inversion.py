@@ -28,7 +28,7 @@ from styleclip_jax.models import (
     Generator,
     LPIPSConfig,
 )
-from styleclip_jax.sharding import replicate
+from styleclip_jax.sharding import replicate, spread
 
 ENCODER = E4EConfig(
     image_height=32,
@@ -140,6 +140,8 @@ def test_the_device_loop_and_the_steps_from_the_host_agree(generator, encoder, i
 def test_runs_with_other_numbers_of_steps_share_a_program(generator, encoder, images):
     programs: Any = module._step_from_host
     programs.clear_cache()
+    # As scripts place them.
+    generator, images = replicate(generator), spread(images)
     for steps in (3, 5):
         inversion = invert(generator, images, encoder, InvertConfig(steps=steps))
         assert len(inversion.losses) == steps

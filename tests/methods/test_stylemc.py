@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import pytest
 from styleclip_jax.errors import InputError
 from styleclip_jax.latents import sample_latents
 from styleclip_jax.losses import clip_pixels, similarity_loss
+from styleclip_jax.methods import stylemc
 from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, learn_style_change
 from styleclip_jax.models import Generator
+from styleclip_jax.sharding import replicate
 
 CONFIG = StyleMCConfig(steps=1, images_per_step=3, guide_resolution=16, learning_rate=0.5)
 TEXT = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16)), jnp.float32)
@@ -35,11 +38,16 @@ def test_a_step_follows_the_gradients_on_whose_sign_all_images_agree(generator, 
     assert 0 < np.count_nonzero(moved) < np.count_nonzero(np.concatenate(styles, axis=1)[0])
 
 
-def test_steps_lower_the_loss(generator, clip):
+def test_steps_lower_the_loss_and_are_compiled_once(generator, clip):
     losses = []
     config = dataclasses.replace(CONFIG, steps=8, learning_rate=0.3)
-    learn_style_change(generator, clip, TEXT, config, on_step=lambda _, loss: losses.append(loss))
+    programs: Any = stylemc._step
+    programs.clear_cache()
+    # As scripts place them.
+    networks = replicate((generator, clip))
+    learn_style_change(*networks, TEXT, config, on_step=lambda _, loss: losses.append(loss))
     assert len(losses) == 8 and np.mean(losses[4:]) < losses[0]
+    assert programs._cache_size() == 1
 
 
 def test_a_change_is_added_with_its_strength(generator, w_plus, styles):
