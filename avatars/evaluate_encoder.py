@@ -246,13 +246,17 @@ def main(_: Sequence[str]) -> None:
         print(json.dumps(metrics["tuning"], indent=2), flush=True)
     if FLAGS.edits:
         count = FLAGS.edits
-        edited = edit_all(generator, clip, latents[:count])
         generated = sample_latents(generator, count, SEED, TRUNCATION)
+        together = edit_all(generator, clip, np.concatenate([latents[:count], generated]))
+        edited, edited_generated = (
+            {text: found[rows] for text, found in together.items()}
+            for rows in (slice(count), slice(count, None))
+        )
         before = read_labels(classifier, jax.jit(synthesize)(generator, generated))
         # Compared with the rendered image, so that losses of the inversion count too.
         found = {
             "inverted": score_edits(classifier, wanted[:count], edited),
-            "generated": score_edits(classifier, before, edit_all(generator, clip, generated)),
+            "generated": score_edits(classifier, before, edited_generated),
         }
         of_inverted, of_generated = (score["mean"]["whole"] for score in found.values())
         # Undefined if no edit of a generated face is right.

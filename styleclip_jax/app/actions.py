@@ -176,7 +176,7 @@ class Actions:
         self, engine: Engine, language: str, session: Session, recipe: Optimized
     ) -> Generator[tuple, None, Edit]:
         """Yields the progress of an optimization and returns its edit."""
-        # A new number of steps is compiled first, which takes seconds.
+        # Its program may have to be compiled first, which takes seconds.
         yield gr.skip(), gr.skip(), fragments.message(say(language, "preparing")), gr.skip()
         for update in engine.optimize(session.start, recipe):
             message = say(

@@ -62,7 +62,7 @@ def test_an_eye_patch_covers_one_eye_and_nothing_beyond_the_face():
 
 def test_the_evaluation_writes_agreement_edits_and_tuning(run_script, tmp_path, monkeypatch):
     # The same program with fewer steps.
-    config = dataclasses.replace(AVATARS_CONFIG, steps=2, start_samples=8)
+    config = dataclasses.replace(AVATARS_CONFIG, steps=1, start_samples=8)
     monkeypatch.setattr(styleclip_jax.avatars, "AVATARS_CONFIG", config)
     few = functools.partial(styleclip_jax.methods.tuning.TuneConfig, steps=4)
     monkeypatch.setattr(styleclip_jax.methods.tuning, "TuneConfig", few)
