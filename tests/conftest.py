@@ -3,7 +3,19 @@
 import pytest
 
 # Long files come first, so that no process waits long for the last one.
-LONG = tuple(f"tests/test_{name}.py" for name in ("optimize", "scale", "train_mapper", "wheel"))
+LONG = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "avatars/test_edits",
+        "methods/test_optimization",
+        "test_default",
+        "test_invert",
+        "test_optimize",
+        "test_scale",
+        "test_train_mapper",
+        "test_wheel",
+    )
+)
 # Files whose tests use the same running service; a second one takes 30 s of processor time.
 SERVED = {f"tests/app/test_{name}.py" for name in ("guide", "page", "service")}
 
