@@ -15,9 +15,6 @@ from PIL import Image
 
 from tests.app.calls import post
 
-# Number of steps of optimizations that run to the end.
-STEPS = 8
-
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -166,7 +163,7 @@ def test_the_saved_settings_reproduce_the_image_bit_for_bit(
     if method != "Trained":
         write(page, "a person with sunglasses")
     if method == "Thorough":
-        set_slider(page, "#steps", STEPS)
+        set_slider(page, "#steps", 8)
     if method in ("Instant", "Directions"):
         set_slider(page, "#threshold", 0.1)
         page.locator("#status").get_by_text("Done:").wait_for()
@@ -314,9 +311,9 @@ def test_a_waiting_user_sees_the_position_in_the_queue(open_page, service):
     page = open_page()
     choose_method(page, "Thorough")
     write(page, "a person with a red hat")
-    # Two run at a time, and the others wait.
+    # Two run at a time, and the others wait, long enough for the page to show it.
     for seed in range(4):
-        edit = ("a person with a hat", seed, STEPS, 0.35, "a person", [], "")
+        edit = ("a person with a hat", seed, 20, 0.35, "a person", [], "")
         post(service.url, "optimize", edit)
     page.locator("#go").click()
     page.get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
