@@ -7,7 +7,7 @@ image from them. Edits of these latents then preserve details that latents do no
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,10 +96,9 @@ def tune_generator(
             f"images have shape {images.shape}, expected"
             f" ({len(latents)}, {resolution}, {resolution}, 3)"
         )
-    optimizer = optax.adam(config.learning_rate)
     # A copy, because the steps donate it.
     tuned = jax.device_put(generator, may_alias=False)
-    state = replicate_like(optimizer.init(nnx.state(tuned, _TRAINABLE)), generator.mean_w[...])
+    state = replicate_like(_first_state(nnx.state(tuned, _TRAINABLE)), generator.mean_w[...])
     numbers = {
         name: as_number(getattr(config, name))
         for name in ("learning_rate", "pixel_lambda", "perceptual_lambda")
@@ -117,6 +116,12 @@ def tune_generator(
         if np.mean(found) <= config.stop_distance:
             break
     return TuneResult(tuned, np.stack(distances))
+
+
+@jax.jit
+def _first_state(trainable: Any) -> Any:
+    # The learning rate is no part of the state.
+    return optax.adam(0.0).init(trainable)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
