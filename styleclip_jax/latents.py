@@ -35,7 +35,9 @@ def sample_latents(
         raise InputError(f"the number of images is {num}, expected at least 1")
     config = generator.config
     needed = 4 * num * (config.z_dim + generator.num_layers * config.w_dim)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Unknown on Windows.
+    known = hasattr(os, "sysconf")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else needed
     if needed > memory:
         raise InputError(
             f"the latents of {num} images need {needed // 2**30} GiB, but this machine has"
@@ -67,8 +69,8 @@ def _normal(key: PRNGKeyArray, num: int, z_dim: int) -> Array:
 def _redraw(key: PRNGKeyArray, z: Array, redraw: float | Float[Array, ""]) -> Array:
     """Replaces entries by those of the row before, with probability ``1 - redraw``."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(_keys(key, len(z)), 0)
-    drawn = jax.vmap(lambda key: jax.random.bernoulli(key, redraw, z.shape[1:]))(keys)
-    rows = jax.lax.cummax(jnp.where(drawn, jnp.arange(len(z))[:, None], 0), axis=0)
+    replaced = jax.vmap(lambda key: jax.random.bernoulli(key, redraw, z.shape[1:]))(keys)
+    rows = jax.lax.cummax(jnp.where(replaced, jnp.arange(len(z))[:, None], 0), axis=0)
     return jnp.take_along_axis(z, rows, axis=0)
 
 

@@ -4,9 +4,8 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from styleclip_jax.errors import InputError
 
@@ -41,16 +40,6 @@ def host_share(indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " share"]:
 def replicate(tree: Tree) -> Tree:
     """Copies arrays to all local devices; arrays already there are not moved."""
     return jax.device_put(tree, _local_sharding(PartitionSpec()))
-
-
-def replicate_like(tree: Tree, array: Array) -> Tree:
-    """Copies arrays to all devices of the mesh of an array, if it has one.
-
-    A step leaves its state there; a first state elsewhere would have the step compiled twice.
-    """
-    if isinstance(array, Tracer) or not isinstance(array.sharding, NamedSharding):
-        return tree
-    return jax.device_put(tree, NamedSharding(array.sharding.mesh, PartitionSpec()))
 
 
 def shard(latents: Tree) -> Tree:

@@ -163,7 +163,7 @@ def test_the_learned_change_needs_no_directions(edit, tmp_path, generator):
         (["--threshold=0.2", "--min_channels=3"], ["--min_channels has no effect"]),
         (["--steps=3"], ["--steps has no effect with --method=relevance"]),
         (["--neutral=a hat"], ["the same to this CLIP"]),
-        (["--strength=nan"], ["--strength must be a finite number"]),
+        (["--strength=nan"], ["--strength is nan, expected a finite number"]),
     ],
 )
 def test_invalid_edits_print_one_line(arguments, words, edit, tmp_path, directions):

@@ -4,8 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.export
+import numpy as np
+
 import styleclip_jax
 from styleclip_jax import models
+from styleclip_jax.io import checkpoints
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -28,3 +33,22 @@ def test_the_example_of_extension_points_runs(monkeypatch, generator, clip, clip
     names: dict[str, Any] = {}
     exec(program.replace("a person with a beard", "a beard").replace("steps=40", "steps=4"), names)
     assert names["result"].losses.shape == (4, 2) and callable(names["step"])
+
+
+def test_the_example_of_compilation_and_export_runs(monkeypatch, generator, random_model):
+    # With a card, as those that ship, and as in a new process.
+    card = models.MapperCard(generator=styleclip_jax.fingerprint(generator))
+    config = models.MapperConfig(generator.config.w_dim, generator.num_layers, card=card)
+    mapper = random_model(models.LevelsMapper, config, seed=0)
+    monkeypatch.setattr(styleclip_jax, "load_mapper", lambda _: mapper)
+    monkeypatch.setattr(checkpoints, "_fingerprints", {})
+    page = (REFERENCE.parent / "guide" / "python.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (program,) = (text for text in programs if "jax.export" in text)
+    names: dict[str, Any] = {"jax": jax, "sc": styleclip_jax, "generator": generator}
+    exec(program, names)
+    exported = jax.export.deserialize(names["exported"].serialize())
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    expected = names["edit"](names["z"])
+    for images in (names["compiled"](names["z"]), exported.call(names["z"])):
+        np.testing.assert_allclose(images, expected, atol=1e-5)

@@ -81,9 +81,9 @@ def run(run_script, generator_path, checkpoints, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_files(tmp_path):
     """A directory of two images that are aligned already."""
-    directory = tmp_path / "pictures"
+    directory = tmp_path / "images"
     directory.mkdir()
     rng = np.random.default_rng(0)
     for name, size in {"a.png": (32, 32), "b.jpg": (50, 40)}.items():
@@ -96,9 +96,9 @@ def measured(directory):
     return json.loads((directory / "metrics.json").read_text())["images"]
 
 
-def test_photos_are_inverted_and_the_one_that_cannot_be_read_is_named(run, pictures, tmp_path):
-    (pictures / "broken.png").write_bytes(b"\x89PNG nonsense")
-    outcome = run("invert.py", "--align=false", "--refine_steps=2", image=pictures)
+def test_photos_are_inverted_and_the_one_that_cannot_be_read_is_named(run, image_files, tmp_path):
+    (image_files / "broken.png").write_bytes(b"\x89PNG nonsense")
+    outcome = run("invert.py", "--align=false", "--refine_steps=2", image=image_files)
     assert outcome.code == 1
     assert outcome.err.count("error:") == 1
     assert "broken.png" in outcome.err
@@ -119,13 +119,13 @@ def test_photos_are_inverted_and_the_one_that_cannot_be_read_is_named(run, pictu
     [
         ((), "--image is missing"),
         (("--image=nowhere.png",), "nowhere.png"),
-        (("--image={pictures}", "--align=false", "--faces=all"), "--faces has no effect"),
-        (("--image={pictures}", "--tune_steps=3"), "--tune_steps has no effect without --tune"),
+        (("--image={image_files}", "--align=false", "--faces=all"), "--faces has no effect"),
+        (("--image={image_files}", "--tune_steps=3"), "--tune_steps has no effect without --tune"),
         (("--faces=all",), "--image is missing"),
     ],
 )
-def test_flags_without_meaning_are_refused(arguments, message, run_script, pictures, tmp_path):
-    arguments = [argument.format(pictures=pictures) for argument in arguments]
+def test_flags_without_meaning_are_refused(arguments, message, run_script, image_files, tmp_path):
+    arguments = [argument.format(image_files=image_files) for argument in arguments]
     outcome = run_script("invert.py", f"--results_dir={tmp_path / 'results'}", *arguments)
     assert outcome.code == 1
     assert message in outcome.err
@@ -133,9 +133,9 @@ def test_flags_without_meaning_are_refused(arguments, message, run_script, pictu
     assert not (tmp_path / "results").exists()
 
 
-def test_a_photo_without_a_face_is_named(run, pictures, monkeypatch):
+def test_a_photo_without_a_face_is_named(run, image_files, monkeypatch):
     monkeypatch.setattr("styleclip_jax.faces.dlib_landmarks", lambda image: [])
-    outcome = run("invert.py", image=pictures / "a.png")
+    outcome = run("invert.py", image=image_files / "a.png")
     assert outcome.code == 1
     assert "a.png: no face" in outcome.err and "--align=false" in outcome.err
 
@@ -221,9 +221,9 @@ def test_a_missing_tuned_generator_is_named(run, tuned, checkpoints, tmp_path):
     assert "generators/001" in outcome.err and "Traceback" not in outcome.err
 
 
-def test_an_edit_of_a_photo_shows_all_stages(run, pictures, clip_path, tmp_path):
+def test_an_edit_of_a_photo_shows_all_stages(run, image_files, clip_path, tmp_path):
     arguments = ("--align=false", "--refine_steps=1", "--steps=1", "--description=a hat")
-    outcome = run("optimize.py", *arguments, f"--clip={clip_path}", image=pictures / "a.png")
+    outcome = run("optimize.py", *arguments, f"--clip={clip_path}", image=image_files / "a.png")
     assert outcome.code == 0, outcome.err
     results = tmp_path / "results"
     assert len(measured(results)) == 1
@@ -349,21 +349,21 @@ def test_a_tiny_photo_without_a_face_ends_in_one_line(run, tmp_path, size):
     assert not (tmp_path / "results").exists()
 
 
-def test_pasting_back_what_was_not_aligned_is_refused(run, pictures, checkpoints):
+def test_pasting_back_what_was_not_aligned_is_refused(run, image_files, checkpoints):
     outcome = run(
         "apply_mapper.py",
         f"--mapper={checkpoints / 'mapper'}",
         "--align=false",
         "--paste_back",
-        image=pictures,
+        image=image_files,
     )
     assert outcome.code == 1
     assert "--paste_back has no effect with --align=false" in outcome.err
 
 
-def test_an_encoder_for_another_generator_is_refused(run, pictures, tmp_path, random_model):
+def test_an_encoder_for_another_generator_is_refused(run, image_files, tmp_path, random_model):
     other = random_model(E4E, dataclasses.replace(ENCODER, num_layers=10), seed=0)
     save_model(tmp_path / "other", other)
-    outcome = run("invert.py", "--align=false", image=pictures, encoder=tmp_path / "other")
+    outcome = run("invert.py", "--align=false", image=image_files, encoder=tmp_path / "other")
     assert outcome.code == 1
     assert "the encoder is for another generator" in outcome.err

@@ -45,9 +45,9 @@ def test_a_truncation_that_overflows_is_refused(generator):
 
 
 def test_both_kinds_of_latents_give_the_same_images(generator, w_plus, styles):
-    drawn = jax.jit(synthesize, static_argnames="resolution")
-    np.testing.assert_allclose(drawn(generator, w_plus), drawn(generator, styles), atol=1e-5)
-    assert drawn(generator, styles, resolution=8).shape == (3, 8, 8, 3)
+    compiled = jax.jit(synthesize, static_argnames="resolution")
+    np.testing.assert_allclose(compiled(generator, w_plus), compiled(generator, styles), atol=1e-5)
+    assert compiled(generator, styles, resolution=8).shape == (3, 8, 8, 3)
 
 
 def test_the_distance_is_a_sum_over_all_entries_of_each_latent(w_plus, styles):

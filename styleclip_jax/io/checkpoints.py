@@ -85,7 +85,10 @@ _fingerprints: dict[tuple[int, ...], str] = {}
 
 def _compute_fingerprint(model: nnx.Module) -> str:
     digest = hashlib.sha256()
-    for name, array in sorted(flatten(model).items()):
+    # A model that a traced function closes over has values, but its arrays would be traced here.
+    with jax.ensure_compile_time_eval():
+        arrays = sorted(flatten(model).items())
+    for name, array in arrays:
         digest.update(f"{name} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array, np.float32).data)
     return digest.hexdigest()

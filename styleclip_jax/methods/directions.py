@@ -92,7 +92,7 @@ def text_direction(
         text: Describes the edited images.
         neutral: Describes all images, before and after the edit, such as "a face".
         templates: See :func:`styleclip_jax.encode_texts`. General CLIPs need
-            ``styleclip_jax.IMAGENET_TEMPLATES``, as in the official code.
+            ``styleclip_jax.io.templates.IMAGENET_TEMPLATES``, as in the official code.
 
     Raises:
         InputError: The CLIP encodes both texts identically.

@@ -33,7 +33,6 @@ from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.e4e import E4E, E4EConfig
 from styleclip_jax.models.lpips import LPIPS
 from styleclip_jax.models.stylegan2 import Generator
-from styleclip_jax.sharding import replicate_like
 
 _ADAM = optax.scale_by_adam()
 _DEVIATION_SAMPLES = 1000
@@ -169,11 +168,7 @@ def invert(
             f"images have shape {images.shape}, expected (batch, {resolution}, {resolution}, 3) for"
             " this generator"
         )
-    if config.guide_resolution not in (None, *architecture.resolutions):
-        raise InputError(
-            f"guide_resolution is {config.guide_resolution}, expected one of"
-            f" {architecture.resolutions}"
-        )
+    architecture.check_guide_resolution(config.guide_resolution)
     if encoder is None:
         latents = generator.mean_latents(len(images))[:, :1]
     else:
@@ -290,13 +285,16 @@ def _make_problem(
 
 def _refine(problem: _Problem, steps: int, on_progress: Callable[[int], object] | None) -> _State:
     latents = problem.start
+    # Numbers that are where a step leaves them; elsewhere, the second step would be compiled again.
+    zeros = jnp.zeros_like(latents[:, 0, 0])
+    zero = jnp.sum(zeros).astype(jnp.int32)
+    moments: Any = _ADAM.init(latents)
     state = _State(
-        step=jnp.zeros((), jnp.int32),
+        step=zero,
         latents=latents,
-        optimizer=_ADAM.init(latents),
-        losses=jnp.zeros((recorded_rows(steps), 1), jnp.float32) + jnp.zeros_like(latents[:, 0, 0]),
+        optimizer=moments._replace(count=zero),
+        losses=jnp.zeros((recorded_rows(steps), 1), jnp.float32) + zeros,
     )
-    state = jax.tree.map(lambda x: x if x.ndim else replicate_like(x, latents), state)
     if jax.default_backend() != "cpu":
         return _run(problem, state)
     for step in range(steps):

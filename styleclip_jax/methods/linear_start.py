@@ -100,10 +100,13 @@ def latent_directions(
         Directions, each as long as the standard deviation of the samples along it.
 
     Raises:
-        InputError: There is only one sample.
+        InputError: There are fewer than two samples.
     """
     if len(samples.latents) < 2:
-        raise InputError("there is one sample, expected at least 2 to find directions")
+        raise InputError(
+            f"the number of samples is {len(samples.latents)}, expected at least 2 to find"
+            " directions"
+        )
     texts = tuple(text_features) if isinstance(text_features, Sequence) else (text_features,)
     neutrals: tuple[Array, ...] | None = None
     if neutral_features is not None:

@@ -139,6 +139,8 @@ def mapper_card(
     recorded = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if isinstance(recorded["optimizer"], optax.GradientTransformation):
         recorded["optimizer"] = "optax"
+        # Not used: the transformation has its own.
+        del recorded["learning_rate"]
     return MapperCard(
         text=text,
         # A mapper for any text predicts changes at full strength.

@@ -43,7 +43,6 @@ from styleclip_jax.methods.objective import (
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator
-from styleclip_jax.sharding import replicate_like
 
 Space = Literal["w_plus", "w", "stylespace"]
 Mode = Literal["edit", "generate"]
@@ -320,6 +319,8 @@ def edit_latents(
             failed, see :meth:`EditResult.failures`. Not raised inside a caller's ``jax.jit``.
     """
     latents = _check(generator, latents, config, arcface, keep_features)
+    if isinstance(optimizer, str):
+        raise InputError(f"optimizer is {optimizer!r}, expected an optax transformation")
     batch = jax.tree.leaves(latents)[0].shape[0]
     arcface = arcface if config.mode == "edit" else None
     objective = make_objective(
@@ -506,9 +507,7 @@ def _check(generator, latents, config, arcface, keep_features) -> Latents:
                 f"id_lambda is {config.id_lambda}, which needs an ArcFace; pass arcface or set it"
                 " to 0"
             )
-    guides = architecture.resolutions
-    if config.guide_resolution is not None and config.guide_resolution not in guides:
-        raise InputError(f"guide_resolution is {config.guide_resolution}, expected one of {guides}")
+    architecture.check_guide_resolution(config.guide_resolution)
     return latents
 
 
@@ -558,7 +557,6 @@ def _start(
     # One number per image, on the images' devices.
     zeros = jnp.zeros_like(jnp.sum(entries, axis=range(1, entries.ndim)), jnp.float32)
     state = _first_state(latents, zeros, recorded_rows(steps), program)
-    state = state._replace(step=replicate_like(state.step, zeros))
     if not isinstance(zeros, Tracer) and isinstance(zeros.sharding, NamedSharding):
         state = state._replace(optimizer=jax.device_put(state.optimizer, zeros.sharding))
     return originals, state
@@ -572,7 +570,8 @@ def _first_state(
     # compiled twice.
     none = zeros.astype(jnp.int32)
     return _State(
-        step=jnp.zeros((), jnp.int32),
+        # On the devices of the images, like after a step.
+        step=jnp.sum(none),
         latents=latents,
         optimizer=jax.vmap((program.optimizer or _ADAM).init)(latents),
         losses=jnp.full((rows, 1), jnp.nan, jnp.float32) + zeros,

@@ -94,11 +94,9 @@ def directions_config(
     generator: Generator, clip: CLIP, config: RelevanceConfig
 ) -> DirectionsConfig:
     """Returns the configuration of the directions of a generator and a CLIP."""
-    resolutions = generator.config.resolutions
+    generator.config.check_guide_resolution(config.guide_resolution)
     guide = config.guide_resolution or generator.config.resolution
-    if guide not in resolutions:
-        raise InputError(f"guide_resolution is {guide}, expected one of {resolutions}")
-    layers = 2 * resolutions.index(guide) + 1
+    layers = 2 * generator.config.resolutions.index(guide) + 1
     return DirectionsConfig(
         widths=channel_widths(generator.config, config.space)[:layers],
         embed_dim=clip.config.embed_dim,

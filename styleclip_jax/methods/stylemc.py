@@ -24,7 +24,6 @@ from styleclip_jax.losses import (
 from styleclip_jax.models.arcface import ArcFace
 from styleclip_jax.models.clip import CLIP
 from styleclip_jax.models.stylegan2 import Generator, StyleSpace
-from styleclip_jax.sharding import replicate_like
 
 # (1, C_i) for every StyleSpace entry.
 StyleChange = tuple[Float[Array, "1 _"], ...]
@@ -88,10 +87,8 @@ def learn_style_change(
     """
     if config.id_lambda and arcface is None:
         raise InputError(f"id_lambda is {config.id_lambda}, which needs an ArcFace; pass arcface")
-    change = replicate_like(
-        tuple(jnp.zeros((1, width)) for width in generator.config.style_dims),
-        generator.mean_w[...],
-    )
+    generator.config.check_guide_resolution(config.guide_resolution)
+    change = _no_change(generator)
     count = config.steps * config.images_per_step
     latents = sample_latents(generator, count, config.seed)
     for i in range(config.steps):
@@ -100,6 +97,13 @@ def learn_style_change(
         if on_step:
             on_step(i + 1, float(loss))
     return change
+
+
+# The change is on the generator's devices, where a step leaves it; elsewhere, the second step would
+# be compiled again.
+@functools.partial(jax.jit, keep_unused=True)
+def _no_change(generator: Generator) -> StyleChange:
+    return tuple(jnp.zeros((1, width)) for width in generator.config.style_dims)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -20,7 +20,6 @@ from styleclip_jax.errors import InputError
 from styleclip_jax.losses import Perceptual, perceptual_distance, perceptual_features
 from styleclip_jax.methods.objective import as_number
 from styleclip_jax.models.stylegan2 import Generator, trainable_convolve
-from styleclip_jax.sharding import replicate_like
 
 # The mapping network is no longer used.
 _TRAINABLE = nnx.All(nnx.PathContains("synthesis"), nnx.Param)
@@ -98,7 +97,7 @@ def tune_generator(
         )
     # A copy, because the steps donate it.
     tuned = jax.device_put(generator, may_alias=False)
-    state = replicate_like(_first_state(nnx.state(tuned, _TRAINABLE)), generator.mean_w[...])
+    state = _first_state(nnx.state(tuned, _TRAINABLE))
     numbers = {
         name: as_number(getattr(config, name))
         for name in ("learning_rate", "pixel_lambda", "perceptual_lambda")
@@ -118,7 +117,9 @@ def tune_generator(
     return TuneResult(tuned, np.stack(distances))
 
 
-@jax.jit
+# The state depends on the parameters' shapes only, but has to be on their devices, where a step
+# leaves it; elsewhere, the second step would be compiled again.
+@functools.partial(jax.jit, keep_unused=True)
 def _first_state(trainable: Any) -> Any:
     # The learning rate is no part of the state.
     return optax.adam(0.0).init(trainable)

@@ -110,6 +110,13 @@ class GeneratorConfig:
                 " this generator"
             )
 
+    def check_guide_resolution(self, resolution: int | None) -> None:
+        """Raises InputError unless a block has the resolution of the images that losses see."""
+        if resolution not in (None, *self.resolutions):
+            raise InputError(
+                f"guide_resolution is {resolution}, expected one of {self.resolutions}"
+            )
+
     @property
     def style_dims(self) -> tuple[int, ...]:
         """Widths of the StyleSpace entries in the official order."""

@@ -97,7 +97,6 @@ class Networks(NamedTuple):
 def define_flags() -> None:
     """Defines the flags of photos and of their inversion."""
     defaults: Any = InvertConfig()
-    avatars = command_line.differences(AVATARS_INVERT_CONFIG, defaults)
     flags.DEFINE_multi_string(
         "image",
         None,
@@ -124,7 +123,8 @@ def define_flags() -> None:
         "lpips",
         None,
         "Perceptual distance between images: a directory written by python -m ckpt_convert lpips."
-        " Default: the CLIP of --clip instead, if there is one.",
+        " Default: the CLIP that a script loads for its edits, or that of the avatars; otherwise"
+        " only pixels are compared.",
     )
     flags.DEFINE_integer(
         "refine_steps",
@@ -136,15 +136,13 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "refine_learning_rate",
         defaults.learning_rate,
-        "Step size of the refinement. Default for the avatars:"
-        f" {avatars.get('learning_rate', defaults.learning_rate)}.",
+        "Step size of the refinement.",
     )
     flags.DEFINE_float(
         "latent_lambda",
         defaults.latent_lambda,
         "Weight of the distance to the encoder's latents: larger values give better edits, smaller"
-        " values a better likeness. Default for the avatars:"
-        f" {avatars.get('latent_lambda', defaults.latent_lambda)}.",
+        " values a better likeness.",
     )
 
 

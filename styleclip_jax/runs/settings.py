@@ -1,5 +1,6 @@
 """Settings of an edit, saved by the page of app.py and read by scripts with ``--settings``."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def expand(argv: Sequence[str], script: str) -> list[str]:
 
 def _value_of(name: str, argv: Sequence[str]) -> str | None:
     """The value of a flag on a command line, or None."""
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue=""):
         if match := re.fullmatch(rf"--?{name}(=(.*))?", argument, re.DOTALL):
             return following if match[1] is None else match[2]
     return None

@@ -20,7 +20,6 @@ Examples:
       --directions=checkpoints/ffhq-directions
 """
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -115,11 +114,6 @@ flags.DEFINE_multi_float(
     " 1 for a mapper for any text, whose strength CLIP chooses for each avatar. Negative values"
     " edit in the opposite direction. Repeat the flag for a strip of images from the lowest to the"
     " highest.",
-)
-flags.register_validator(
-    "strength",
-    lambda strengths: all(map(math.isfinite, strengths or ())),
-    message="--strength must be a finite number.",
 )
 edits.define_flags()
 

@@ -18,7 +18,6 @@ Examples:
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, get_args
@@ -89,11 +88,6 @@ flags.DEFINE_multi_float(
     "Strength of the edit, usually -10 to 10; negative values edit in the opposite direction."
     " Repeat the flag for a strip of images from the lowest to the highest. Default:"
     f" {DEFAULTS.strength}; for the avatars, their CLIP chooses the best strength for each image.",
-)
-flags.register_validator(
-    "strength",
-    lambda strengths: all(map(math.isfinite, strengths or ())),
-    message="--strength must be a finite number.",
 )
 flags.DEFINE_float(
     "threshold",

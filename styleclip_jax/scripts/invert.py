@@ -1,7 +1,7 @@
 r"""Finds the latents of photos, so that the other scripts can edit them.
 
 Finds and aligns the face, predicts its latents with an encoder and refines them by optimization.
-Results go to a new directory: a sheet of all photos, aligned and reconstructed, every image,
+Results go to a new directory: a sheet of the first photos, aligned and reconstructed, every image,
 latents.npy and metrics.json.
 
 Examples:

@@ -199,6 +199,7 @@ def main(_: Sequence[str]) -> None:
     with edits.results_directory(command_line.script_flags(__name__)) as directory:
         with distributed.together():
             generator = replicate(load_generator(FLAGS.generator, FLAGS.dtype))
+            generator.config.check_guide_resolution(FLAGS.guide_resolution)
             texts = replicate(objective_flags.read_clips())
             arcface = replicate(load_arcface(FLAGS.arcface, FLAGS.dtype)) if FLAGS.arcface else None
             given, inverted, inversion = photos.photos_to_edit(generator, directory)

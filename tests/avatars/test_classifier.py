@@ -103,18 +103,18 @@ def test_augmentation_changes_every_image_slightly(avatars):
 
 
 def test_frechet_distance_matches_the_closed_form_of_gaussians():
-    generator = np.random.default_rng(0)
-    a = generator.normal(size=(200_000, 3)) * (1.0, 2.0, 0.5)
-    b = generator.normal(size=(200_000, 3)) * (2.0, 2.0, 1.5) + (0.0, 3.0, 0.0)
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(200_000, 3)) * (1.0, 2.0, 0.5)
+    b = rng.normal(size=(200_000, 3)) * (2.0, 2.0, 1.5) + (0.0, 3.0, 0.0)
     assert frechet_distance(a, b) == pytest.approx(3.0**2 + 1.0 + 0.0 + 1.0, rel=0.02)
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b))
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_distance_of_correlated_features_follows_the_definition():
-    generator = np.random.default_rng(1)
-    a = generator.normal(size=(50, 4)) @ generator.normal(size=(4, 4))
-    b = generator.normal(size=(60, 4)) @ generator.normal(size=(4, 4))
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=(50, 4)) @ rng.normal(size=(4, 4))
+    b = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4))
     covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     trace_root = np.sqrt(np.linalg.eigvals(covariance_a @ covariance_b).real).sum()
     expected = (

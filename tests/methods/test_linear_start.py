@@ -74,7 +74,7 @@ def test_too_few_samples_are_refused(generator, clip, planted):
     with pytest.raises(InputError, match="the number of samples is 0, expected at least 1"):
         sample_features(generator, clip, 0)
     _, samples = planted
-    with pytest.raises(InputError, match="there is one sample, expected at least 2"):
+    with pytest.raises(InputError, match="the number of samples is 1, expected at least 2"):
         latent_directions(jax.tree.map(lambda x: x[:1], samples), jnp.array([[1.0, 0, 0]]))
 
 

@@ -332,6 +332,8 @@ def test_a_mapper_is_applied_with_the_strength_on_its_card(generator):
 
 
 def test_a_mapper_of_another_generator_gives_a_warning(generator):
+    own = mapper_card("a hat", MapperTrainConfig(optimizer=optax.sgd(0.1)), generator).settings
+    assert own["optimizer"] == "optax" and "learning_rate" not in own
     card = mapper_card("a hat", MapperTrainConfig(), generator)
     mapper = small_mapper(card=card)
     apply_mapper(generator, mapper, w_plus(2))

@@ -712,6 +712,12 @@ def test_invalid_settings_are_refused(monkeypatch, changes, message):
         OptimizeConfig(**changes)
 
 
+def test_the_name_of_an_optimizer_is_refused(generator, clip, latents, texts, without_type_checks):
+    name: Any = "adam"
+    with pytest.raises(InputError, match="optimizer is 'adam', expected an optax transformation"):
+        edit_latents(generator, clip, latents, texts, CONFIG, optimizer=name)
+
+
 def test_no_latents_are_refused(generator, clip, latents, texts):
     with pytest.raises(InputError, match="no latents"):
         edit_latents(generator, clip, latents[:0], texts, CONFIG)

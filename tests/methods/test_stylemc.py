@@ -60,6 +60,11 @@ def test_a_change_is_added_with_its_strength(generator, w_plus, styles):
     np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_guide_resolution_that_the_generator_lacks_is_refused(generator, clip):
+    with pytest.raises(InputError, match="guide_resolution is 256, expected one of"):
+        learn_style_change(generator, clip, TEXT, StyleMCConfig())
+
+
 def test_the_identity_needs_an_arcface(generator, clip):
     with pytest.raises(InputError, match=r"id_lambda is 0\.1"):
         learn_style_change(generator, clip, TEXT, dataclasses.replace(CONFIG, id_lambda=0.1))

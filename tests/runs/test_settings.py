@@ -34,7 +34,8 @@ def test_given_flags_prevail(file, given):
 
 
 def test_without_settings_nothing_changes():
-    assert expand(["optimize.py", "--steps=5"], "optimize.py") == ["optimize.py", "--steps=5"]
+    for argv in (["optimize.py", "--steps=5"], ["optimize.py"]):
+        assert expand(argv, "optimize.py") == argv
 
 
 def test_settings_of_another_script_are_refused_with_its_name(file):
