@@ -64,7 +64,7 @@ def _resize(key: PRNGKeyArray, images: Images) -> Images:
     """Zooms about the center, 0.8 to 1.2 times; the border is repeated."""
     scale = jax.random.uniform(key, minval=0.8, maxval=1.2)
     center = (images.shape[1] - 1) / 2
-    positions = center + (jnp.arange(images.shape[1]) - center) / scale
+    positions = center + (jnp.arange(images.shape[1], dtype=jnp.float32) - center) / scale
     return _resample(images, positions, positions)
 
 
@@ -101,8 +101,8 @@ def _resample(images: Images, rows: Array, columns: Array) -> Images:
     """
 
     def matrix(positions: Array) -> Array:
-        pixels = jnp.arange(images.shape[1])
-        positions = jnp.clip(positions, 0, len(pixels) - 1)
+        pixels = jnp.arange(images.shape[1], dtype=jnp.float32)
+        positions = jnp.clip(positions.astype(jnp.float32), 0, len(pixels) - 1)
         return jnp.maximum(0.0, 1.0 - jnp.abs(positions[:, None] - pixels))
 
     highest = jax.lax.Precision.HIGHEST

@@ -13,6 +13,8 @@ from styleclip_jax.measures import (
     summary,
 )
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 # Unit vectors, so that an image's entries are its cosines to the texts: target and two anchors.
 TARGET, ANCHORS = np.eye(3)[0], np.eye(3)[1:]
 BEFORE = np.array([[0.1, 0.2, 0.5], [0.3, 0.3, 0.1]])

@@ -19,6 +19,8 @@ from styleclip_jax.models import (
 )
 from styleclip_jax.models.directions import channel_widths
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 BATCH = PartitionSpec("data")
 
 

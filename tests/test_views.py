@@ -5,6 +5,8 @@ import pytest
 
 from styleclip_jax.views import VIEWS, random_views
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 @pytest.fixture
 def images():

@@ -656,7 +656,8 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
 
     improved = losses < state.best - numbers["min_improvement"]
     best_step = jnp.where(improved, state.step, state.best_step)
-    stalled = state.step - best_step >= numbers["patience"]
+    # Patience is infinite if it is disabled.
+    stalled = (state.step - best_step).astype(jnp.float32) >= numbers["patience"]
     finished = stalled | (losses < numbers["stop_loss"])
     return _State(
         step=state.step + 1,
@@ -665,7 +666,7 @@ def _step(problem: _Problem, state: _State, program: _Program) -> _State:
         losses=state.losses.at[state.step].set(jnp.where(state.active, losses, jnp.nan)),
         best=jnp.where(improved, losses, state.best),
         best_step=best_step,
-        taken=state.taken + state.active,
+        taken=state.taken + state.active.astype(jnp.int32),
         active=moves & ~finished,
         failed_at=jnp.where(failed, state.step + 1, state.failed_at),
     )

@@ -19,6 +19,8 @@ from styleclip_jax.methods.delta_editing import (
 from styleclip_jax.methods.mapper_editing import apply_mapper
 from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, Directions, DirectionsConfig
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 @pytest.fixture(scope="module")
 def mapper(generator, clip):

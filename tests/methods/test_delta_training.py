@@ -27,6 +27,8 @@ from styleclip_jax.methods.delta_training import (
 from styleclip_jax.methods.mapper_training import init_mapper_state
 from styleclip_jax.models import DeltaMapper, DeltaMapperConfig, Generator
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 GOLDEN = seeded.load("delta_mapper")
 
 

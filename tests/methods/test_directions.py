@@ -24,6 +24,8 @@ from styleclip_jax.methods.relevance import build_directions
 from styleclip_jax.models import CLIP, Directions, DirectionsConfig, Generator
 from styleclip_jax.models.directions import channel_widths
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 EMBED = 16
 
 styles_of = jax.jit(Generator.styles)

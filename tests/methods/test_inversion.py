@@ -30,6 +30,8 @@ from styleclip_jax.models import (
 )
 from styleclip_jax.sharding import replicate, spread
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 ENCODER = E4EConfig(
     image_height=32,
     image_width=32,

@@ -17,6 +17,8 @@ from styleclip_jax.methods.linear_start import (
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
 from styleclip_jax.models import Generator
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 @pytest.fixture(scope="module")
 def planted():

@@ -17,6 +17,8 @@ from styleclip_jax.models import DirectionsConfig
 from styleclip_jax.models.directions import channel_widths
 from styleclip_jax.models.stylegan2 import conv_entries
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 GOLDEN = seeded.load("directions")
 CASES = GOLDEN.settings["cases"]
 official = functools.partial(converted.official, "directions")

@@ -21,6 +21,8 @@ from styleclip_jax.methods.mapper_training import (
 from styleclip_jax.models import Generator, GeneratorConfig
 from styleclip_jax.models.clip import CLIP
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 GOLDEN = seeded.load("mapper_training")
 CASES = GOLDEN.settings["cases"]
 METRICS = {

@@ -13,6 +13,8 @@ from ckpt_convert import stylegan2
 from styleclip_jax.methods.optimization import OptimizeConfig, edit_latents
 from styleclip_jax.models import CLIP
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 GOLDEN = seeded.load("optimization")
 CASES = GOLDEN.settings["cases"]
 official = functools.partial(converted.official, "optimization")

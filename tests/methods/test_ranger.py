@@ -7,6 +7,8 @@ import seeded
 
 from styleclip_jax.methods.ranger import ranger
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 GOLDEN = seeded.load("mapper")
 SETTINGS = GOLDEN.settings["ranger"]
 

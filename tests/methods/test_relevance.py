@@ -22,6 +22,8 @@ from styleclip_jax.models import DirectionsConfig, Generator
 from styleclip_jax.models.directions import channel_widths
 from styleclip_jax.models.stylegan2 import conv_entries
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 IMAGES = 3
 CONFIG = RelevanceConfig(num_images=IMAGES, guide_resolution=16)
 

@@ -14,6 +14,8 @@ from styleclip_jax.methods.stylemc import StyleMCConfig, apply_style_change, lea
 from styleclip_jax.models import Generator
 from styleclip_jax.sharding import replicate
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 CONFIG = StyleMCConfig(steps=1, images_per_step=3, guide_resolution=16, learning_rate=0.5)
 TEXT = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16)), jnp.float32)
 
