@@ -69,8 +69,8 @@ def _normal(key: PRNGKeyArray, num: int, z_dim: int) -> Array:
 def _redraw(key: PRNGKeyArray, z: Array, redraw: float | Float[Array, ""]) -> Array:
     """Replaces entries by those of the row before, with probability ``1 - redraw``."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(_keys(key, len(z)), 0)
-    replaced = jax.vmap(lambda key: jax.random.bernoulli(key, redraw, z.shape[1:]))(keys)
-    rows = jax.lax.cummax(jnp.where(replaced, jnp.arange(len(z))[:, None], 0), axis=0)
+    redrawn = jax.vmap(lambda key: jax.random.bernoulli(key, redraw, z.shape[1:]))(keys)
+    rows = jax.lax.cummax(jnp.where(redrawn, jnp.arange(len(z))[:, None], 0), axis=0)
     return jnp.take_along_axis(z, rows, axis=0)
 
 
